@@ -1,0 +1,58 @@
+# Every target sets up what it needs: the first one that runs creates .venv.
+# Another interpreter: make PYTHON=python3.12 …   More for pytest: make test ARGS="-k loop -x"
+
+PYTHON ?= python3
+MEMBERS := kernel $(patsubst %/pyproject.toml,%,$(sort $(wildcard plugins/*/*/pyproject.toml)))
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+ARGS ?=
+
+# One thread per process: on models this small, threads only wait for each other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-all lint fix docs bench bench-learning pin clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(INSTALLED) ## Create .venv with every package, editable, and the development tools
+
+$(INSTALLED): Makefile .ci/install constraints.txt pyproject.toml $(MEMBERS:%=%/pyproject.toml)
+	@.ci/install "$(PYTHON)" $(MEMBERS)
+	@touch $@
+
+demo: $(INSTALLED) ## Train the built-in tiny model on multiplication (minutes, no GPU)
+	$(BIN)/skyrl run
+
+test: $(INSTALLED) ## Run the suite without what is marked slow
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-all: $(INSTALLED) ## Run the whole suite
+	$(PYTEST) $(ARGS)
+
+lint: $(INSTALLED) ## Check style, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+fix: $(INSTALLED) ## Repair what ruff can repair
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(INSTALLED) ## Check the docs against the code, and run their commands
+	$(PYTEST) tests/test_docs.py $(ARGS)
+
+bench: $(INSTALLED) ## Measure speed and memory into benchmarks/RESULTS.md (minutes)
+	$(BIN)/python benchmarks/bench.py
+
+bench-learning: $(INSTALLED) ## Train five seeds and the controls into benchmarks/RESULTS.md (long)
+	$(BIN)/python benchmarks/learning.py
+
+pin: $(INSTALLED) ## Write the installed versions into constraints.txt
+	.ci/pin > constraints.txt.new
+	mv constraints.txt.new constraints.txt
+
+clean: ## Remove .venv and all caches; runs stay
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,315 @@
+"""From a plan to a session: models, data, trainer, engine, producer, in that order.
+
+Nothing is written before everything that can be refused was looked at.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from skyrl_kernel.admission import Admission
+from skyrl_kernel.batch import Scorer
+from skyrl_kernel.config import GeneratorConfig, SamplingConfig
+from skyrl_kernel.data import Dataset, PromptOrder, filter_long, load_prompts
+from skyrl_kernel.errors import DataError
+from skyrl_kernel.models import locate_model
+from skyrl_kernel.plan import Plan
+from skyrl_kernel.producer import Producer
+from skyrl_kernel.progress import Progress
+from skyrl_kernel.protocols import Engine, Runtime, Tokenizer, Trainer
+from skyrl_kernel.records import Group, Prompt, Sampling
+from skyrl_kernel.resume import Start
+from skyrl_kernel.rollout.driver import Rollouts
+from skyrl_kernel.rollout.env_host import EnvHost
+from skyrl_kernel.rollout.env_process import EnvProcessPool
+from skyrl_kernel.rollout.remote_env import RemoteFactory
+from skyrl_kernel.run.folder import RunFolder
+from skyrl_kernel.sentinels import Sentinels
+from skyrl_kernel.session import Session
+from skyrl_kernel.slots import ENVS
+
+NO_LIMIT = 2**31 - 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Data:
+    """The prompts of a run, those that are too long left out."""
+
+    train: Dataset
+    val: Dataset
+    order: PromptOrder | None
+    """None where nothing is trained."""
+    notes: tuple[str, ...]
+    """What was dropped, in full sentences."""
+
+
+def load_models(plan: Plan) -> dict[str, Path]:
+    """Role → model directory, for every role that a stage needs."""
+    trainer = plan.tree.trainer
+    policy = trainer.policy.model.path
+    models = {"policy": locate_model(policy, "trainer.policy.model.path", plan.manager, plan.config)}
+    if "ref_logprobs" in _needs(plan):
+        path = trainer.ref.model.path
+        models["reference"] = (
+            models["policy"]
+            if path is None
+            else locate_model(path, "trainer.ref.model.path", plan.manager, plan.config)
+        )
+    return models
+
+
+def make_tokenizer(plan: Plan, model: Path) -> Tokenizer:
+    """The policy's tokenizer."""
+    name = plan.tree.generator.tokenizer
+    tokenizer: Tokenizer = plan.manager.make(
+        "make_tokenizer", name, name=name, model=model, settings=plan.config
+    )
+    return tokenizer
+
+
+def load_data(plan: Plan, tokenizer: Tokenizer, *, training: bool = True) -> Data:
+    """Read, check and measure all prompts.
+
+    Raises:
+        DataError: Names file, row and column, or the env that is not selected.
+    """
+    config = plan.tree
+
+    def resolve(source: str) -> Any:
+        name = source.partition(":")[0]
+        if not any(entry.name == name for entry in plan.entries):
+            return None
+        return plan.manager.make("load_dataset", name, source=source, settings=plan.config)
+
+    notes = []
+
+    def load(sources: Sequence[str], key: str) -> Dataset:
+        dataset = load_prompts(
+            sources, default_env=config.environment.env_class, resolve=resolve
+        )
+        if plan.tree.generator.rollout != "sft":
+            _refuse_unselected_envs(plan, dataset, key)
+        kept, dropped = filter_long(dataset, tokenizer, config.trainer.max_prompt_length)
+        if dropped:
+            notes.append(
+                f"{key}: {dropped} of {len(dataset)} prompts are longer than trainer.max_prompt_length="
+                f"{config.trainer.max_prompt_length} tokens and were dropped"
+            )
+        return kept
+
+    train = load(config.data.train_data if training else [], "data.train_data")
+    val = load(config.data.val_data, "data.val_data")
+    order = (
+        PromptOrder(
+            train,
+            batch_size=config.trainer.train_batch_size,
+            seed=config.trainer.seed,
+            shuffle=config.data.shuffle,
+            epochs=config.trainer.epochs,
+            max_steps=config.trainer.max_training_steps,
+        )
+        if training
+        else None
+    )
+    return Data(train=train, val=val, order=order, notes=tuple(notes))
+
+
+def _refuse_unselected_envs(plan: Plan, dataset: Dataset, key: str) -> None:
+    for name, origin in dataset.env_classes().items():
+        if not plan.selected(name, ENVS):
+            selected = [entry.name for entry in plan.entries if entry.group == ENVS]
+            raise DataError(
+                f"{key}: {origin} names the env '{name}', which is not selected; selected are: "
+                f"{', '.join(selected) or 'none'}. Add --plugin {name}"
+            )
+
+
+def training_sampling(config: GeneratorConfig) -> Sampling:
+    """``generator.sampling_params`` as the engine takes it."""
+    return _sampling(config.sampling_params, config.sampling_params.max_generate_length)
+
+
+def eval_sampling(config: GeneratorConfig) -> Sampling:
+    """``generator.eval_sampling_params``, its length from training where it has none."""
+    own = config.eval_sampling_params
+    return _sampling(own, own.max_generate_length or config.sampling_params.max_generate_length)
+
+
+def _sampling(config: SamplingConfig, max_tokens: int) -> Sampling:
+    return Sampling(
+        max_tokens=max_tokens,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        top_k=config.top_k,
+        min_p=config.min_p,
+        stop=tuple(config.stop or ()),
+    )
+
+
+def make_rollouts(
+    plan: Plan, engine: Engine, tokenizer: Tokenizer, progress: Progress
+) -> Rollouts:
+    """The driver of all rollouts of a run."""
+    config = plan.tree
+    make_env = partial(_make_env, plan)
+    workers = config.environment.max_env_workers
+    envs = EnvHost(
+        make_env,
+        EnvProcessPool(RemoteFactory.of(plan), workers),
+        timeout_s=config.environment.timeout_s,
+        workers=workers,
+        max_turns=config.generator.max_turns,
+    )
+    one_turn = config.generator.max_turns == 1
+    return Rollouts(
+        generate=plan.stages["generate"].value,
+        reward=plan.stages["reward"].value,
+        engine=engine,
+        tokenizer=tokenizer,
+        envs=envs,
+        attribute=lambda error, hook: plan.manager.attribute(error, hook, None),
+        seed=config.trainer.seed,
+        max_prompt_tokens=config.trainer.max_prompt_length,
+        max_input_tokens=config.generator.max_input_length
+        or (config.trainer.max_prompt_length if one_turn else NO_LIMIT),
+        reward_timeout_s=config.generator.reward_timeout_s,
+        on_progress=progress.advance,
+    )
+
+
+def _make_env(plan: Plan, name: str, extras: Any, max_turns: int | None) -> Any:
+    return plan.manager.make(
+        "make_env", name, name=name, settings=plan.config, extras=extras, max_turns=max_turns
+    )
+
+
+def make_engine(plan: Plan, runtime: Runtime, model: Path) -> Engine:
+    """The engine, where the runtime puts it."""
+    name = plan.tree.generator.inference_engine.backend
+    engine: Engine = runtime.start(
+        lambda: plan.manager.make("make_engine", name, name=name, settings=plan.config, model=model)
+    )
+    return engine
+
+
+def make_trainer(plan: Plan, runtime: Runtime, models: dict[str, Path], updates: int) -> Trainer:
+    """The trainer, where the runtime puts it."""
+    name = plan.tree.trainer.strategy
+    trainer: Trainer = runtime.start(
+        lambda: plan.manager.make(
+            "make_trainer",
+            name,
+            name=name,
+            settings=plan.config,
+            models=models,
+            total_updates=updates,
+        )
+    )
+    return trainer
+
+
+@contextlib.contextmanager
+def open_session(
+    plan: Plan,
+    *,
+    folder: RunFolder,
+    progress: Progress,
+    runtime: Runtime,
+    start: Start,
+    models: dict[str, Path],
+    tokenizer: Tokenizer,
+    data: Data,
+    lock: Sequence[dict[str, Any]],
+) -> Iterator[Session]:
+    """Make everything that the loop calls, and bring it to where the run begins."""
+    config = plan.tree
+    order = data.order
+    assert order is not None, "a session trains"
+    state = start.state
+    first_step = int(state["step"]) + 1 if state else 1
+    updates_per_step = (
+        config.trainer.update_epochs_per_batch
+        * config.trainer.train_batch_size
+        // config.trainer.policy_mini_batch_size
+    )
+    trainer = make_trainer(plan, runtime, models, order.total_steps * updates_per_step)
+    engine = make_engine(plan, runtime, models["policy"])
+    admission = Admission(
+        target=config.trainer.train_batch_size,
+        max_staleness=config.trainer.max_staleness,
+        total=order.total_steps * config.trainer.train_batch_size,
+        version=first_step - 1,
+        begun=int(state["producer"]["begun"]) if state else 0,
+        dropped=int(state["producer"]["dropped"]) if state else 0,
+    )
+    if start.checkpoint is not None:
+        trainer.load(start.checkpoint.path)
+        order.load_state_dict(state["producer"]["prompts"])
+        for hook, saved in state["stages"].items():
+            plan.stages[hook].value.load_state_dict(saved)
+    rollouts = make_rollouts(plan, engine, tokenizer, progress)
+    sampling = training_sampling(config.generator)
+    size = config.generator.n_samples_per_prompt
+
+    def begin(prompt: Prompt, index: int, step: int) -> "asyncio.Task[Group]":
+        return rollouts.start(
+            prompt, index=index, step=step, size=size, phase="train", sampling=sampling
+        )
+
+    algorithm = config.trainer.algorithm
+    temperature = algorithm.temperature or config.generator.sampling_params.temperature
+    shared = plan.stages["sync_weights"].provider.name == "shared"
+    recompute = algorithm.recompute_old_logprobs
+    sentinels = Sentinels()
+    if state:
+        sentinels.load_state_dict(state["sentinels"])
+    name = algorithm.loss_reduction
+    yield Session(
+        plan=plan,
+        folder=folder,
+        progress=progress,
+        trainer=trainer,
+        engine=engine,
+        rollouts=rollouts,
+        producer=Producer(
+            prompts=order,
+            begin=begin,
+            select=plan.stages["select"].value,
+            admission=admission,
+            seed=config.trainer.seed,
+            max_rounds=algorithm.dynamic_sampling.max_sample_batches,
+            max_failed_frac=config.trainer.max_failed_frac,
+        ),
+        admission=admission,
+        scorer=Scorer(
+            trainer=trainer,
+            needs=_needs(plan),
+            recompute_old=not shared if recompute is None else recompute,
+            temperature=temperature,
+        ),
+        advantage=plan.stages["advantage"].value,
+        loss=plan.stages["loss"].value,
+        reduction=plan.manager.make("make_reduction", name, name=name, settings=plan.config),
+        sync_weights=plan.stages["sync_weights"].value,
+        evaluate=plan.stages["evaluate"].value,
+        val_prompts=data.val.prompts,
+        eval_sampling=eval_sampling(config.generator),
+        temperature=temperature,
+        first_step=first_step,
+        total_steps=order.total_steps,
+        steps_per_epoch=order.steps_per_epoch,
+        lock=lock,
+        sentinels=sentinels,
+        warnings=list(state["warnings"]) if state else [],
+        saved_step=first_step - 1,
+        first_eval=dict(state["first_eval"]) if state else {},
+    )
+
+
+def _needs(plan: Plan) -> frozenset[str]:
+    advantage, loss = plan.stages["advantage"].value, plan.stages["loss"].value
+    return frozenset(advantage.needs | loss.needs)

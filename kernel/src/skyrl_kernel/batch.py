@@ -1,0 +1,214 @@
+"""From judged groups to what the trainer sees: scores, advantages, weights per token."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from skyrl_kernel.errors import HookError, NonFiniteError
+from skyrl_kernel.protocols import Advantage, Reduction, Trainer
+from skyrl_kernel.records import (
+    FloatArray,
+    Group,
+    Scored,
+    Scores,
+    TokenAdvantages,
+    TrainingSample,
+)
+
+CreditedGroup = list[tuple[Scored, tuple[TokenAdvantages, ...]]]
+"""The trajectories of one group, each with its scores and its segments' advantages."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scorer:
+    """Computes the log-probs that somebody declared to need, and no others."""
+
+    trainer: Trainer
+    needs: frozenset[str]
+    """Union of the needs of `advantage` and `loss`."""
+    recompute_old: bool
+    """False where the engine sampled with the trainer's own weights: old = sampler."""
+    temperature: float
+
+    def __call__(self, groups: Sequence[Group]) -> list[list[Scored]]:
+        """[P] groups of [G] scored trajectories.
+
+        Raises:
+            NonFiniteError: A score is not finite; names the trajectory.
+        """
+        trajectories = [trajectory for group in groups for trajectory in group.trajectories]
+        segments = [segment for trajectory in trajectories for segment in trajectory.segments]
+        rows = [segment.tokens for segment in segments]
+        none: list[FloatArray | None] = [None] * len(rows)
+        old = ref = values = none
+        if "old_logprobs" in self.needs:
+            if self.recompute_old or any(segment.logprobs is None for segment in segments):
+                old = [*self.trainer.score("policy", rows, temperature=self.temperature)]
+            else:
+                old = [segment.logprobs for segment in segments]
+        if "ref_logprobs" in self.needs:
+            ref = [*self.trainer.score("reference", rows, temperature=self.temperature)]
+        if "values" in self.needs:
+            values = [*self.trainer.score("value", rows, temperature=1.0)]
+        scores = iter(
+            [
+                Scores(old_logprobs=o, ref_logprobs=r, values=v)
+                for o, r, v in zip(old, ref, values, strict=True)
+            ]
+        )
+        scored = []
+        for group in groups:
+            members = []
+            for trajectory in group.trajectories:
+                one = Scored(
+                    trajectory=trajectory, scores=tuple(next(scores) for _ in trajectory.segments)
+                )
+                _check_scores(one)
+                members.append(one)
+            scored.append(members)
+        return scored
+
+
+def _check_scores(scored: Scored) -> None:
+    for segment, scores in zip(scored.trajectory.segments, scored.scores, strict=True):
+        for name in ("old_logprobs", "ref_logprobs", "values"):
+            row = getattr(scores, name)
+            if row is not None and not np.isfinite(row[segment.loss_mask]).all():
+                raise NonFiniteError(f"trajectory {scored.trajectory.id}: {name} are not finite")
+
+
+def credit(
+    advantage: Advantage, scored: Sequence[Sequence[Scored]], masked: Collection[int]
+) -> list[CreditedGroup]:
+    """Run the stage `advantage` and check what it returns.
+
+    Args:
+        advantage: Stage 4.
+        scored: [P] groups of [G] trajectories.
+        masked: Places of groups that train on nothing.
+
+    Raises:
+        HookError: Wrong number or shape of results.
+        NonFiniteError: An advantage or return of a trained token is not finite.
+    """
+    results = advantage(scored)
+    if len(results) != len(scored) or any(
+        len(result) != len(group) for result, group in zip(results, scored, strict=True)
+    ):
+        raise HookError(
+            "the advantage stage must return one entry per trajectory of each group; it returned "
+            f"{[len(result) for result in results]} for {[len(group) for group in scored]}"
+        )
+    credited: list[CreditedGroup] = []
+    for place, (group, result) in enumerate(zip(scored, results, strict=True)):
+        members: CreditedGroup = []
+        for one, tokens in zip(group, result, strict=True):
+            _check_advantages(one, tokens)
+            if place in masked:
+                tokens = tuple(
+                    TokenAdvantages(
+                        advantages=entry.advantages,
+                        loss_mask=np.zeros_like(entry.loss_mask),
+                        returns=entry.returns,
+                    )
+                    for entry in tokens
+                )
+            members.append((one, tokens))
+        credited.append(members)
+    return credited
+
+
+def _check_advantages(scored: Scored, tokens: Sequence[TokenAdvantages]) -> None:
+    segments = scored.trajectory.segments
+    if len(tokens) != len(segments):
+        raise HookError(
+            f"the advantage stage returned {len(tokens)} entries for trajectory "
+            f"{scored.trajectory.id}, which has {len(segments)} segments"
+        )
+    for segment, entry in zip(segments, tokens, strict=True):
+        if entry.advantages.shape != segment.tokens.shape or entry.loss_mask.shape != segment.tokens.shape:
+            raise HookError(
+                f"the advantage stage returned shapes {entry.advantages.shape} and {entry.loss_mask.shape} "
+                f"for trajectory {scored.trajectory.id}, whose segment has {segment.tokens.shape}"
+            )
+        if (entry.loss_mask & ~segment.loss_mask).any():
+            raise HookError(
+                f"the advantage stage unmasked tokens of trajectory {scored.trajectory.id} that the policy "
+                "did not sample; it may only mask more"
+            )
+        for name in ("advantages", "returns"):
+            row = getattr(entry, name)
+            if row is not None and not np.isfinite(row[entry.loss_mask]).all():
+                raise NonFiniteError(f"trajectory {scored.trajectory.id}: {name} are not finite")
+
+
+def training_samples(
+    groups: Sequence[CreditedGroup], reduction: Reduction, terms: Collection[str]
+) -> list[TrainingSample]:
+    """One mini-batch as token rows with a weight per token and term.
+
+    The policy term is weighted by ``reduction``, every other term by the mean
+    over a trajectory's tokens and then over trajectories (SkyRL's rule for KL,
+    entropy and value).
+
+    Args:
+        groups: The mini-batch.
+        reduction: ``trainer.algorithm.loss_reduction``.
+        terms: Names of the loss's terms.
+    """
+    owners: list[tuple[int, int]] = []
+    parts = []
+    trajectory_number = 0
+    for group_number, group in enumerate(groups):
+        for one, tokens in group:
+            for segment, scores, entry in zip(
+                one.trajectory.segments, one.scores, tokens, strict=True
+            ):
+                owners.append((group_number, trajectory_number))
+                parts.append((one.trajectory.id, segment, scores, entry))
+            trajectory_number += 1
+    masks = [entry.loss_mask for _, _, _, entry in parts]
+    policy = reduction(masks, [t for _, t in owners], [g for g, _ in owners])
+    others = trajectory_mean(masks, [t for _, t in owners], trajectory_number)
+    return [
+        TrainingSample(
+            trajectory_id=name,
+            group=group_number,
+            trajectory=number,
+            tokens=segment.tokens,
+            loss_mask=entry.loss_mask,
+            advantages=entry.advantages.astype(np.float32, copy=False),
+            returns=entry.returns,
+            sampler_logprobs=segment.logprobs,
+            scores=scores,
+            loss_weights={term: policy[row] if term == "policy" else others[row] for term in terms},
+        )
+        for row, ((group_number, number), (name, segment, scores, entry)) in enumerate(
+            zip(owners, parts, strict=True)
+        )
+    ]
+
+
+def trajectory_mean(
+    masks: Sequence[np.ndarray], trajectories: Sequence[int], count: int
+) -> list[FloatArray]:
+    """Weight 1 / (count × trained tokens of the trajectory) for each trained token.
+
+    Args:
+        masks: [T] per row.
+        trajectories: Number of each row's trajectory.
+        count: Trajectories of the mini-batch, those without trained tokens too.
+
+    Example:
+        >>> rows = trajectory_mean([np.array([True, True]), np.array([True])], [0, 1], 2)
+        >>> [row.tolist() for row in rows]
+        [[0.25, 0.25], [0.5]]
+    """
+    lengths = np.zeros(max(count, 1), dtype=np.int64)
+    for mask, trajectory in zip(masks, trajectories, strict=True):
+        lengths[trajectory] += int(mask.sum())
+    return [
+        (mask / (max(count, 1) * max(int(lengths[trajectory]), 1))).astype(np.float32)
+        for mask, trajectory in zip(masks, trajectories, strict=True)
+    ]

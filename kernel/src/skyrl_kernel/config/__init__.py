@@ -1,0 +1,40 @@
+"""One tree of config: the kernel's sections, the plugins' sections, and how values reach them."""
+
+from skyrl_kernel.config.compose import Layers, ResolvedConfig, merge_layers, resolve_config
+from skyrl_kernel.config.tree import (
+    KERNEL_SECTIONS,
+    AlgorithmConfig,
+    Config,
+    DataConfig,
+    EnvironmentConfig,
+    FullyAsyncConfig,
+    GeneratorConfig,
+    InferenceEngineConfig,
+    OptimizerConfig,
+    PolicyConfig,
+    RefConfig,
+    SamplingConfig,
+    Section,
+    TrainerConfig,
+)
+
+__all__ = [
+    "KERNEL_SECTIONS",
+    "AlgorithmConfig",
+    "Config",
+    "DataConfig",
+    "EnvironmentConfig",
+    "FullyAsyncConfig",
+    "GeneratorConfig",
+    "InferenceEngineConfig",
+    "Layers",
+    "OptimizerConfig",
+    "PolicyConfig",
+    "RefConfig",
+    "ResolvedConfig",
+    "SamplingConfig",
+    "Section",
+    "TrainerConfig",
+    "merge_layers",
+    "resolve_config",
+]

@@ -1,0 +1,364 @@
+"""The kernel's config: every key that more than one plugin, or the kernel itself, reads.
+
+Names are SkyRL's where SkyRL has the key. Defaults are SkyRL's too, except for
+those that a laptop cannot run or that surprise; each of these says so in its
+description, and docs/reference/config.md lists them.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    """Base of every config section: unknown keys are errors, values cannot be changed."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        coerce_numbers_to_str=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+    )
+
+
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class DataConfig(Section):
+    """``data``: what is trained on and what is held out."""
+
+    train_data: list[str] = Field(default_factory=lambda: ["~/data/gsm8k/train.parquet"])
+    """Files (parquet, jsonl, json), ``NAME:SPLIT`` of an env plugin, or Hugging Face ``name[:split]``."""
+    val_data: list[str] = Field(default_factory=lambda: ["~/data/gsm8k/validation.parquet"])
+    """Like ``train_data``; may be empty if nothing is evaluated."""
+    shuffle: bool = True
+    """Draw prompts in an order seeded by ``trainer.seed`` and the epoch; false keeps the file's order."""
+
+
+class ModelConfig(Section):
+    """``….model``: where a model comes from."""
+
+    path: str = "builtin:tiny"
+    """Hugging Face directory or name, or ``NAME:REST`` of a plugin. SkyRL: Qwen/Qwen2.5-1.5B-Instruct."""
+
+
+class OptimizerConfig(Section):
+    """``….optimizer_config``: how weights are updated."""
+
+    name: Literal["adamw", "muon"] = "adamw"
+    """``muon``: Muon on hidden matrices, AdamW on embeddings, norms and biases."""
+    lr: Annotated[float, Field(ge=0)] = 1e-6
+    """Peak learning rate of AdamW."""
+    muon_lr: Annotated[float, Field(ge=0)] = 0.02
+    """Peak learning rate of Muon; read only with ``name=muon``."""
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of AdamW's first and second moments."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """Decoupled weight decay."""
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Gradients are scaled down to this norm."""
+    num_warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Updates over which the rate rises linearly from 0."""
+    scheduler: Literal["constant_with_warmup", "linear"] = "constant_with_warmup"
+    """``linear`` falls to ``min_lr_frac`` of the peak at the last update."""
+    min_lr_frac: Fraction = 0.0
+    """Where ``linear`` ends, as a fraction of the peak."""
+
+
+class PolicyConfig(Section):
+    """``trainer.policy``: the model that is trained."""
+
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    """Its weights and tokenizer."""
+    optimizer_config: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    """Its optimizer."""
+
+
+class RefModelConfig(Section):
+    """``trainer.ref.model``: the frozen reference."""
+
+    path: str | None = None
+    """Default: the policy's path."""
+
+
+class RefConfig(Section):
+    """``trainer.ref``: the frozen model of the KL term; loaded only if something needs it."""
+
+    model: RefModelConfig = Field(default_factory=RefModelConfig)
+    """Its weights."""
+
+
+class DynamicSamplingConfig(Section):
+    """``trainer.algorithm.dynamic_sampling``: which groups are trained on."""
+
+    type: str | None = None
+    """Slot of the stage `select`; null keeps every group."""
+    max_sample_batches: int = 30
+    """Most rounds of generation for one step; 0 or less: no bound."""
+
+
+class AlgorithmConfig(Section):
+    """``trainer.algorithm``: advantage, loss and their coefficients."""
+
+    advantage_estimator: str = "grpo"
+    """Slot of the stage `advantage`."""
+    policy_loss_type: str = "regular"
+    """Slot of the stage `loss`."""
+    loss_reduction: str = "token_mean"
+    """Slot of `make_reduction`: how per-token policy losses of a mini-batch are weighted."""
+    grpo_norm_by_std: bool = True
+    """Divide by the group's sample standard deviation; false is Dr. GRPO's advantage."""
+    eps_clip_low: Fraction = 0.2
+    """The ratio is clipped below at 1 minus this."""
+    eps_clip_high: Annotated[float, Field(ge=0)] = 0.2
+    """The ratio is clipped above at 1 plus this."""
+    use_kl_loss: bool = True
+    """Add a KL term against the reference to the loss; loads the reference model."""
+    kl_loss_coef: Annotated[float, Field(ge=0)] = 0.001
+    """Its coefficient."""
+    kl_estimator_type: Literal["k1", "k2", "k3", "abs"] = "k3"
+    """Its estimator."""
+    use_entropy_loss: bool = False
+    """Subtract the policy's entropy from the loss."""
+    entropy_loss_coef: Annotated[float, Field(ge=0)] = 0.01
+    """Its coefficient."""
+    temperature: Annotated[float, Field(gt=0)] | None = None
+    """Divides the trainer's logits; default: the sampling temperature."""
+    recompute_old_logprobs: bool | None = None
+    """Compute old log-probs with the trainer; default: only if the engine holds a copy of the weights
+    rather than the weights themselves."""
+    dynamic_sampling: DynamicSamplingConfig = Field(default_factory=DynamicSamplingConfig)
+    """Which groups are trained on."""
+
+
+class FullyAsyncConfig(Section):
+    """``trainer.fully_async``: generation running ahead of training."""
+
+    enabled: bool = False
+    """False is synchronous training: ``max_staleness_steps`` counts as 0."""
+    max_staleness_steps: Annotated[int, Field(ge=0)] = 4
+    """Most steps between the weights that began a trajectory and those that it trains."""
+
+
+class TrainerConfig(Section):
+    """``trainer``: the loop, its batches, its files."""
+
+    strategy: str = "fsdp"
+    """Slot of `make_trainer`."""
+    runtime: str = "local"
+    """Which processes make up the run. SkyRL: Ray always."""
+    evaluator: str = "accuracy"
+    """Slot of the stage `evaluate`."""
+    train_batch_size: Positive = 1024
+    """Prompts of one step."""
+    policy_mini_batch_size: Positive = 256
+    """Prompts of one optimizer step; divides ``train_batch_size``."""
+    micro_train_batch_size_per_gpu: Positive = 1
+    """Token rows of one forward and backward pass."""
+    micro_forward_batch_size_per_gpu: Positive = 1
+    """Token rows of one forward pass for scores."""
+    update_epochs_per_batch: Positive = 1
+    """Passes over each batch."""
+    epochs: Positive = 1
+    """Passes over the training data; its last incomplete batch is left out."""
+    max_training_steps: Positive | None = None
+    """Steps after which the run ends whatever ``epochs`` says."""
+    seed: int = 42
+    """Of everything random."""
+    max_prompt_length: Positive = 512
+    """Prompts of more tokens are dropped and counted."""
+    eval_batch_size: Positive = 1024
+    """Prompts evaluated at a time."""
+    eval_interval: int = 5
+    """Steps between evaluations; 0 or less: only before and after training."""
+    eval_before_train: bool = True
+    """Evaluate the initial weights."""
+    ckpt_path: str = "runs"
+    """Folder of run folders. SkyRL: ~/ckpts/."""
+    ckpt_interval: int = 10
+    """Steps between checkpoints; 0 or less: only at the end."""
+    max_ckpts_to_keep: int = -1
+    """Newest checkpoints kept; -1 keeps all."""
+    resume_mode: Literal["latest", "from_path", "none"] | None = "latest"
+    """``latest`` continues this run's own folder; ``none`` (or null) moves that folder aside and starts anew."""
+    resume_path: str | None = None
+    """A ``global_step_N`` folder, with ``resume_mode=from_path``."""
+    hf_save_interval: int = -1
+    """Steps between Hugging Face exports; the last step always exports. 0 or less: only there."""
+    export_path: str | None = None
+    """Where exports go; default: ``export/`` in the run folder."""
+    log_path: str | None = None
+    """Where process logs go; default: the run folder."""
+    logger: str | list[str] = Field(default_factory=lambda: ["console"])
+    """Loggers, by plugin name. SkyRL: wandb."""
+    project_name: str = "skyrl"
+    """Project under which loggers file the run."""
+    run_name: str = "test_run"
+    """Names the run folder."""
+    dump_trajectories: bool = True
+    """Write every trained trajectory to ``trajectories/step_N.parquet``."""
+    max_failed_frac: Fraction = 0.5
+    """Lost trajectories of one step, as a fraction; more stop the run."""
+    bf16: bool = True
+    """Compute in bfloat16; weights and optimizer stay float32."""
+    gradient_checkpointing: bool = True
+    """Recompute activations in the backward pass: less memory, more time."""
+    policy: PolicyConfig = Field(default_factory=PolicyConfig)
+    """The model that is trained."""
+    ref: RefConfig = Field(default_factory=RefConfig)
+    """The frozen reference."""
+    algorithm: AlgorithmConfig = Field(default_factory=AlgorithmConfig)
+    """Advantage and loss."""
+    fully_async: FullyAsyncConfig = Field(default_factory=FullyAsyncConfig)
+    """Generation ahead of training."""
+
+    @property
+    def max_staleness(self) -> int:
+        """Most steps a trajectory may lag behind the weights that it trains; 0 is synchronous."""
+        return self.fully_async.max_staleness_steps if self.fully_async.enabled else 0
+
+    @property
+    def loggers(self) -> tuple[str, ...]:
+        """`logger` as a tuple."""
+        return (self.logger,) if isinstance(self.logger, str) else tuple(self.logger)
+
+    @model_validator(mode="after")
+    def _batches_divide(self) -> "TrainerConfig":
+        if self.train_batch_size % self.policy_mini_batch_size:
+            raise ValueError(
+                f"trainer.train_batch_size={self.train_batch_size} is not a multiple of "
+                f"trainer.policy_mini_batch_size={self.policy_mini_batch_size}; "
+                "set one so that it divides the other"
+            )
+        if self.max_ckpts_to_keep == 0 or self.max_ckpts_to_keep < -1:
+            raise ValueError(
+                f"trainer.max_ckpts_to_keep={self.max_ckpts_to_keep} keeps no checkpoint to resume "
+                "from; use -1 for all, or 1 or more"
+            )
+        if (self.resume_mode == "from_path") != (self.resume_path is not None):
+            raise ValueError(
+                "trainer.resume_path and trainer.resume_mode=from_path come together: set both or neither"
+            )
+        return self
+
+
+class SamplingConfig(Section):
+    """``generator.….sampling_params``: how completions are sampled."""
+
+    max_generate_length: Positive = 1024
+    """Most tokens of one completion."""
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    """0 takes the most likely token; not allowed in training."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Nucleus mass."""
+    top_k: Annotated[int, Field(ge=-1)] = -1
+    """Most likely tokens kept; -1 keeps all."""
+    min_p: Fraction = 0.0
+    """Least probability relative to the most likely token."""
+    stop: list[str] | None = None
+    """Strings that end a completion."""
+
+
+class EvalSamplingConfig(SamplingConfig):
+    """``generator.eval_sampling_params``: the same for evaluation."""
+
+    max_generate_length: Positive | None = None  # type: ignore[assignment]
+    """Default: that of training."""
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    """0 takes the most likely token."""
+
+
+class InferenceEngineConfig(Section):
+    """``generator.inference_engine``: what generates."""
+
+    backend: str = "transformers"
+    """Slot of `make_engine`. SkyRL: vllm."""
+    weight_sync_backend: str = "auto"
+    """Slot of the stage `sync_weights`; ``auto`` takes the best that trainer and engine share. SkyRL: nccl."""
+    max_num_seqs: Positive = 1024
+    """Most rows that the engine computes at once."""
+
+
+class GeneratorConfig(Section):
+    """``generator``: how trajectories are made."""
+
+    rollout: str = "agent"
+    """Slot of the stage `generate`."""
+    reward: str = "env_reward"
+    """Slot of the stage `reward`."""
+    tokenizer: str = "transformers"
+    """Slot of `make_tokenizer`."""
+    n_samples_per_prompt: Positive = 5
+    """Trajectories of one group."""
+    eval_n_samples_per_prompt: Positive = 1
+    """The same in evaluation."""
+    max_turns: Positive | None = None
+    """Caps every env's own turn limit; never raises it. SkyRL: 1, overwriting the env's."""
+    max_input_length: Positive | None = None
+    """A row of more tokens is not continued; default: ``trainer.max_prompt_length`` for one turn,
+    no limit but the model's for several."""
+    sampling_params: SamplingConfig = Field(default_factory=SamplingConfig)
+    """Training."""
+    eval_sampling_params: EvalSamplingConfig = Field(default_factory=EvalSamplingConfig)
+    """Evaluation."""
+    chat_template_kwargs: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    """Passed to the tokenizer's chat template."""
+    reward_timeout_s: Seconds = 60.0
+    """Deadline of the reward stage for one group."""
+    request_timeout_s: Seconds = 3600.0
+    """Deadline of one call to the engine."""
+    inference_engine: InferenceEngineConfig = Field(default_factory=InferenceEngineConfig)
+    """What generates."""
+
+
+class EnvironmentConfig(Section):
+    """``environment``: what judges. Settings of an env stand under ``environment.<name>``."""
+
+    env_class: str = "gsm8k"
+    """Env of the rows that name none."""
+    timeout_s: Seconds = 60.0
+    """Deadline of every call of an env."""
+    max_env_workers: Positive = 32
+    """Threads that env calls run in (SkyRL: environment.skyrl_gym.max_env_workers)."""
+
+
+class Config(Section):
+    """The whole tree."""
+
+    data: DataConfig = Field(default_factory=DataConfig)
+    """Data sets."""
+    trainer: TrainerConfig = Field(default_factory=TrainerConfig)
+    """The loop."""
+    generator: GeneratorConfig = Field(default_factory=GeneratorConfig)
+    """Rollouts."""
+    environment: EnvironmentConfig = Field(default_factory=EnvironmentConfig)
+    """Envs."""
+
+    @model_validator(mode="after")
+    def _training_samples(self) -> "Config":
+        if self.generator.sampling_params.temperature == 0:
+            raise ValueError(
+                "generator.sampling_params.temperature=0 samples the same completion every time, which "
+                "trains nothing; use a temperature above 0 (evaluation has its own: "
+                "generator.eval_sampling_params.temperature)"
+            )
+        return self
+
+
+KERNEL_SECTIONS: tuple[tuple[str, type[Section]], ...] = (
+    ("", Config),
+    ("data", DataConfig),
+    ("trainer", TrainerConfig),
+    ("trainer.policy", PolicyConfig),
+    ("trainer.ref", RefConfig),
+    ("trainer.algorithm", AlgorithmConfig),
+    ("trainer.fully_async", FullyAsyncConfig),
+    ("generator", GeneratorConfig),
+    ("generator.inference_engine", InferenceEngineConfig),
+    ("environment", EnvironmentConfig),
+)
+"""Where each section that plugins may ask for stands in the tree."""

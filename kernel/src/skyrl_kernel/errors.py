@@ -1,0 +1,158 @@
+"""Every error that the kernel raises, and what each means for the process.
+
+To add one: derive from `SkyrlError` and from the built-in it specialises, keep
+the message in the house order (what was asked; what was found; what exists;
+what to do), and pass everything through ``__init__`` positionally so that it
+survives pickling: errors cross process boundaries.
+
+Plugin authors raise ordinary Python errors; the kernel adds who and where.
+"""
+
+import errno
+from enum import StrEnum
+
+
+class SkyrlError(Exception):
+    """Base of all errors whose message is written for the user.
+
+    The command line prints the message without a traceback and exits with
+    ``exit_code``.
+    """
+
+    exit_code = 1
+
+
+class UsageError(SkyrlError, ValueError):
+    """What the user asked for cannot be done as asked; nothing was started."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """A config key or value is unknown, mistyped, contradictory or owned by nobody selected."""
+
+
+class PluginSelectionError(UsageError, LookupError):
+    """A plugin was asked for that is not installed, or is claimed twice."""
+
+
+class PluginLoadError(UsageError, ImportError):
+    """A selected plugin could not be imported, or does not fit this kernel."""
+
+
+class HookError(UsageError, TypeError):
+    """A plugin implements a hook wrongly: unknown name, wrong arguments, wrong colour."""
+
+
+class CapabilityError(UsageError):
+    """The selected plugins do not fit together: somebody needs what nobody offers."""
+
+
+class DataError(UsageError):
+    """A data set is missing, unreadable or has the wrong schema; names file, row and column."""
+
+
+class ModelError(UsageError):
+    """A model path is no model, or its tokenizer cannot format a chat."""
+
+
+class ResumeError(UsageError):
+    """A run folder cannot be continued by this command."""
+
+
+class RunError(SkyrlError, RuntimeError):
+    """The run started and could not go on; what it had finished is kept."""
+
+
+class CheckpointError(RunError):
+    """A checkpoint is damaged or incomplete."""
+
+
+class NonFiniteError(RunError, ArithmeticError):
+    """A NaN or infinity reached the trainer; names the trajectory and the quantity."""
+
+
+class WeightSyncError(RunError):
+    """The engine does not hold the weights that the trainer sent."""
+
+
+class FailureBudgetError(RunError):
+    """More trajectories failed than ``trainer.max_failed_frac`` allows."""
+
+
+class StopRun(SkyrlError):
+    """Raised by an observer to end the run cleanly after the current step."""
+
+    exit_code = 0
+
+
+class FailureKind(StrEnum):
+    """Why a trajectory was lost, by the boundary that it crossed."""
+
+    TIMEOUT = "timeout"
+    """A call did not return within its deadline."""
+    INFRASTRUCTURE = "infrastructure"
+    """The engine, a process or a service failed; the task itself was not judged."""
+    TASK = "task"
+    """The environment or reward code raised, or returned what its contract forbids."""
+
+
+class TrajectoryError(SkyrlError):
+    """One trajectory is lost. A bad rollout is data, not a crash: it is counted and typed.
+
+    Args:
+        kind: The boundary that failed.
+        message: What happened, naming the env or engine.
+        plugin: Name of the plugin whose code was running, if known.
+    """
+
+    def __init__(self, kind: FailureKind, message: str, plugin: str | None = None) -> None:
+        super().__init__(kind, message, plugin)
+        self.kind = kind
+        self.message = message
+        self.plugin = plugin
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class PluginError(RunError):
+    """An exception inside a plugin, with everything needed to find its owner in the first line.
+
+    Args:
+        plugin: Entry-point name.
+        distribution: Name and version of the distribution, such as ``skyrl-grpo 0.1.0``.
+        hook: The hook, or the stage, whose code was running.
+        step: The training step, or None outside of one.
+        process: Which process, such as ``controller``.
+        cause: ``TypeName: message`` of the original exception.
+    """
+
+    def __init__(
+        self,
+        plugin: str,
+        distribution: str,
+        hook: str,
+        step: int | None,
+        process: str,
+        cause: str,
+    ) -> None:
+        super().__init__(plugin, distribution, hook, step, process, cause)
+        self.plugin = plugin
+        self.distribution = distribution
+        self.hook = hook
+        self.step = step
+        self.process = process
+        self.cause = cause
+
+    def __str__(self) -> str:
+        where = f"step {self.step}" if self.step is not None else "start-up"
+        return (
+            f"plugin '{self.plugin}' ({self.distribution}) failed in hook '{self.hook}', "
+            f"{where}, process {self.process}: {self.cause}"
+        )
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """True if ``error`` says that no more can be written (no space, quota, file size limit)."""
+    return isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}

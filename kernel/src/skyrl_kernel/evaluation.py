@@ -1,0 +1,84 @@
+"""Held-out prompts through the same stages, with the evaluation's own sampling."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+from skyrl_kernel.errors import FailureBudgetError
+from skyrl_kernel.protocols import Evaluate
+from skyrl_kernel.records import Failure, Group, Prompt, Sampling, Trajectory
+from skyrl_kernel.rollout.driver import Rollouts
+from skyrl_kernel.session import Session
+
+
+async def evaluate(run: Session, *, step: int) -> dict[str, float]:
+    """Evaluate the engine's weights, tell the observers, and return the metrics.
+
+    Returns:
+        ``eval/<source>/<name>`` for each data source and for ``all``; empty if
+        there is nothing to evaluate on.
+    """
+    if not run.val_prompts:
+        return {}
+    with run.stage("evaluate", step, total=len(run.val_prompts) * run.eval_samples):
+        trajectories, failures = await play(
+            run.rollouts,
+            run.val_prompts,
+            size=run.eval_samples,
+            sampling=run.eval_sampling,
+            batch_size=run.eval_batch_size,
+            step=step,
+        )
+        if failures and len(failures) > run.max_failed_frac * (len(failures) + len(trajectories)):
+            raise FailureBudgetError(
+                f"evaluation at step {step}: {len(failures)} of {len(failures) + len(trajectories)} "
+                f"trajectories failed, more than trainer.max_failed_frac={run.max_failed_frac:g} "
+                f"allows; the first: {failures[0].message}"
+            )
+        numbers = by_source(run.evaluate, trajectories, failures)
+    run.report_evaluation(step, numbers, trajectories, failures)
+    return numbers
+
+
+async def play(
+    rollouts: Rollouts,
+    prompts: Sequence[Prompt],
+    *,
+    size: int,
+    sampling: Sampling,
+    batch_size: int,
+    step: int,
+) -> tuple[list[Trajectory], list[Failure]]:
+    """Roll out every prompt ``size`` times, ``batch_size`` prompts at a time."""
+    groups: list[Group] = []
+    for start in range(0, len(prompts), batch_size):
+        tasks = [
+            rollouts.start(
+                prompt, index=start + place, step=step, size=size, phase="eval", sampling=sampling
+            )
+            for place, prompt in enumerate(prompts[start : start + batch_size])
+        ]
+        groups += await asyncio.gather(*tasks)
+    return (
+        [one for group in groups for one in group.trajectories],
+        [failure for group in groups for failure in group.failures],
+    )
+
+
+def by_source(
+    evaluate: Evaluate, trajectories: Sequence[Trajectory], failures: Sequence[Failure]
+) -> dict[str, float]:
+    """Metrics per data source (``/`` in its name becomes ``_``, none is ``unknown``) and over all."""
+    sources: dict[str, list[Trajectory]] = {}
+    for one in trajectories:
+        name = (one.prompt.data_source or "unknown").replace("/", "_")
+        sources.setdefault(name, []).append(one)
+    named: Mapping[str, Sequence[Trajectory]] = {**sources, "all": trajectories}
+    numbers = {
+        f"eval/{source}/{name}": float(value)
+        for source, members in named.items()
+        for name, value in evaluate(members).items()
+    }
+    numbers["eval/all/failed"] = float(len(failures))
+    return numbers
+
+

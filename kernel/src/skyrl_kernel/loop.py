@@ -1,0 +1,97 @@
+"""The loop: generate → reward → select → score → advantage → loss → sync_weights.
+
+The producer (`skyrl_kernel.producer`) generates, rewards and selects as far
+ahead as ``max_staleness`` lets it; this is the consumer. With
+``max_staleness=0`` the two take turns, which is synchronous training. There is
+no other loop: SFT, evaluation runs and asynchronous training pass through here
+with other callables.
+"""
+
+from collections.abc import Sequence
+
+from skyrl_kernel import metrics
+from skyrl_kernel.batch import CreditedGroup, credit, training_samples
+from skyrl_kernel.clock import Clock
+from skyrl_kernel.errors import StopRun
+from skyrl_kernel.evaluation import evaluate
+from skyrl_kernel.producer import Batch
+from skyrl_kernel.records import UpdateResult
+from skyrl_kernel.session import Session
+
+
+async def train(run: Session) -> int:
+    """Train until the last step, or until an observer says stop.
+
+    Args:
+        run: Everything the loop calls, made and resumed already.
+
+    Returns:
+        The last step that was finished.
+    """
+    step = run.first_step - 1
+    await run.sync_weights(run.trainer, run.engine, step)
+    if step == 0 and run.eval_before_train:
+        await evaluate(run, step=0)
+    while step < run.total_steps:
+        step += 1
+        clock = Clock()
+        with clock("step"):
+            with clock("generate"), run.stage("generate", step, total=run.rollouts_per_step):
+                batch = await run.producer.batch(step)
+            with clock("fwd_logprobs_values_reward"), run.stage("score", step):
+                scored = await run.compute(run.scorer, batch.groups)
+            with clock("compute_advantages_and_returns"), run.stage("advantage", step):
+                credited = credit(run.advantage, scored, _masked_places(batch))
+            with clock("policy_train"), run.stage("loss", step, total=run.updates_per_step):
+                results = await update(run, credited)
+            with clock("sync_weights"), run.stage("sync_weights", step):
+                await run.sync_weights(run.trainer, run.engine, step)
+                run.admission.advance()
+        numbers = measure(run, step, batch, credited, results)
+        if run.eval_due(step):
+            with clock("eval"):
+                numbers |= await evaluate(run, step=step)
+        stop = run.report(step, batch, credited, results, numbers | metrics.timing_metrics(clock.seconds))
+        if stop or run.checkpoint_due(step):
+            await run.compute(run.save, step)
+        if stop:
+            raise StopRun(stop)
+    return step
+
+
+async def update(run: Session, credited: Sequence[CreditedGroup]) -> list[UpdateResult]:
+    """One optimizer step per mini-batch, ``update_epochs_per_batch`` times over."""
+    results = []
+    for _ in range(run.epochs_per_batch):
+        for start in range(0, len(credited), run.mini_batch_size):
+            minibatch = credited[start : start + run.mini_batch_size]
+            samples = training_samples(minibatch, run.reduction, run.loss.coefficients)
+            results.append(await run.compute(run.update, samples))
+    return results
+
+
+def measure(
+    run: Session,
+    step: int,
+    batch: Batch,
+    credited: Sequence[CreditedGroup],
+    results: Sequence[UpdateResult],
+) -> dict[str, float]:
+    """The step's numbers, times and evaluation aside."""
+    trajectories = [one for group in batch.groups for one in group.trajectories]
+    return {
+        "trainer/global_step": float(step),
+        "trainer/epoch": float(run.epoch(step)),
+        **metrics.reward_metrics(batch.groups),
+        **metrics.generation_metrics(trajectories),
+        **metrics.failure_metrics(batch),
+        **metrics.advantage_metrics(credited),
+        **metrics.update_metrics(results),
+        **metrics.staleness_metrics(trajectories, step - 1),
+    }
+
+
+def _masked_places(batch: Batch) -> frozenset[int]:
+    return frozenset(
+        place for place, group in enumerate(batch.groups) if group.index in batch.masked
+    )

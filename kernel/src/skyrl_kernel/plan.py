@@ -1,0 +1,199 @@
+"""Everything that is decided before anything is made: plugins, config, stages.
+
+`make_plan` reads metadata and config, imports the selected plugins and asks
+each slot's hook for its callable. It allocates nothing and writes nothing, so
+``--dry-run`` is this and a printout.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from skyrl_kernel.config import (
+    Config,
+    GeneratorConfig,
+    Layers,
+    ResolvedConfig,
+    merge_layers,
+    resolve_config,
+)
+from skyrl_kernel.errors import ConfigError, PluginSelectionError
+from skyrl_kernel.plugins import (
+    Catalog,
+    PluginEntry,
+    PluginManager,
+    Resolved,
+    check_capabilities,
+    discover,
+)
+from skyrl_kernel.slots import BACKENDS, ENVS, LOGGERS, PLUGINS, SETS, SLOTS, STAGES, SWITCHES
+
+_NAME_REST = re.compile(r"^([A-Za-z0-9_-]+):[^/\\:].*$")
+"""``builtin:tiny`` or ``multiply:train``; not a URL and not a Windows path."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """A run that was checked but not begun."""
+
+    config: ResolvedConfig
+    entries: tuple[PluginEntry, ...]
+    """Every selected plugin."""
+    manager: PluginManager
+    """Has them loaded."""
+    stages: Mapping[str, Resolved]
+    """Hook → callable, provider and wrappers, in the order of a step."""
+
+    @property
+    def tree(self) -> Config:
+        """The kernel's part of the config."""
+        return self.config.config
+
+    def selected(self, name: str, group: str) -> bool:
+        """True if a plugin of that name and group is selected."""
+        return any(entry.name == name and entry.group == group for entry in self.entries)
+
+
+def make_plan(
+    plugins: Sequence[str],
+    files: Iterable[Path] = (),
+    overrides: Iterable[str] = (),
+    *,
+    training: bool = True,
+) -> Plan:
+    """Decide everything about a run.
+
+    Args:
+        plugins: ``--plugin`` names, in order; each applies its preset.
+        files: ``--config`` files.
+        overrides: ``key=value`` words.
+        training: False where only generation and evaluation are meant.
+
+    Raises:
+        UsageError: What was asked cannot be done; says why and what to do.
+    """
+    catalog = discover()
+    named = [catalog.find(name) for name in plugins]
+    layers = merge_layers([(entry.name, entry.manifest.preset) for entry in named], files, overrides)
+    layers = _with_loggers(layers, named)
+    entries = _select(catalog, layers, named)
+    manager = PluginManager(catalog)
+    manager.load(entries, order=[entry.qualified for entry in named])
+    selected = {(entry.group, entry.name) for entry in entries}
+    unselected = {
+        path: entry.name
+        for entry in catalog
+        if (entry.group, entry.name) not in selected
+        for path in entry.manifest.config
+    }
+    sections = manager.sections()
+    config = resolve_config(
+        layers, sections, {path: name for path, name in unselected.items() if path not in sections}
+    )
+    if training:
+        _refuse_truncated_sampling(config, entries)
+    needs = (
+        {"trainer.fully_async.enabled": ("concurrent_generation",)}
+        if training and config.config.trainer.max_staleness
+        else {}
+    )
+    check_capabilities(entries, catalog, extra_needs=needs)
+    stages = {
+        slot.hook: manager.resolve(slot.hook, name, name=name, settings=config)
+        for slot in STAGES
+        if (name := slot_value(layers, slot.key, slot.default))
+    }
+    return Plan(config=config, entries=tuple(entries), manager=manager, stages=stages)
+
+
+def slot_value(layers: Layers, key: str, default: str | None) -> str:
+    """The name that a slot holds."""
+    value = layers.get(key)
+    if value is None or value == "auto":
+        value = default
+    if not isinstance(value, str):
+        raise ConfigError(f"{key}={value!r} names no implementation; it must be a name")
+    return value
+
+
+def named_source(text: str) -> str | None:
+    """NAME of ``NAME:REST``, or None for paths and hub names.
+
+    Example:
+        >>> named_source("builtin:tiny"), named_source("Qwen/Qwen3-0.6B"), named_source("https://x")
+        ('builtin', None, None)
+    """
+    match = _NAME_REST.match(text)
+    return match.group(1) if match and not Path(text).expanduser().exists() else None
+
+
+def _with_loggers(layers: Layers, named: Sequence[PluginEntry]) -> Layers:
+    """``--plugin`` adds its loggers to those of ``trainer.logger``."""
+    extra = [entry.name for entry in named if entry.group == LOGGERS]
+    if not extra:
+        return layers
+    value = layers.get("trainer.logger")
+    present = [value] if isinstance(value, str) else list(value)
+    merged = [*present, *(name for name in extra if name not in present)]
+    origin = layers.origins.get("trainer.logger", "default")
+    return Layers(
+        {**layers.values, "trainer.logger": merged},
+        {**layers.origins, "trainer.logger": f"{origin} and --plugin"},
+    )
+
+
+def _select(catalog: Catalog, layers: Layers, named: Sequence[PluginEntry]) -> list[PluginEntry]:
+    """The plugins that ``--plugin``, slots, sets, switches, models and data sets ask for."""
+    entries = list(named)
+
+    def add(name: str, groups: Sequence[str], key: str) -> None:
+        try:
+            entry = catalog.find(name, groups)
+        except PluginSelectionError as error:
+            raise PluginSelectionError(f"{key}={name}: {error}") from error
+        if not any(entry.group == one.group and entry.name == one.name for one in entries):
+            entries.append(entry)
+
+    for slot in SLOTS:
+        add(slot_value(layers, slot.key, slot.default), slot.groups, slot.key)
+    for key, groups in SETS:
+        value = layers.get(key)
+        for name in [value] if isinstance(value, str) else value:
+            if key in layers.values or catalog.named(name, groups):
+                add(name, groups, key)
+    for key, name, groups in SWITCHES:
+        if layers.get(key) is True:
+            add(name, groups, key)
+    for key in ("trainer.policy.model.path", "trainer.ref.model.path"):
+        name = named_source(str(layers.get(key) or ""))
+        if name is not None:
+            add(name, (PLUGINS, BACKENDS), key)
+    for key in ("data.train_data", "data.val_data"):
+        value = layers.get(key)
+        for source in value if isinstance(value, list) else []:
+            name = named_source(str(source))
+            if name is not None and catalog.named(name, (ENVS, PLUGINS)):
+                add(name, (ENVS, PLUGINS), key)
+    return entries
+
+
+def _refuse_truncated_sampling(config: ResolvedConfig, entries: Sequence[PluginEntry]) -> None:
+    """Log-probs of truncated sampling need the support that was sampled from."""
+    sampling = config[GeneratorConfig].sampling_params
+    truncated = [
+        name
+        for name, is_so in (
+            ("top_p", sampling.top_p < 1),
+            ("top_k", sampling.top_k > 0),
+            ("min_p", sampling.min_p > 0),
+        )
+        if is_so
+    ]
+    if truncated and not any("sampling_support" in entry.manifest.offers for entry in entries):
+        raise ConfigError(
+            f"generator.sampling_params.{truncated[0]} truncates what is sampled in training, so the "
+            "trainer's log-probs would be of another distribution than the sampler's; leave "
+            "top_p=1, top_k=-1, min_p=0 in training (evaluation may truncate), or use an engine "
+            "that offers 'sampling_support'"
+        )

@@ -1,0 +1,203 @@
+"""The producing side of the loop: begins groups as admission allows, hands them over in order.
+
+| who | consumes | produces | waits for | woken by |
+|---|---|---|---|---|
+| `Producer._begin_groups` | prompts | running groups | admission | `drop`, `advance` |
+| a group | env and engine calls | a judged `Group` | its trajectories | env and engine |
+| `Producer.batch` | groups, in order | one batch | the next group | the group |
+"""
+
+import asyncio
+import collections
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from skyrl_kernel.admission import Admission
+from skyrl_kernel.errors import FailureBudgetError, HookError, RunError
+from skyrl_kernel.protocols import Select
+from skyrl_kernel.records import Failure, Group, Prompt
+from skyrl_kernel.rng import generator
+
+
+class Prompts(Protocol):
+    """Draws prompts; its state says where it stands."""
+
+    def next(self) -> Prompt:
+        """The next prompt; begins a new epoch where one ends."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go back to where ``state_dict`` was taken."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """What one step trains on."""
+
+    groups: tuple[Group, ...]
+    """Kept and masked groups, in order of admission."""
+    masked: frozenset[int]
+    """Indexes of groups that are in the batch but train on nothing."""
+    dropped: tuple[tuple[Group, str], ...]
+    """Groups that `select` refused, with its reason."""
+    rounds: int
+    """Times `select` was asked."""
+
+    @property
+    def failures(self) -> list[Failure]:
+        """All lost trajectories, those of dropped groups too."""
+        groups = [*self.groups, *(group for group, _ in self.dropped)]
+        return [failure for group in groups for failure in group.failures]
+
+
+class Producer:
+    """Keeps as many groups running as admission allows.
+
+    Args:
+        prompts: Where prompts come from.
+        begin: (prompt, index, step) → the running group.
+        select: Stage 3.
+        admission: When a group may begin.
+        seed: Keys the generators handed to ``select``.
+        max_rounds: Most times ``select`` is asked in one step; 0 or less: no bound.
+        max_failed_frac: Lost trajectories of a step above this fraction stop the run.
+    """
+
+    def __init__(
+        self,
+        *,
+        prompts: Prompts,
+        begin: Callable[[Prompt, int, int], "asyncio.Task[Group]"],
+        select: Select,
+        admission: Admission,
+        seed: int,
+        max_rounds: int,
+        max_failed_frac: float,
+    ) -> None:
+        self._prompts = prompts
+        self._begin = begin
+        self._select = select
+        self._admission = admission
+        self._seed = seed
+        self._max_rounds = max_rounds
+        self._max_failed_frac = max_failed_frac
+        self._running: collections.deque[tuple[dict[str, Any], asyncio.Task[Group]]] = (
+            collections.deque()
+        )
+        self._more = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    async def _begin_groups(self) -> None:
+        admission = self._admission
+        while True:
+            await admission.wait()
+            state = self._prompts.state_dict()
+            prompt = self._prompts.next()
+            index = admission.begin()
+            self._running.append((state, self._begin(prompt, index, admission.version + 1)))
+            self._more.set()
+
+    async def _next_group(self) -> Group:
+        while not self._running:
+            assert self._task is not None
+            self._more.clear()
+            waiting = asyncio.create_task(self._more.wait())
+            await asyncio.wait({waiting, self._task}, return_when=asyncio.FIRST_COMPLETED)
+            waiting.cancel()
+            if self._task.done():
+                self._task.result()
+        group = await self._running[0][1]
+        self._running.popleft()
+        return group
+
+    async def batch(self, step: int) -> Batch:
+        """The groups that step ``step`` trains on.
+
+        Raises:
+            FailureBudgetError: Too many trajectories were lost.
+            RunError: ``select`` wanted more groups than the bound allows.
+        """
+        if self._task is None:
+            self._task = asyncio.create_task(self._begin_groups())
+        target = self._admission.target
+        candidates: list[Group] = []
+        dropped: list[tuple[Group, str]] = []
+        masked: set[int] = set()
+        rounds = 0
+        while len(candidates) < target:
+            if 0 < self._max_rounds <= rounds:
+                raise RunError(
+                    f"step {step}: {rounds} rounds of generation left {len(candidates)} of {target} groups to "
+                    f"train on ({_reasons(dropped)}); use other data, or raise "
+                    "trainer.algorithm.dynamic_sampling.max_sample_batches"
+                )
+            rounds += 1
+            candidates += [await self._next_group() for _ in range(target - len(candidates))]
+            self._check_budget(step, [*candidates, *(group for group, _ in dropped)])
+            selection = self._select(candidates, target, generator(self._seed, "select", step, rounds))
+            if not len(selection.verdicts) == len(selection.reasons) == len(candidates):
+                raise HookError(
+                    f"the select stage returned {len(selection.verdicts)} verdicts and "
+                    f"{len(selection.reasons)} reasons for {len(candidates)} groups; it must return one each"
+                )
+            kept = []
+            for group, verdict, reason in zip(
+                candidates, selection.verdicts, selection.reasons, strict=True
+            ):
+                if verdict == "drop":
+                    dropped.append((group, reason))
+                    continue
+                kept.append(group)
+                if verdict == "mask":
+                    masked.add(group.index)
+            self._admission.drop(len(candidates) - len(kept))
+            candidates = kept
+        return Batch(
+            groups=tuple(candidates),
+            masked=frozenset(masked),
+            dropped=tuple(dropped),
+            rounds=rounds,
+        )
+
+    def _check_budget(self, step: int, groups: Sequence[Group]) -> None:
+        failures = [failure for group in groups for failure in group.failures]
+        total = len(failures) + sum(len(group.trajectories) for group in groups)
+        if failures and len(failures) > self._max_failed_frac * total:
+            kinds = collections.Counter(failure.kind for failure in failures)
+            counted = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+            common = collections.Counter(failure.message for failure in failures).most_common(1)[0][0]
+            raise FailureBudgetError(
+                f"step {step}: {len(failures)} of {total} trajectories failed ({counted}), more than "
+                f"trainer.max_failed_frac={self._max_failed_frac:g} allows; the most common: {common}"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where to begin again: at the first group that no step has consumed."""
+        prompts = self._running[0][0] if self._running else self._prompts.state_dict()
+        return {
+            "prompts": prompts,
+            "begun": self._admission.begun - len(self._running),
+            "dropped": self._admission.dropped,
+        }
+
+    async def close(self) -> None:
+        """Stop beginning groups and cancel those that run."""
+        tasks = [task for _, task in self._running]
+        if self._task is not None:
+            tasks_all: list[asyncio.Task[Any]] = [self._task, *tasks]
+            for task in tasks_all:
+                task.cancel()
+            await asyncio.gather(*tasks_all, return_exceptions=True)
+
+
+def _reasons(dropped: Sequence[tuple[Group, str]]) -> str:
+    counted = collections.Counter(reason or "no reason given" for _, reason in dropped)
+    return ", ".join(f"{count} dropped: {reason}" for reason, count in counted.most_common(3)) or "none dropped"

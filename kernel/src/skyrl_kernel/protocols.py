@@ -1,0 +1,348 @@
+"""What the kernel asks of the objects that plugins make.
+
+Nothing here is a base class: a plugin's object keeps a protocol by having its
+methods. `skyrl_kernel.testing` has a contract suite for each.
+"""
+
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+from pydantic import BaseModel
+
+from skyrl_kernel.env import EnvStep
+from skyrl_kernel.records import (
+    BoolArray,
+    Completion,
+    FloatArray,
+    GenerateRequest,
+    Group,
+    IntArray,
+    Message,
+    Phase,
+    Prompt,
+    Reward,
+    Sampling,
+    Scored,
+    Selection,
+    TokenAdvantages,
+    TrainingSample,
+    Trajectory,
+    UpdateResult,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    from skyrl_kernel.torch import LossInputs, LossTerms
+
+Section = TypeVar("Section", bound=BaseModel)
+Made = TypeVar("Made")
+
+
+class Settings(Protocol):
+    """The config sections of one run, by their class: ``settings[MultiplyConfig]``.
+
+    Kernel sections (`skyrl_kernel.config`) and sections of selected plugins are
+    there; asking for another raises a `KeyError` that names the plugin to select.
+    """
+
+    def __getitem__(self, section: type[Section]) -> Section: ...
+
+
+class Tokenizer(Protocol):
+    """Text to ids and back, with the model's chat format."""
+
+    eos_token_ids: frozenset[int]
+    """Ids that end a turn."""
+
+    def encode(self, text: str) -> IntArray:
+        """[T] ids of plain text, no special tokens added."""
+        ...
+
+    def encode_chat(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> IntArray:
+        """[T] ids of a conversation in the model's chat template."""
+        ...
+
+    def decode(self, tokens: IntArray) -> str:
+        """Text of the ids, special tokens left out."""
+        ...
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """Generates. Owns a copy of the weights, or shares the trainer's."""
+
+    lockstep: bool
+    """True if it computes in the caller's thread, so that the kernel should hand it
+    all requests of a round at once, in a fixed order."""
+    version: int
+    """Policy version of the weights it holds; 0 for the initial ones."""
+
+    async def generate(self, requests: Sequence[GenerateRequest]) -> list[Completion]:
+        """Complete every request, in order. Equal prompts should be computed once."""
+        ...
+
+    async def logprobs(self, rows: Sequence[IntArray], *, temperature: float) -> list[FloatArray]:
+        """[T] log-prob in nats of each row's tokens given those before; 0 at index 0."""
+        ...
+
+    async def abort(self) -> None:
+        """End all running requests; they return with ``finish_reason="abort"``."""
+        ...
+
+    async def pause(self) -> None:
+        """Stop computing; requests stay."""
+        ...
+
+    async def resume(self) -> None:
+        """Go on after `pause` or an update."""
+        ...
+
+    async def begin_update(self, version: int) -> None:
+        """Get ready for the weights of ``version``; a later `finish_update` commits them."""
+        ...
+
+    async def apply_update(self, weights: Iterable[tuple[str, "torch.Tensor"]]) -> None:
+        """Receive some or all tensors, by Hugging Face name."""
+        ...
+
+    async def finish_update(self, version: int) -> None:
+        """Commit. Raises if tensors are missing or ``version`` is not the one begun."""
+        ...
+
+    async def close(self) -> None:
+        """Release everything."""
+        ...
+
+
+@runtime_checkable
+class Trainer(Protocol):
+    """Owns models by role (``policy``, ``reference``, …) and the policy's optimizer."""
+
+    def score(
+        self, role: str, rows: Sequence[IntArray], *, temperature: float
+    ) -> list[FloatArray]:
+        """[T] log-prob in nats of each row's tokens given those before; 0 at index 0."""
+        ...
+
+    def update(
+        self, batch: Sequence[TrainingSample], loss: "Loss", *, temperature: float
+    ) -> UpdateResult:
+        """One optimizer step on one mini-batch. Micro-batches and ranks must not change it."""
+        ...
+
+    def weights(self, role: str = "policy") -> Iterator[tuple[str, "torch.Tensor"]]:
+        """Every tensor by Hugging Face name, tied ones once."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write all that `load` needs to continue bit for bit. No pickle."""
+        ...
+
+    def load(self, folder: Path) -> None:
+        """Continue from what `save` wrote."""
+        ...
+
+    def export(self, folder: Path) -> None:
+        """Write the policy as a Hugging Face directory, tokenizer included."""
+        ...
+
+    def offload(self) -> None:
+        """Give the accelerator's memory back; a no-op without one."""
+        ...
+
+    def onload(self) -> None:
+        """Undo `offload`."""
+        ...
+
+
+class HostedEnv(Protocol):
+    """An env as a `generate` stage sees it: async, under deadlines, its results checked.
+
+    Every method but `discard` raises `TrajectoryError`, typed by what failed.
+    """
+
+    async def init(self) -> Sequence[Message]:
+        """Make the env; returns the conversation to start from."""
+        ...
+
+    async def step(self, action: str) -> EnvStep:
+        """Judge one completion."""
+        ...
+
+    async def finish(self) -> Mapping[str, float]:
+        """Close the env; returns the episode's metrics."""
+        ...
+
+    async def discard(self) -> None:
+        """Close the env after a failure, or do nothing if it is closed. Never raises."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RolloutContext:
+    """Everything one rollout may use."""
+
+    phase: Phase
+    sample: int
+    """Which of the prompt's trajectories this is, from 0."""
+    seed: int
+    """Seed of this trajectory alone."""
+    sampling: Sampling
+    engine: Engine
+    tokenizer: Tokenizer
+    host_env: Callable[[Prompt], HostedEnv]
+    """A fresh env for the prompt, under deadlines and with typed errors."""
+    max_prompt_tokens: int
+    """The longest first prompt."""
+    max_input_tokens: int
+    """The longest row that may be continued."""
+    max_turns: int | None
+    """``generator.max_turns``: ends an episode that its env has not ended."""
+
+
+class Generate(Protocol):
+    """Stage 1: play one episode."""
+
+    async def __call__(self, prompt: Prompt, context: RolloutContext) -> Trajectory: ...
+
+
+RewardFn = Callable[[Sequence[Trajectory]], Sequence[Reward]]
+"""Stage 2: judge the trajectories of one group; one reward each, in order."""
+
+Select = Callable[[Sequence[Group], int, np.random.Generator], Selection]
+"""Stage 3: (candidates, target, rng) → a verdict for each candidate. If fewer than
+``target`` groups stay in, the loop generates more and asks again."""
+
+Evaluate = Callable[[Sequence[Trajectory]], Mapping[str, float]]
+"""Stage 7: the metrics of judged held-out trajectories, names as in ``eval/``."""
+
+SyncWeights = Callable[[Trainer, Engine, int], Awaitable[None]]
+"""Stage 6: (trainer, engine, version) → the engine holds the policy's weights."""
+
+ScoreName = Literal["old_logprobs", "ref_logprobs", "values"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Advantage:
+    """Stage 4: what each token is credited with. Groups in, one entry per segment out.
+
+    ``fn`` takes [P] groups of [G] scored trajectories and returns, for each
+    trajectory, its segments' `TokenAdvantages`.
+    """
+
+    fn: Callable[[Sequence[Sequence[Scored]]], list[list[tuple[TokenAdvantages, ...]]]]
+    needs: frozenset[ScoreName] = frozenset()
+    """Scores that must be there; the kernel computes no others."""
+
+    def __call__(
+        self, groups: Sequence[Sequence[Scored]]
+    ) -> list[list[tuple[TokenAdvantages, ...]]]:
+        """Apply ``fn``."""
+        return self.fn(groups)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Loss:
+    """Stage 5: per-token terms; the objective is Σ coefficient × loss weight × term.
+
+    ``fn`` is pure: packed tensors in, `skyrl_kernel.torch.LossTerms` out.
+    """
+
+    fn: Callable[["LossInputs"], "LossTerms"]
+    needs: frozenset[ScoreName] = frozenset()
+    """Scores that must be there; the kernel computes no others."""
+    needs_sampler_logprobs: bool = False
+    """True refuses data that was not sampled."""
+    atom: Literal["trajectory", "group"] = "trajectory"
+    """What micro-batches never split."""
+    coefficients: Mapping[str, float] = field(default_factory=lambda: {"policy": 1.0})
+    """Factor of each term that ``fn`` returns."""
+    prepare: Callable[["LossInputs"], Mapping[str, "torch.Tensor"]] | None = None
+    """Sums over the mini-batch that ``fn`` wants first; they arrive as ``inputs.statistics``."""
+
+    def __call__(self, inputs: "LossInputs") -> "LossTerms":
+        """Apply ``fn``."""
+        return self.fn(inputs)
+
+
+class Reduction(Protocol):
+    """Turns the masks of one mini-batch into per-token weights of the policy term."""
+
+    def __call__(
+        self, masks: Sequence[BoolArray], trajectories: Sequence[int], groups: Sequence[int]
+    ) -> list[FloatArray]:
+        """One [T] weight per row; ``trajectories`` and ``groups`` number each row's owners."""
+        ...
+
+
+class Runtime(Protocol):
+    """Where trainer and engine run: in this process, or in others that it starts."""
+
+    def start(self, make: Callable[[], Made]) -> Made:
+        """The object that ``make`` makes, or one that stands for it in another process."""
+        ...
+
+    def close(self) -> None:
+        """End what was started."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataRecipe:
+    """How ``skyrl data NAME`` makes a data set."""
+
+    options: type[BaseModel]
+    """Fields are the command's options."""
+    write: Callable[[Any, Path, Path | None], Mapping[str, Path]]
+    """(options, output_dir, source) → split name → the file written."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunInfo:
+    """What observers learn when a run starts."""
+
+    name: str
+    project: str
+    folder: Path
+    total_steps: int
+    start_step: int
+    config: Mapping[str, Any]
+    """The resolved tree, secrets masked."""
+    plugins: Sequence[str]
+    """``name distribution version`` lines of the plugin lock."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepInfo:
+    """What observers learn after a step."""
+
+    step: int
+    total_steps: int
+    metrics: Mapping[str, float]
+    """SkyRL's names: ``reward/…``, ``policy/…``, ``timing/…``."""
+    trajectories: Sequence[Trajectory] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvalInfo:
+    """What observers learn after an evaluation."""
+
+    step: int
+    metrics: Mapping[str, float]
+    """``eval/<source>/<name>``."""
+    trajectories: Sequence[Trajectory] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunEnd:
+    """What observers learn when a run ends, however it ends."""
+
+    step: int
+    status: Literal["finished", "stopped", "interrupted", "failed"]
+    message: str
+    warnings: Sequence[str] = ()
+    """What the run said about itself: constant rewards, unchanged weights, …"""

@@ -1,0 +1,112 @@
+"""Whether a run folder may be continued by this command, and from where."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from skyrl_kernel.config import TrainerConfig
+from skyrl_kernel.config.sources import flatten
+from skyrl_kernel.errors import CheckpointError, ResumeError
+from skyrl_kernel.logs import mask_secrets
+from skyrl_kernel.plugins import diff_locks
+from skyrl_kernel.run import (
+    Checkpoint,
+    RunFolder,
+    checkpoint_at,
+    latest_checkpoint,
+    load_state,
+)
+
+MAY_CHANGE = frozenset(
+    {
+        "data.val_data",
+        "trainer.ckpt_interval",
+        "trainer.ckpt_path",
+        "trainer.dump_trajectories",
+        "trainer.epochs",
+        "trainer.eval_batch_size",
+        "trainer.eval_before_train",
+        "trainer.eval_interval",
+        "trainer.export_path",
+        "trainer.hf_save_interval",
+        "trainer.log_path",
+        "trainer.logger",
+        "trainer.max_ckpts_to_keep",
+        "trainer.max_failed_frac",
+        "trainer.max_training_steps",
+        "trainer.project_name",
+        "trainer.resume_mode",
+        "trainer.resume_path",
+    }
+)
+"""Keys that do not change what a step computes: a run may be continued with others."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Start:
+    """Where a run begins."""
+
+    checkpoint: Checkpoint | None
+    """None: from the initial weights."""
+    state: Mapping[str, Any]
+    """The controller's state in the checkpoint."""
+    notes: tuple[str, ...] = ()
+    """What the user must be told: damaged checkpoints, changed plugins."""
+
+
+def find_start(
+    folder: RunFolder,
+    config: TrainerConfig,
+    tree: Mapping[str, Any],
+    lock: Sequence[Mapping[str, Any]],
+) -> Start:
+    """Decide where the run begins; the folder is held and, for a new run, empty.
+
+    Raises:
+        ResumeError: The folder belongs to another config, or the path named is no
+            checkpoint.
+        CheckpointError: The path named is damaged, or every checkpoint is.
+    """
+    if config.resume_mode == "from_path":
+        assert config.resume_path is not None, "checked with the config"
+        chosen = checkpoint_at(Path(config.resume_path).expanduser())
+        damaged: list[str] = []
+    elif config.resume_mode == "latest" and folder.config.exists():
+        _refuse_other_config(folder, tree)
+        found, damaged = latest_checkpoint(folder.checkpoints)
+        if found is None:
+            if damaged:
+                raise CheckpointError(
+                    f"no checkpoint of {folder.path} can be used: {'; '.join(damaged)}. Start anew with "
+                    "trainer.resume_mode=none (the folder is moved aside, nothing is deleted)"
+                )
+            return Start(checkpoint=None, state={})
+        chosen = found
+    else:
+        return Start(checkpoint=None, state={})
+    state = load_state(chosen)
+    notes = [f"{problem}; going on from {chosen.path.name} instead" for problem in damaged]
+    changed = diff_locks(state["lock"], list(lock))
+    if changed:
+        notes.append(
+            f"plugins changed since {chosen.path.name} was written: {'; '.join(changed)}; "
+            "what follows may differ from an undisturbed run"
+        )
+    return Start(checkpoint=chosen, state=state, notes=tuple(notes))
+
+
+def _refuse_other_config(folder: RunFolder, tree: Mapping[str, Any]) -> None:
+    before = flatten(folder.read_config())
+    now = flatten(mask_secrets(tree))
+    changed = [
+        f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
+        for key in sorted(before.keys() | now.keys())
+        if key not in MAY_CHANGE and before.get(key) != now.get(key)
+    ]
+    if changed:
+        shown = "; ".join(changed[:5]) + (f"; and {len(changed) - 5} more" if len(changed) > 5 else "")
+        raise ResumeError(
+            f"the run folder {folder.path} was made with another config: {shown}. Choose another "
+            "trainer.run_name, or trainer.resume_mode=none to move that folder aside and start anew"
+        )

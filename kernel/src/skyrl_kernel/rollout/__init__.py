@@ -1,0 +1,1 @@
+"""How trajectories are made: env calls under deadlines, requests in rounds, one bad call costs one trajectory."""

@@ -1,0 +1,186 @@
+"""Plays and judges groups: many trajectories at a time, one failure costs one trajectory."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from skyrl_kernel.errors import FailureKind, PluginError, SkyrlError, TrajectoryError
+from skyrl_kernel.protocols import Engine, Generate, RewardFn, RolloutContext, Tokenizer
+from skyrl_kernel.records import (
+    Failure,
+    Group,
+    Phase,
+    Prompt,
+    Reward,
+    Sampling,
+    Trajectory,
+)
+from skyrl_kernel.rng import derive_seed
+from skyrl_kernel.rollout.checks import check_rewards, check_trajectory
+from skyrl_kernel.rollout.env_host import EnvHost
+from skyrl_kernel.rollout.lockstep import Lockstep, LockstepSeat
+from skyrl_kernel.rollout.workers import CallTimeout, Workers
+
+Attribute = Callable[[BaseException, str], PluginError]
+"""(exception, hook) → who raised it."""
+
+
+class Rollouts:
+    """Turns prompts into judged groups.
+
+    Args:
+        generate: Stage 1.
+        reward: Stage 2.
+        engine: Generates.
+        tokenizer: The policy's.
+        envs: Makes envs.
+        attribute: Finds the plugin behind an exception.
+        seed: ``trainer.seed``.
+        max_prompt_tokens: ``trainer.max_prompt_length``.
+        max_input_tokens: The longest row that may be continued.
+        reward_timeout_s: Deadline of the reward stage for one group.
+        on_progress: Called with 1 for each finished trajectory.
+    """
+
+    def __init__(
+        self,
+        *,
+        generate: Generate,
+        reward: RewardFn,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        envs: EnvHost,
+        attribute: Attribute,
+        seed: int,
+        max_prompt_tokens: int,
+        max_input_tokens: int,
+        reward_timeout_s: float,
+        on_progress: Callable[[int], None] = lambda count: None,
+    ) -> None:
+        self._generate = generate
+        self._reward = reward
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._envs = envs
+        self._attribute = attribute
+        self._seed = seed
+        self._max_prompt_tokens = max_prompt_tokens
+        self._max_input_tokens = max_input_tokens
+        self._reward_timeout_s = reward_timeout_s
+        self._workers = Workers(4, "skyrl-reward")
+        self._lockstep = Lockstep(engine) if engine.lockstep else None
+        self._place = 0
+        self.on_progress = on_progress
+
+    def start(
+        self, prompt: Prompt, *, index: int, step: int, size: int, phase: Phase, sampling: Sampling
+    ) -> "asyncio.Task[Group]":
+        """Begin one group. Groups begun without an ``await`` between share their rounds.
+
+        Args:
+            prompt: What to roll out.
+            index: The group's number; with the phase it keys all random numbers.
+            step: The step in progress, for failure records.
+            size: Trajectories.
+            phase: ``train`` or ``eval``.
+            sampling: How.
+        """
+        contexts = [
+            RolloutContext(
+                phase=phase,
+                sample=sample,
+                seed=derive_seed(self._seed, phase, index, sample),
+                sampling=sampling,
+                engine=self._seat(),
+                tokenizer=self._tokenizer,
+                host_env=self._envs.host,
+                max_prompt_tokens=self._max_prompt_tokens,
+                max_input_tokens=self._max_input_tokens,
+                max_turns=self._envs.max_turns,
+            )
+            for sample in range(size)
+        ]
+        return asyncio.create_task(self._group(prompt, index, step, contexts))
+
+    async def close(self) -> None:
+        """End envs and threads."""
+        self._workers.close()
+        await self._envs.close()
+
+    def _seat(self) -> Engine:
+        if self._lockstep is None:
+            return self._engine
+        self._place += 1
+        return self._lockstep.enter(self._place)
+
+    async def _group(
+        self, prompt: Prompt, index: int, step: int, contexts: Sequence[RolloutContext]
+    ) -> Group:
+        results = await asyncio.gather(*(self._play(prompt, context, step) for context in contexts))
+        played = [result for result in results if isinstance(result, Trajectory)]
+        failures = [result for result in results if isinstance(result, Failure)]
+        judged, unjudged = await self._judge(played, step)
+        return Group(
+            index=index,
+            prompt=prompt,
+            trajectories=tuple(judged),
+            failures=(*failures, *unjudged),
+        )
+
+    async def _play(
+        self, prompt: Prompt, context: RolloutContext, step: int
+    ) -> Trajectory | Failure:
+        try:
+            trajectory = await self._generate(prompt, context)
+            check_trajectory(trajectory, prompt, context.sample)
+            return trajectory
+        except Exception as error:
+            return self._failure(error, "generate", prompt, context.sample, step)
+        finally:
+            if isinstance(context.engine, LockstepSeat):
+                context.engine.leave()
+            self.on_progress(1)
+
+    async def _judge(
+        self, played: Sequence[Trajectory], step: int
+    ) -> tuple[list[Trajectory], list[Failure]]:
+        """Judge the group at once; if that fails, one by one, to lose only what must be lost."""
+        if not played:
+            return [], []
+        try:
+            rewards = await self._rewards(played)
+        except Exception as error:
+            if len(played) == 1:
+                only = played[0]
+                return [], [self._failure(error, "reward", only.prompt, only.sample, step)]
+            alone = [await self._judge([trajectory], step) for trajectory in played]
+            return [one for kept, _ in alone for one in kept], [f for _, lost in alone for f in lost]
+        return [
+            replace(trajectory, reward=reward)
+            for trajectory, reward in zip(played, rewards, strict=True)
+        ], []
+
+    async def _rewards(self, played: Sequence[Trajectory]) -> Sequence[Reward]:
+        try:
+            rewards = await self._workers.call(
+                lambda: self._reward(played), self._reward_timeout_s
+            )
+        except CallTimeout as error:
+            raise TrajectoryError(
+                FailureKind.TIMEOUT, f"the reward stage gave {error} (generator.reward_timeout_s)"
+            ) from error
+        return check_rewards(rewards, played)
+
+    def _failure(
+        self, error: Exception, hook: str, prompt: Prompt, sample: int, step: int
+    ) -> Failure:
+        if isinstance(error, TrajectoryError):
+            kind, plugin, message = error.kind, error.plugin, error.message
+        elif isinstance(error, SkyrlError):
+            raise error
+        else:
+            owner = self._attribute(error, hook)
+            kind, plugin, message = FailureKind.INFRASTRUCTURE, owner.plugin, str(owner)
+        return Failure(
+            step=step, uid=prompt.uid, sample=sample, kind=kind, plugin=plugin, message=message
+        )

@@ -1,0 +1,186 @@
+"""Envs in processes that can be killed.
+
+A child process serves one env at a time and is used again for the next; one
+that overruns a deadline is killed and replaced.
+"""
+
+import asyncio
+import contextlib
+import multiprocessing
+from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection
+from typing import Any
+
+from skyrl_kernel.env import Env
+
+
+class RemoteEnvError(Exception):
+    """The env raised in its process, or the process died.
+
+    Args:
+        message: ``TypeName: message`` of the original, or how the process ended.
+        died: True if the process is gone.
+    """
+
+    def __init__(self, message: str, died: bool) -> None:
+        super().__init__(message, died)
+        self.message = message
+        self.died = died
+
+    def __str__(self) -> str:
+        return self.message
+
+
+EnvFactory = Callable[[str, Mapping[str, Any], int | None], Env]
+"""Picklable; (name, row's columns, cap on turns) → env."""
+
+
+def _serve(connection: Connection, factory: EnvFactory) -> None:
+    """Child's main loop: (method, args) in, (True, result) or (False, message) out."""
+    env: Any = None
+    while True:
+        try:
+            method, args = connection.recv()
+        except (EOFError, KeyboardInterrupt):
+            return
+        try:
+            if method == "open":
+                env, result = factory(*args), None
+            elif method == "close":
+                result, env = (env.close() if env is not None else None), None
+            else:
+                result = getattr(env, method)(*args)
+            if asyncio.iscoroutine(result):
+                result = asyncio.run(result)
+            answer = (True, result)
+        except Exception as error:
+            answer = (False, f"{type(error).__name__}: {error}")
+        try:
+            connection.send(answer)
+        except Exception as error:  # an unpicklable result
+            connection.send((False, f"{type(error).__name__}: {error}"))
+
+
+class _Child:
+    """One process and our end of its pipe."""
+
+    def __init__(self, factory: EnvFactory) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, factory), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def ask(self, method: str, args: tuple[Any, ...], timeout_s: float) -> Any:
+        """Blocking call, for a thread. Kills the process at the deadline."""
+        try:
+            self._connection.send((method, args))
+            if not self._connection.poll(timeout_s):
+                self.kill()
+                raise TimeoutError(method)
+            fine, result = self._connection.recv()
+        except (EOFError, OSError) as error:
+            if isinstance(error, TimeoutError):
+                raise
+            self.kill()
+            raise RemoteEnvError(f"its process ended with exit code {self._process.exitcode}", True) from error
+        if not fine:
+            raise RemoteEnvError(result, False)
+        return result
+
+    def kill(self) -> None:
+        """End the process now."""
+        self._process.kill()
+        self._process.join(5)
+        self._connection.close()
+
+    @property
+    def alive(self) -> bool:
+        return self._process.is_alive()
+
+
+class ProcessEnv:
+    """One env in a child process."""
+
+    def __init__(self, pool: "EnvProcessPool", child: _Child, timeout_s: float) -> None:
+        self._pool = pool
+        self._child = child
+        self._timeout_s = timeout_s
+
+    async def call(self, method: str, *args: Any) -> Any:
+        """Call a method of the env.
+
+        Raises:
+            TimeoutError: No answer in time; the process is gone.
+            RemoteEnvError: The env raised, or its process died.
+        """
+        return await asyncio.to_thread(self._child.ask, method, args, self._timeout_s)
+
+    async def release(self, *, kill: bool) -> None:
+        """Close the env and give its process back, or end the process."""
+        if kill or not self._child.alive:
+            self._pool.drop(self._child)
+            return
+        try:
+            await self.call("close")
+        except (RemoteEnvError, TimeoutError):
+            self._pool.drop(self._child)
+        else:
+            self._pool.give_back(self._child)
+
+
+class EnvProcessPool:
+    """Child processes, started when first needed.
+
+    Args:
+        factory: Picklable function that makes an env by name in the child.
+        size: Most processes at once.
+    """
+
+    def __init__(self, factory: EnvFactory, size: int) -> None:
+        self._factory = factory
+        self._slots = asyncio.Semaphore(size)
+        self._idle: list[_Child] = []
+        self._used: set[_Child] = set()
+
+    async def open(
+        self, name: str, extras: Mapping[str, Any], max_turns: int | None, timeout_s: float
+    ) -> ProcessEnv:
+        """An env in a process of its own; waits while all processes are in use."""
+        await self._slots.acquire()
+        child: _Child | None = None
+        try:
+            child = self._idle.pop() if self._idle else await asyncio.to_thread(_Child, self._factory)
+            self._used.add(child)
+            env = ProcessEnv(self, child, timeout_s)
+            # The first call also waits for the child's imports, which are not the env's time.
+            await asyncio.to_thread(child.ask, "open", (name, dict(extras), max_turns), timeout_s + 60.0)
+        except BaseException:
+            if child is not None:
+                self.drop(child)
+            else:
+                self._slots.release()
+            raise
+        return env
+
+    def give_back(self, child: _Child) -> None:
+        """The process is free for another env."""
+        self._used.discard(child)
+        self._idle.append(child)
+        self._slots.release()
+
+    def drop(self, child: _Child) -> None:
+        """The process is of no more use."""
+        if child in self._used:
+            self._used.discard(child)
+            with contextlib.suppress(OSError, ValueError):
+                child.kill()
+            self._slots.release()
+
+    async def close(self) -> None:
+        """End all processes."""
+        for child in [*self._idle, *self._used]:
+            with contextlib.suppress(OSError, ValueError):
+                child.kill()
+        self._idle.clear()
+        self._used.clear()

@@ -1,0 +1,125 @@
+"""Hands an engine all requests of a round at once, in a fixed order.
+
+An engine that computes in this process gains nothing from requests that trickle
+in, and its numbers depend on what shares a batch. So a round begins when every
+live trajectory either waits for a completion or has ended, and its requests are
+ordered by trajectory. Synchronous runs are reproducible because of this.
+"""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from skyrl_kernel.records import Completion, FloatArray, GenerateRequest, IntArray
+
+if TYPE_CHECKING:
+    import torch
+
+    from skyrl_kernel.protocols import Engine
+
+
+class Lockstep:
+    """Collects the requests of live trajectories for one engine.
+
+    Every trajectory calls `enter` with its place in the order before its first
+    request and `leave` after its last. Everything runs in one event loop.
+    """
+
+    def __init__(self, engine: "Engine") -> None:
+        self._engine = engine
+        self._live: set[int] = set()
+        self._waiting: dict[int, tuple[GenerateRequest, asyncio.Future[Completion]]] = {}
+        self._round: asyncio.Task[None] | None = None
+
+    def enter(self, place: int) -> "LockstepSeat":
+        """A seat for the trajectory at ``place``; places are unique among live ones."""
+        if place in self._live:
+            raise ValueError(f"place {place} is taken")
+        self._live.add(place)
+        return LockstepSeat(self, place, self._engine)
+
+    def leave(self, place: int) -> None:
+        """The trajectory has ended; others no longer wait for it."""
+        self._live.discard(place)
+        self._waiting.pop(place, None)
+        self._start_if_ready()
+
+    async def request(self, place: int, request: GenerateRequest) -> Completion:
+        """Wait for the round, and for its result."""
+        future: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
+        self._waiting[place] = (request, future)
+        self._start_if_ready()
+        return await future
+
+    def _start_if_ready(self) -> None:
+        if self._waiting and len(self._waiting) == len(self._live) and self._round is None:
+            self._round = asyncio.ensure_future(self._run_round())
+
+    async def _run_round(self) -> None:
+        waiting = [self._waiting[place] for place in sorted(self._waiting)]
+        self._waiting.clear()
+        try:
+            completions = await self._engine.generate([request for request, _ in waiting])
+            for (_, future), completion in zip(waiting, completions, strict=True):
+                if not future.done():
+                    future.set_result(completion)
+        except BaseException as error:
+            for _, future in waiting:
+                if not future.done():
+                    future.set_exception(error)
+            if not isinstance(error, Exception):
+                raise
+        finally:
+            self._round = None
+        self._start_if_ready()
+
+
+class LockstepSeat:
+    """The engine as one trajectory sees it: its requests wait for the round."""
+
+    lockstep = True
+
+    def __init__(self, lockstep: Lockstep, place: int, engine: "Engine") -> None:
+        self._lockstep = lockstep
+        self._place = place
+        self._engine = engine
+
+    @property
+    def version(self) -> int:
+        """Policy version of the engine's weights."""
+        return self._engine.version
+
+    def leave(self) -> None:
+        """The trajectory has ended."""
+        self._lockstep.leave(self._place)
+
+    async def generate(self, requests: Sequence[GenerateRequest]) -> list[Completion]:
+        """Complete the requests, one round each."""
+        return [await self._lockstep.request(self._place, request) for request in requests]
+
+    async def logprobs(self, rows: Sequence[IntArray], *, temperature: float) -> list[FloatArray]:
+        """Not part of a round."""
+        return await self._engine.logprobs(rows, temperature=temperature)
+
+    async def abort(self) -> None:
+        """Not one trajectory's to decide."""
+        raise RuntimeError("one trajectory cannot abort the round of all others")
+
+    async def pause(self) -> None:
+        """Not one trajectory's to decide."""
+        raise RuntimeError("one trajectory cannot pause the engine")
+
+    resume = pause
+
+    async def begin_update(self, version: int) -> None:
+        """Not one trajectory's to decide."""
+        raise RuntimeError("one trajectory cannot update the engine")
+
+    async def apply_update(self, weights: "Iterable[tuple[str, torch.Tensor]]") -> None:
+        """Not one trajectory's to decide."""
+        raise RuntimeError("one trajectory cannot update the engine")
+
+    finish_update = begin_update
+
+    async def close(self) -> None:
+        """The engine outlives its trajectories."""

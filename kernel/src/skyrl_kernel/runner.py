@@ -1,0 +1,212 @@
+"""A run from its plan to its end, whichever end that is."""
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from skyrl_kernel import assemble
+from skyrl_kernel.errors import SkyrlError, StopRun, is_disk_full
+from skyrl_kernel.logs import logging_to, mask_secrets
+from skyrl_kernel.loop import train
+from skyrl_kernel.plan import Plan, make_plan
+from skyrl_kernel.plugins import plugin_lock
+from skyrl_kernel.progress import Progress
+from skyrl_kernel.protocols import RunEnd, RunInfo, Runtime
+from skyrl_kernel.resume import Start, find_start
+from skyrl_kernel.run import RunFolder, set_aside_later
+from skyrl_kernel.session import Session
+
+Status = Literal["finished", "stopped", "already finished"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunResult:
+    """How a run ended that ended well."""
+
+    status: Status
+    folder: Path
+    step: int
+    """Last finished step."""
+    first_eval: Mapping[str, float] = field(default_factory=dict)
+    """``eval/…`` before training; empty if nothing was evaluated then."""
+    last_eval: Mapping[str, float] = field(default_factory=dict)
+    """``eval/…`` after the last evaluation."""
+    export: Path | None = None
+    """Hugging Face directory of the trained policy."""
+
+
+def run(
+    plugins: Sequence[str] = (),
+    files: Iterable[Path] = (),
+    overrides: Iterable[str] = (),
+    *,
+    progress: Progress | None = None,
+) -> RunResult:
+    """Plan a run and carry it out: ``skyrl run`` as a function.
+
+    Args:
+        plugins: ``--plugin`` names.
+        files: ``--config`` files.
+        overrides: ``key=value`` words.
+        progress: Where to show it; default: the terminal.
+
+    Raises:
+        UsageError: Nothing was started; says why and what to do.
+        RunError: The run started and could not go on; what it finished is kept.
+        KeyboardInterrupt: Ctrl-C; what it finished is kept.
+    """
+    return carry_out(make_plan(plugins, files, overrides), progress=progress)
+
+
+def carry_out(plan: Plan, *, progress: Progress | None = None) -> RunResult:
+    """Do what the plan says."""
+    config = plan.tree.trainer
+    path = Path(config.ckpt_path).expanduser() / config.run_name
+    folder = RunFolder(
+        path,
+        export=Path(config.export_path).expanduser() if config.export_path else None,
+        logs=Path(config.log_path).expanduser() if config.log_path else None,
+    )
+    models = assemble.load_models(plan)
+    tokenizer = assemble.make_tokenizer(plan, models["policy"])
+    data = assemble.load_data(plan, tokenizer)
+    assert data.order is not None
+    total_steps = data.order.total_steps
+    lock = plugin_lock(plan.entries)
+    moved = _move_old_run(folder) if config.resume_mode in {"none", None, "from_path"} else None
+    with RunFolder.create(path, export=folder.export, logs=folder.logs) as folder:
+        try:
+            start = find_start(folder, config, plan.config.tree, lock)
+        except SkyrlError:
+            _remove_if_empty(folder)
+            raise
+        step = int(start.state["step"]) if start.state else 0
+        progress = progress or Progress(
+            config.run_name, total_steps, start_step=step, lines="console" not in config.loggers
+        )
+        with progress, logging_to(folder.logs, progress):
+            if moved is not None:
+                progress.warning(f"{path} held another run; it is now {moved}")
+            for note in (*data.notes, *start.notes):
+                progress.warning(note)
+            if start.checkpoint is not None and step >= total_steps:
+                progress.message(
+                    f"{path} is finished: its newest checkpoint is of step {step} of {total_steps}, so "
+                    "nothing is trained. Start another with trainer.run_name=NAME, go on with more "
+                    "trainer.epochs (or trainer.max_training_steps), or move this one aside with "
+                    "trainer.resume_mode=none"
+                )
+                return RunResult(status="already finished", folder=path, step=step)
+            return _start(plan, folder, progress, start, models, tokenizer, data, lock)
+
+
+def _move_old_run(folder: RunFolder) -> Path | None:
+    return None if folder.is_empty else folder.set_aside()
+
+
+def _remove_if_empty(folder: RunFolder) -> None:
+    """A refused command leaves no empty folder behind."""
+    if folder.is_empty:
+        for entry in folder.path.iterdir():
+            entry.unlink()
+        folder.path.rmdir()
+
+
+def _start(
+    plan: Plan,
+    folder: RunFolder,
+    progress: Progress,
+    start: Start,
+    models: dict[str, Path],
+    tokenizer: assemble.Tokenizer,
+    data: assemble.Data,
+    lock: Sequence[dict[str, str]],
+) -> RunResult:
+    name = plan.tree.trainer.runtime
+    runtime: Runtime = plan.manager.make("make_runtime", name, name=name, settings=plan.config)
+    try:
+        with assemble.open_session(
+            plan,
+            folder=folder,
+            progress=progress,
+            runtime=runtime,
+            start=start,
+            models=models,
+            tokenizer=tokenizer,
+            data=data,
+            lock=lock,
+        ) as session:
+            folder.write_config(plan.config.tree, plan.config.origins)
+            folder.write_plugins(list(lock))
+            folder.truncate_after(session.first_step - 1 if start.checkpoint else -1)
+            set_aside_later(folder.checkpoints, session.first_step - 1)
+            if session.first_step > 1:
+                progress.message(f"going on after step {session.first_step - 1} of {session.total_steps}")
+            return _drive(session)
+    finally:
+        runtime.close()
+
+
+def _drive(session: Session) -> RunResult:
+    """Run the loop; tell the observers how it ended, whatever happened."""
+    config = session.config
+    session.observe(
+        "on_run_start",
+        run=RunInfo(
+            name=config.run_name,
+            project=config.project_name,
+            folder=session.folder.path,
+            total_steps=session.total_steps,
+            start_step=session.first_step - 1,
+            config=mask_secrets(session.plan.config.tree),
+            plugins=[f"{one['name']} {one['distribution']} {one['version']}" for one in session.lock],
+        ),
+    )
+    status: Literal["finished", "stopped", "interrupted", "failed"] = "failed"
+    message = ""
+    step = session.first_step - 1
+    try:
+        step = asyncio.run(_train_and_close(session))
+        status, message = "finished", f"{step} of {session.total_steps} steps"
+    except StopRun as stop:
+        status, message, step = "stopped", str(stop), session.saved_step
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        status = "interrupted"
+        message = f"interrupted; {_kept(session)}"
+        raise KeyboardInterrupt(message) from None
+    except BaseException as error:
+        message = f"{error}; {_kept(session)}" if is_disk_full(error) else str(error)
+        raise
+    finally:
+        session.observe(
+            "on_run_end",
+            end=RunEnd(
+                step=step, status=status, message=message, warnings=tuple(session.warnings)
+            ),
+        )
+    exported = session.folder.export / f"global_step_{step}"
+    return RunResult(
+        status=status,
+        folder=session.folder.path,
+        step=step,
+        first_eval=session.first_eval,
+        last_eval=session.eval_numbers,
+        export=exported if exported.is_dir() else None,
+    )
+
+
+def _kept(session: Session) -> str:
+    if session.saved_step:
+        return f"the same command goes on after step {session.saved_step}"
+    return "no checkpoint was written yet, so the same command begins anew"
+
+
+async def _train_and_close(session: Session) -> int:
+    try:
+        return await train(session)
+    finally:
+        await session.producer.close()
+        await session.rollouts.close()
+        await session.engine.close()

@@ -1,0 +1,260 @@
+"""One run in progress: all that the loop calls, counts and writes.
+
+The loop decides what happens when; a session is what it happens to. It is made
+by `skyrl_kernel.assemble` and thrown away when the run ends.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from skyrl_kernel.admission import Admission
+from skyrl_kernel.batch import CreditedGroup, Scorer
+from skyrl_kernel.config import TrainerConfig
+from skyrl_kernel.errors import SkyrlError, StopRun, is_disk_full
+from skyrl_kernel.plan import Plan
+from skyrl_kernel.producer import Batch, Producer
+from skyrl_kernel.progress import Progress
+from skyrl_kernel.protocols import (
+    Advantage,
+    Engine,
+    EvalInfo,
+    Evaluate,
+    Loss,
+    Reduction,
+    StepInfo,
+    SyncWeights,
+    Trainer,
+)
+from skyrl_kernel.records import Failure, Prompt, Sampling, TrainingSample, Trajectory, UpdateResult
+from skyrl_kernel.rollout.driver import Rollouts
+from skyrl_kernel.run.checkpoint import save_checkpoint
+from skyrl_kernel.run.folder import RunFolder
+from skyrl_kernel.sentinels import Sentinels
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(kw_only=True)
+class Session:
+    """Everything the loop needs, by the name of its stage."""
+
+    plan: Plan
+    folder: RunFolder
+    progress: Progress
+    trainer: Trainer
+    engine: Engine
+    rollouts: Rollouts
+    producer: Producer
+    admission: Admission
+    scorer: Scorer
+    advantage: Advantage
+    loss: Loss
+    reduction: Reduction
+    sync_weights: SyncWeights
+    evaluate: Evaluate
+    val_prompts: Sequence[Prompt]
+    eval_sampling: Sampling
+    temperature: float
+    first_step: int
+    total_steps: int
+    steps_per_epoch: int
+    lock: Sequence[dict[str, Any]]
+    """The plugin lock that goes into every checkpoint."""
+    sentinels: Sentinels = field(default_factory=Sentinels)
+    warnings: list[str] = field(default_factory=list)
+    saved_step: int = 0
+    """Step of the newest checkpoint."""
+    eval_numbers: dict[str, float] = field(default_factory=dict)
+    """Metrics of the newest evaluation."""
+    first_eval: dict[str, float] = field(default_factory=dict)
+    """Metrics of the evaluation before training."""
+    _thread: ThreadPoolExecutor | None = None
+
+    def __post_init__(self) -> None:
+        config = self.config
+        generator = self.plan.tree.generator
+        self.eval_before_train = config.eval_before_train
+        self.eval_samples = generator.eval_n_samples_per_prompt
+        self.eval_batch_size = config.eval_batch_size
+        self.max_failed_frac = config.max_failed_frac
+        self.mini_batch_size = config.policy_mini_batch_size
+        self.epochs_per_batch = config.update_epochs_per_batch
+        self.rollouts_per_step = config.train_batch_size * generator.n_samples_per_prompt
+        self.updates_per_step = (
+            self.epochs_per_batch * config.train_batch_size // config.policy_mini_batch_size
+        )
+        if not self.engine.lockstep:
+            self._thread = ThreadPoolExecutor(1, "skyrl-trainer")
+
+    @property
+    def config(self) -> TrainerConfig:
+        """``trainer``."""
+        return self.plan.tree.trainer
+
+    # --- calls -----------------------------------------------------------------------
+
+    async def compute(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call the trainer: beside the producer if the engine generates elsewhere."""
+        if self._thread is None:
+            return function(*args, **kwargs)
+        return await asyncio.get_running_loop().run_in_executor(
+            self._thread, lambda: function(*args, **kwargs)
+        )
+
+    def update(self, samples: Sequence[TrainingSample]) -> UpdateResult:
+        """One optimizer step."""
+        result = self.trainer.update(samples, self.loss, temperature=self.temperature)
+        self.progress.advance()
+        return result
+
+    @contextlib.contextmanager
+    def stage(self, name: str, step: int, total: int | None = None) -> Iterator[None]:
+        """Show the stage, and give an exception in it the name of its plugin."""
+        with self.progress.stage(name, total=total):
+            try:
+                yield
+            except (SkyrlError, asyncio.CancelledError):
+                raise
+            except Exception as error:
+                if is_disk_full(error):
+                    raise
+                raise self.plan.manager.attribute(error, name, step) from error
+
+    # --- when ------------------------------------------------------------------------
+
+    def epoch(self, step: int) -> int:
+        """The epoch that a step belongs to, from 0."""
+        return (step - 1) // self.steps_per_epoch
+
+    def eval_due(self, step: int) -> bool:
+        """After every ``eval_interval`` steps and after the last."""
+        return self._due(step, self.config.eval_interval)
+
+    def checkpoint_due(self, step: int) -> bool:
+        """After every ``ckpt_interval`` steps and after the last."""
+        return self._due(step, self.config.ckpt_interval)
+
+    def _due(self, step: int, interval: int) -> bool:
+        return step == self.total_steps or (interval > 0 and step % interval == 0)
+
+    # --- what is left behind -----------------------------------------------------------
+
+    def report(
+        self,
+        step: int,
+        batch: Batch,
+        credited: Sequence[CreditedGroup],
+        results: Sequence[UpdateResult],
+        numbers: dict[str, float],
+    ) -> str | None:
+        """Write the step's files and tell the observers.
+
+        Returns:
+            Why an observer wants the run to stop, or None.
+        """
+        trajectories = [one for group in batch.groups for one in group.trajectories]
+        rewarded = any(one.turns for one in trajectories)
+        for warning in self.sentinels.check(step, credited, results, rewarded=rewarded):
+            self.warn(warning)
+        if self.config.dump_trajectories:
+            self.folder.write_trajectories(step, batch.groups)
+        self._report_failures(batch.failures)
+        self.folder.append_metrics(step, numbers)
+        self.progress.step(step, numbers)
+        info = StepInfo(
+            step=step, total_steps=self.total_steps, metrics=numbers, trajectories=trajectories
+        )
+        return self.observe("on_step_end", step=info)
+
+    def report_evaluation(
+        self,
+        step: int,
+        numbers: dict[str, float],
+        trajectories: Sequence[Trajectory],
+        failures: Sequence[Failure],
+    ) -> None:
+        """Tell the observers; the numbers of step 0 are a line of their own."""
+        self._report_failures(failures)
+        if step == 0:
+            self.first_eval = numbers
+            self.folder.append_metrics(0, numbers)
+        self.eval_numbers = numbers
+        self.observe(
+            "on_eval_end",
+            evaluation=EvalInfo(step=step, metrics=numbers, trajectories=trajectories),
+        )
+
+    def _report_failures(self, failures: Sequence[Failure]) -> None:
+        if not failures:
+            return
+        self.folder.append_failures(failures)
+        for failure in failures:
+            self.observe("on_failure", failure=failure)
+
+    def warn(self, text: str) -> None:
+        """Say it now, and again when the run ends."""
+        if text not in self.warnings:
+            self.warnings.append(text)
+            self.progress.warning(text)
+
+    def observe(self, hook: str, **kwargs: Any) -> str | None:
+        """Call every observer; one that raises is named and the run goes on.
+
+        Returns:
+            The message of a `StopRun`, or None.
+        """
+        try:
+            failures = self.plan.manager.observe(hook, **kwargs)
+        except StopRun as stop:
+            return str(stop) or "an observer stopped the run"
+        for failure in failures:
+            self.warn(str(failure))
+        return None
+
+    # --- checkpoints -------------------------------------------------------------------
+
+    def save(self, step: int) -> None:
+        """Write a checkpoint, and the Hugging Face export where it is due."""
+        with self.progress.stage("checkpoint"):
+            self.folder.sync()
+            path = save_checkpoint(
+                self.folder.checkpoints,
+                step,
+                self.trainer.save,
+                self.state_dict(step),
+                self.config.max_ckpts_to_keep,
+            )
+            self.saved_step = step
+            interval = self.config.hf_save_interval
+            if step == self.total_steps or (interval > 0 and step % interval == 0):
+                self.export(step)
+        self.observe("on_checkpoint", step=step, folder=path)
+
+    def export(self, step: int) -> Path:
+        """Write the policy as a Hugging Face directory."""
+        root = self.config.export_path
+        folder = Path(root).expanduser() if root else self.folder.export
+        return self.folder.write_aside(folder / f"global_step_{step}", self.trainer.export)
+
+    def state_dict(self, step: int) -> dict[str, Any]:
+        """The controller's state after ``step``, JSON-able."""
+        return {
+            "step": step,
+            "total_steps": self.total_steps,
+            "producer": self.producer.state_dict(),
+            "sentinels": self.sentinels.state_dict(),
+            "warnings": self.warnings,
+            "first_eval": self.first_eval,
+            "stages": {
+                hook: resolved.value.state_dict()
+                for hook, resolved in self.plan.stages.items()
+                if hasattr(resolved.value, "state_dict")
+            },
+            "lock": list(self.lock),
+        }

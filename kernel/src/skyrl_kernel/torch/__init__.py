@@ -1,0 +1,34 @@
+"""Tensor mathematics that plugins share: pure functions, no config, no process groups.
+
+Needs the extra ``skyrl-kernel[torch]``. Only plugins import this package; the
+kernel never does. All log-probs are natural logarithms (nats). N is the number
+of trained tokens of a micro-batch, packed end to end.
+"""
+
+from skyrl_kernel.torch.kl import KL_ESTIMATORS, kl_estimate
+from skyrl_kernel.torch.logprobs import entropy, selected_logprobs
+from skyrl_kernel.torch.masked import masked_mean, masked_var, masked_whiten
+from skyrl_kernel.torch.objective import MetricSums, objective, pack
+from skyrl_kernel.torch.ratios import MAX_LOG_RATIO, ratio
+from skyrl_kernel.torch.records import LossInputs, LossTerms, TokenMetric
+from skyrl_kernel.torch.rows import right_pad, row_logprobs
+
+__all__ = [
+    "KL_ESTIMATORS",
+    "MAX_LOG_RATIO",
+    "LossInputs",
+    "LossTerms",
+    "MetricSums",
+    "TokenMetric",
+    "entropy",
+    "kl_estimate",
+    "masked_mean",
+    "masked_var",
+    "masked_whiten",
+    "objective",
+    "pack",
+    "ratio",
+    "right_pad",
+    "row_logprobs",
+    "selected_logprobs",
+]

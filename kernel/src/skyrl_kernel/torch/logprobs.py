@@ -1,0 +1,38 @@
+"""Log-probs and entropy from logits, in float32 whatever the model computes in."""
+
+from torch import Tensor
+
+
+def selected_logprobs(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:
+    """Log-prob in nats of each token under its logits.
+
+    Args:
+        logits: [..., V].
+        tokens: [...] int64 ids.
+        temperature: Divides the logits; above 0.
+
+    Returns:
+        [...] float32.
+    """
+    scaled = logits.float() / temperature
+    chosen = scaled.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+    return chosen - scaled.logsumexp(-1)
+
+
+def entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Entropy in nats of the distribution of each row of logits.
+
+    Args:
+        logits: [..., V].
+        temperature: Divides the logits; above 0.
+
+    Returns:
+        [...] float32.
+
+    Example:
+        >>> import torch
+        >>> entropy(torch.zeros(1, 4)).item()  # ln 4
+        1.386294...
+    """
+    logprobs = (logits.float() / temperature).log_softmax(-1)
+    return -(logprobs.exp() * logprobs).sum(-1)

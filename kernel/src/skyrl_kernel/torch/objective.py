@@ -1,0 +1,165 @@
+"""The one place where a loss becomes a scalar, called by every training backend.
+
+The controller has put into ``TrainingSample.loss_weights`` one weight per token
+and term, computed from the whole mini-batch. The objective of a micro-batch is
+Σ coefficient × weight × term over its tokens, so that the sum over micro-batches
+and ranks is the objective of the mini-batch whatever the split.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from skyrl_kernel.torch.records import LossInputs, LossTerms
+
+if TYPE_CHECKING:
+    from skyrl_kernel.protocols import Loss
+    from skyrl_kernel.records import TrainingSample
+
+
+def pack(
+    samples: Sequence["TrainingSample"],
+    logprobs: Tensor,
+    entropy: Tensor,
+    *,
+    needs: frozenset[str],
+    statistics: Mapping[str, Tensor] | None = None,
+    seed: int = 0,
+) -> tuple[LossInputs, dict[str, Tensor]]:
+    """Put a micro-batch into the form that a loss reads.
+
+    Args:
+        samples: The rows of the micro-batch.
+        logprobs: [N] current log-probs of the rows' trained tokens, in row order.
+        entropy: [N] entropies of the same tokens.
+        needs: ``Loss.needs``: the scores to pass on.
+        statistics: What ``Loss.prepare`` gave.
+        seed: Key of the step's random choices.
+
+    Returns:
+        The inputs, and the weight of each term, [N].
+
+    Raises:
+        ValueError: A row lacks a score that the loss needs; names the trajectory.
+    """
+    masks = [sample.loss_mask for sample in samples]
+    device = logprobs.device
+
+    def gather(rows: Sequence[np.ndarray]) -> Tensor:
+        kept = [row[mask] for row, mask in zip(rows, masks, strict=True)]
+        flat = np.concatenate(kept) if kept else np.zeros(0, dtype=np.float32)
+        return torch.from_numpy(np.ascontiguousarray(flat)).to(device)
+
+    def score(name: str) -> Tensor | None:
+        if name not in needs:
+            return None
+        rows = []
+        for sample in samples:
+            row = getattr(sample.scores, name)
+            if row is None:
+                raise ValueError(
+                    f"the loss needs {name}, which trajectory {sample.trajectory_id} lacks"
+                )
+            rows.append(row)
+        return gather(rows)
+
+    def optional(rows: Sequence[np.ndarray | None]) -> Tensor | None:
+        present = [row for row in rows if row is not None]
+        return gather(present) if present and len(present) == len(rows) else None
+
+    def owner(numbers: Sequence[int]) -> Tensor:
+        counts = torch.tensor([int(mask.sum()) for mask in masks], dtype=torch.int64)
+        return torch.tensor(numbers, dtype=torch.int64).repeat_interleave(counts).to(device)
+
+    inputs = LossInputs(
+        logprobs=logprobs,
+        entropy=entropy,
+        advantages=gather([sample.advantages for sample in samples]),
+        trajectory=owner([sample.trajectory for sample in samples]),
+        group=owner([sample.group for sample in samples]),
+        position=gather([np.arange(len(mask), dtype=np.int64) for mask in masks]),
+        old_logprobs=score("old_logprobs"),
+        ref_logprobs=score("ref_logprobs"),
+        values=score("values"),
+        sampler_logprobs=optional([sample.sampler_logprobs for sample in samples]),
+        returns=optional([sample.returns for sample in samples]),
+        statistics=statistics or {},
+        seed=seed,
+    )
+    names = samples[0].loss_weights if samples else {}
+    return inputs, {
+        name: gather([sample.loss_weights[name] for sample in samples]) for name in names
+    }
+
+
+def objective(
+    loss: "Loss", inputs: LossInputs, weights: Mapping[str, Tensor]
+) -> tuple[Tensor, LossTerms]:
+    """Scalar to minimise: Σ coefficient × weight × term over tokens and terms.
+
+    Args:
+        loss: The stage's loss.
+        inputs: [N] packed micro-batch.
+        weights: Term name → [N].
+
+    Returns:
+        The scalar, and the terms it came from.
+
+    Raises:
+        ValueError: The loss returned a term of another shape, or one that has no
+            coefficient.
+    """
+    out = loss(inputs)
+    total = inputs.logprobs.new_zeros(())
+    for name, term in out.terms.items():
+        if term.shape != inputs.logprobs.shape:
+            raise ValueError(
+                f"the loss returned the term '{name}' with shape {tuple(term.shape)}; "
+                f"per-token terms have shape {tuple(inputs.logprobs.shape)}"
+            )
+        if name not in loss.coefficients or name not in weights:
+            raise ValueError(
+                f"the loss returned the term '{name}'; its coefficients are for: "
+                f"{', '.join(loss.coefficients)}"
+            )
+        total = total + loss.coefficients[name] * (weights[name] * term).sum()
+    return total, out
+
+
+class MetricSums:
+    """Collects per-token metrics over micro-batches and reduces each as it declared."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._counts: dict[str, int] = {}
+        self._reductions: dict[str, str] = {}
+
+    def add(self, inputs: LossInputs, out: LossTerms, weights: Mapping[str, Tensor]) -> None:
+        """Count one micro-batch: each term's weighted sum, and the loss's own metrics."""
+        for name, term in out.terms.items():
+            self._add(f"{name}_loss", "sum", (weights[name] * term).detach())
+        self._add("policy_entropy", "mean", inputs.entropy.detach())
+        for name, metric in out.metrics.items():
+            self._add(name, metric.reduction, metric.values.detach())
+
+    def _add(self, name: str, reduction: str, values: Tensor) -> None:
+        self._reductions[name] = reduction
+        if not values.numel():
+            return
+        if reduction in {"mean", "sum"}:
+            self._sums[name] = self._sums.get(name, 0.0) + float(values.sum(dtype=torch.float64))
+            self._counts[name] = self._counts.get(name, 0) + values.numel()
+        else:
+            choose = max if reduction == "max" else min
+            extreme = float(values.max() if reduction == "max" else values.min())
+            self._sums[name] = choose(self._sums.get(name, extreme), extreme)
+
+    def result(self) -> dict[str, float]:
+        """Metric name → value over everything added; metrics without tokens are left out."""
+        return {
+            name: total / self._counts[name] if self._reductions[name] == "mean" else total
+            for name, total in self._sums.items()
+        }

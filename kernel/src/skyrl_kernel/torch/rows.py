@@ -1,0 +1,80 @@
+"""Log-probs of whole token rows, computed in padded batches of similar length.
+
+The padding stands to the right, so a causal model never sees it: no attention
+mask is needed, and positions count from 0 in every row. Trainer and engine call
+the same function, so that comparing their log-probs compares weights.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from skyrl_kernel.records import FloatArray, IntArray
+from skyrl_kernel.torch.logprobs import selected_logprobs
+
+
+def right_pad(rows: Sequence[IntArray], device: torch.device | str = "cpu") -> Tensor:
+    """[B, T] int64 ids: the rows, filled up with 0 to the longest of them.
+
+    Example:
+        >>> right_pad([np.array([5, 6]), np.array([7])])
+        tensor([[5, 6],
+                [7, 0]])
+    """
+    padded = np.zeros((len(rows), max((len(row) for row in rows), default=0)), dtype=np.int64)
+    for target, row in zip(padded, rows, strict=True):
+        target[: len(row)] = row
+    return torch.from_numpy(padded).to(device)
+
+
+@torch.no_grad()
+def row_logprobs(
+    forward: Callable[[Tensor], Tensor],
+    rows: Sequence[IntArray],
+    *,
+    temperature: float,
+    device: torch.device | str = "cpu",
+    max_rows: int,
+    max_tokens: int | None = None,
+) -> list[FloatArray]:
+    """Log-prob of each token given those before it in its row.
+
+    Args:
+        forward: A causal model: [B, T] ids → [B, T, V] logits.
+        rows: [T] ids each, of any lengths.
+        temperature: Divides the logits; above 0.
+        device: Where ``forward`` wants its ids.
+        max_rows: Most rows of one batch.
+        max_tokens: Most tokens of one batch, padding included; a longer row
+            stands alone. None: no bound.
+
+    Returns:
+        One [T] float32 array per row, in the order given: nats, 0 at index 0.
+    """
+    result = [np.zeros(len(row), dtype=np.float32) for row in rows]
+    order = sorted((i for i, row in enumerate(rows) if len(row) > 1), key=lambda i: len(rows[i]))
+    for batch in _batches(order, [len(row) for row in rows], max_rows, max_tokens):
+        ids = right_pad([rows[i] for i in batch], device)
+        logprobs = selected_logprobs(forward(ids[:, :-1]), ids[:, 1:], temperature).cpu().numpy()
+        for line, i in zip(logprobs, batch, strict=True):
+            result[i][1:] = line[: len(rows[i]) - 1]
+    return result
+
+
+def _batches(
+    order: Sequence[int], lengths: Sequence[int], max_rows: int, max_tokens: int | None
+) -> list[list[int]]:
+    """Cut ``order``, sorted by length, into consecutive batches within both bounds."""
+    batches: list[list[int]] = []
+    for i in order:
+        batch = batches[-1] if batches else []
+        fits = len(batch) < max_rows and (
+            max_tokens is None or (len(batch) + 1) * lengths[i] <= max_tokens
+        )
+        if batch and fits:
+            batch.append(i)
+        else:
+            batches.append([i])
+    return batches

@@ -1,0 +1,1 @@
+"""Trains Hugging Face models with PyTorch."""

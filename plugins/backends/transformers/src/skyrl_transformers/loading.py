@@ -1,0 +1,89 @@
+"""Reads a Hugging Face model directory, and says in one line why one cannot be read."""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from skyrl_kernel.errors import ModelError
+
+
+def load_causal_lm(path: Path, device: torch.device | str = "cpu") -> PreTrainedModel:
+    """A causal language model in float32 and eval mode, dropout off.
+
+    Without dropout the log-probs of one set of weights are one function of the
+    tokens, whether the model samples, scores or trains.
+
+    Args:
+        path: A directory with ``config.json`` and safetensors (pickled weights are
+            not read), or the name of a model on the Hugging Face hub.
+        device: Where the weights go.
+
+    Raises:
+        ModelError: It is no such model, or lacks weights of its architecture.
+    """
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise ModelError(_unusable(path, "the directory has no config.json"))
+    if path.is_file():
+        raise ModelError(_unusable(path, "it is a file, not a directory"))
+    try:
+        with _no_progress_bars():
+            model, info = AutoModelForCausalLM.from_pretrained(
+                str(path), dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            )
+    except Exception as error:  # transformers raises many types for a bad directory
+        raise ModelError(_unusable(path, _first_line(error))) from error
+    if missing := sorted(info["missing_keys"]):
+        names = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
+        raise ModelError(_unusable(path, f"{len(missing)} of its tensors are missing: {names}"))
+    _turn_off_dropout(model)
+    model.eval().to(device)
+    return model
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a json file; empty if there is no such file."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def default_device() -> torch.device:
+    """The first CUDA device, or the CPU where there is none."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _unusable(path: Path, found: str) -> str:
+    return (
+        f"'{path}' cannot be loaded as a causal language model: {found}. A model is a directory "
+        "with config.json and *.safetensors as save_pretrained writes it; "
+        "set trainer.policy.model.path to one"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0].rstrip('.') if lines else 'no message'}"
+
+
+def _turn_off_dropout(model: PreTrainedModel) -> None:
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0
+
+
+@contextlib.contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """The kernel shows progress; a second bar would tear its display."""
+    were_shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if were_shown:
+            transformers_logging.enable_progress_bar()

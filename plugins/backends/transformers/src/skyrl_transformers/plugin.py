@@ -1,0 +1,33 @@
+"""Hooks of the plugin `transformers`: an engine in the trainer's process, and the tokenizer."""
+
+from pathlib import Path
+
+from skyrl_kernel.config.tree import GeneratorConfig, TrainerConfig
+from skyrl_kernel.hookspecs import hookimpl
+from skyrl_kernel.protocols import Engine, Settings, Tokenizer
+
+NAME = "transformers"
+
+
+@hookimpl
+def make_tokenizer(name: str, model: Path, settings: Settings) -> Tokenizer | None:
+    """The tokenizer of a Hugging Face directory."""
+    if name != NAME:
+        return None
+    from skyrl_transformers.tokenizer import HuggingFaceTokenizer
+
+    return HuggingFaceTokenizer(model, settings[GeneratorConfig].chat_template_kwargs)
+
+
+@hookimpl
+def make_engine(name: str, settings: Settings, model: Path) -> Engine | None:
+    """An engine that computes as the trainer does: in bfloat16 if ``trainer.bf16``."""
+    if name != NAME:
+        return None
+    from skyrl_transformers.engine import TransformersEngine
+
+    return TransformersEngine(
+        model,
+        max_rows=settings[GeneratorConfig].inference_engine.max_num_seqs,
+        bf16=settings[TrainerConfig].bf16,
+    )

@@ -1,0 +1,1 @@
+"""Multiplication problems with a boxed answer, made from a seed."""

@@ -1,0 +1,1 @@
+"""The console logger: what a run prints for people. See `skyrl_console.plugin`."""
