@@ -24,7 +24,7 @@ def test_a_wheel_holds_the_package_its_manifest_and_its_types_and_no_more(name, 
     expected = {
         str(path.relative_to(source))
         for path in source.rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
+        if path.is_file() and path.suffix != ".pyc" and ".mypy_cache" not in path.parts
     }
     assert {f"{package}/plugin.toml", f"{package}/py.typed"} <= held
     assert {path for path in held if ".dist-info/" not in path} == expected

@@ -39,7 +39,7 @@ def test_a_preset_that_sets_one_key_in_both_forms_is_refused() -> None:
 
 
 def test_a_misspelt_key_is_refused_with_the_nearest_one() -> None:
-    with pytest.raises(ManifestError, match="unknown key 'slot'. Did you mean 'slots'?"):
+    with pytest.raises(ManifestError, match=r"unknown key 'slot'\. Did you mean 'slots'?"):
         parse_manifest({"slot": ["trainer.strategy"]})
 
 

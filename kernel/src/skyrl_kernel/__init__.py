@@ -58,5 +58,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Import a public name from its module on first use (PEP 562)."""
     if name not in _HOMES:
-        raise AttributeError(f"module 'skyrl_kernel' has no attribute '{name}'; it has: {', '.join(__all__)}")
+        raise AttributeError(
+            f"module 'skyrl_kernel' has no attribute '{name}'; it has: {', '.join(__all__)}"
+        )
     return getattr(importlib.import_module(f"skyrl_kernel.{_HOMES[name]}"), name)

@@ -51,7 +51,9 @@ def load_models(plan: Plan) -> dict[str, Path]:
     """Role → model directory, for every role that a stage needs."""
     trainer = plan.tree.trainer
     policy = trainer.policy.model.path
-    models = {"policy": locate_model(policy, "trainer.policy.model.path", plan.manager, plan.config)}
+    models = {
+        "policy": locate_model(policy, "trainer.policy.model.path", plan.manager, plan.config)
+    }
     if "ref_logprobs" in _needs(plan):
         path = trainer.ref.model.path
         models["reference"] = (
@@ -88,9 +90,7 @@ def load_data(plan: Plan, tokenizer: Tokenizer, *, training: bool = True) -> Dat
     notes = []
 
     def load(sources: Sequence[str], key: str) -> Dataset:
-        dataset = load_prompts(
-            sources, default_env=config.environment.env_class, resolve=resolve
-        )
+        dataset = load_prompts(sources, default_env=config.environment.env_class, resolve=resolve)
         if plan.tree.generator.rollout != "sft":
             _refuse_unselected_envs(plan, dataset, key)
         kept, dropped = filter_long(dataset, tokenizer, config.trainer.max_prompt_length)
@@ -150,9 +150,7 @@ def _sampling(config: SamplingConfig, max_tokens: int) -> Sampling:
     )
 
 
-def make_rollouts(
-    plan: Plan, engine: Engine, tokenizer: Tokenizer, progress: Progress
-) -> Rollouts:
+def make_rollouts(plan: Plan, engine: Engine, tokenizer: Tokenizer, progress: Progress) -> Rollouts:
     """The driver of all rollouts of a run."""
     config = plan.tree
     make_env = partial(_make_env, plan)

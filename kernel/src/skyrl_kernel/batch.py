@@ -127,7 +127,10 @@ def _check_advantages(scored: Scored, tokens: Sequence[TokenAdvantages]) -> None
             f"{scored.trajectory.id}, which has {len(segments)} segments"
         )
     for segment, entry in zip(segments, tokens, strict=True):
-        if entry.advantages.shape != segment.tokens.shape or entry.loss_mask.shape != segment.tokens.shape:
+        if (
+            entry.advantages.shape != segment.tokens.shape
+            or entry.loss_mask.shape != segment.tokens.shape
+        ):
             raise HookError(
                 f"the advantage stage returned shapes {entry.advantages.shape} and {entry.loss_mask.shape} "
                 f"for trajectory {scored.trajectory.id}, whose segment has {segment.tokens.shape}"

@@ -80,5 +80,3 @@ def by_source(
     }
     numbers["eval/all/failed"] = float(len(failures))
     return numbers
-
-

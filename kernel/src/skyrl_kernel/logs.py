@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from structlog.stdlib import BoundLogger
 
-__all__ = ["Logger", "RunLogs", "get_logger", "mask_secrets"]
+    from skyrl_kernel.progress import Progress
+
+__all__ = ["Logger", "RunLogs", "get_logger", "logging_to", "mask_secrets"]
 
 FILE_NAME = "log.jsonl"
 
@@ -32,8 +34,18 @@ _TAKEN = frozenset({"time", "level", "logger", "event"})
 
 
 def get_logger(name: str) -> "Logger":
-    """A module's logger, made at its top: ``log = get_logger(__name__)``."""
+    """A logger for the module of that name, made once at its top."""
     return Logger(name)
+
+
+def logging_to(folder: Path, progress: "Progress | None" = None) -> "RunLogs":
+    """``with logging_to(folder, progress):`` sends all logs of this process there.
+
+    Args:
+        folder: ``trainer.log_path``, or the run folder; made if missing.
+        progress: Its console gets what matters; default: that of the process.
+    """
+    return RunLogs(folder, console=None if progress is None else progress.console)
 
 
 class Logger:
@@ -188,23 +200,34 @@ def _formatter(known: tuple[str, ...]) -> logging.Formatter:
     )
 
 
-class _FileHandler(logging.FileHandler):
-    """Writes the file; if that fails it says so once, and the run goes on."""
+class _FileHandler(logging.Handler):
+    """Writes the file; where that fails it says so and writes no more, and the run goes on."""
 
     def __init__(self, path: Path, known: tuple[str, ...], console: "Console | None") -> None:
-        super().__init__(path, encoding="utf-8")
+        super().__init__()
         self.setFormatter(_formatter(known))
+        self._path = path
+        self._file = path.open("ab", buffering=0)
         self._console = console
-        self._failed = False
 
-    def handleError(self, record: logging.LogRecord) -> None:
-        """Called by `logging` where writing raised."""
-        from skyrl_kernel.progress import say
+    def emit(self, record: logging.LogRecord) -> None:
+        """Append one line."""
+        if self._file.closed:
+            return
+        try:
+            self._file.write(f"{self.format(record)}\n".encode())
+        except OSError as error:
+            from skyrl_kernel.progress import say
 
-        if not self._failed:
-            self._failed = True
-            error = sys.exc_info()[1]
-            say(f"warning: {self.baseFilename} is not written any more: {error}", to=self._console)
+            self._file.close()
+            say(f"warning: {self._path} is not written any more: {error}", to=self._console)
+        except Exception:  # a field whose str() raises, a message with the wrong arguments
+            self.handleError(record)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+        super().close()
 
 
 class _ConsoleHandler(logging.Handler):

@@ -51,7 +51,9 @@ async def train(run: Session) -> int:
         if run.eval_due(step):
             with clock("eval"):
                 numbers |= await evaluate(run, step=step)
-        stop = run.report(step, batch, credited, results, numbers | metrics.timing_metrics(clock.seconds))
+        stop = run.report(
+            step, batch, credited, results, numbers | metrics.timing_metrics(clock.seconds)
+        )
         if stop or run.checkpoint_due(step):
             await run.compute(run.save, step)
         if stop:

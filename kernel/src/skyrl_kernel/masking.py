@@ -45,8 +45,9 @@ _SHAPES = re.compile(
     """,
     re.VERBOSE,
 )
-_ASSIGNMENT = re.compile(r"""([\w.-]+)(["']?\s*[=:]\s*["']?)([^\s"',;&]+)""")
-"""``api_key=…``, ``"password": "…"``: a key, what stands between, a value."""
+_KEY = re.compile(r"""(?<![\w.-])([\w.-]+)["']?\s*[=:]\s*["']?""")
+"""``api_key=`` or ``"password": "``: a key, and all that stands before its value."""
+_VALUE = re.compile(r"""[^\s"',;&]*""")
 
 _SHORTEST_KNOWN = 8
 """Environment values shorter than this would mask ordinary words."""
@@ -60,16 +61,24 @@ def is_secret_key(key: str) -> bool:
         [True, True, False, False]
     """
     words = [word.lower() for word in _WORDS.findall(key.rpartition(".")[2])]
+    if words == ["pwd"]:  # the working directory, not a password
+        return False
     if _SECRET_WORDS.intersection(words) or _SECRET_PAIRS.intersection(itertools.pairwise(words)):
         return True
     return words[-1:] == ["token"] and _VOCABULARY_TOKENS.isdisjoint(words[-2:-1])
 
 
 def known_secrets(environment: Mapping[str, str] | None = None) -> tuple[str, ...]:
-    """Values of the environment's secret variables, longest first."""
-    items = (os.environ if environment is None else environment).items()
-    values = {value for key, value in items if is_secret_key(key)}
-    return tuple(sorted((v for v in values if len(v) >= _SHORTEST_KNOWN), key=len, reverse=True))
+    """Values of the environment's secret variables, longest first.
+
+    A variable that holds the path of a file holds no secret itself.
+    """
+    values = {
+        value
+        for key, value in (os.environ if environment is None else environment).items()
+        if is_secret_key(key) and len(value) >= _SHORTEST_KNOWN and not os.path.exists(value)
+    }
+    return tuple(sorted(values, key=len, reverse=True))
 
 
 def mask_secrets(value: Any, known: tuple[str, ...] = ()) -> Any:
@@ -112,6 +121,12 @@ def _mask_text(text: str, known: tuple[str, ...]) -> str:
     for secret in known:
         text = text.replace(secret, MASK)
     text = _SHAPES.sub(MASK, text)
-    return _ASSIGNMENT.sub(
-        lambda match: match[1] + match[2] + MASK if is_secret_key(match[1]) else match[0], text
-    )
+    kept, done = "", 0
+    for key in _KEY.finditer(text):
+        if key.start() < done or not is_secret_key(key[1]):
+            continue
+        value = _VALUE.match(text, key.end())
+        if value and value[0]:
+            kept += text[done : key.end()] + MASK
+            done = value.end()
+    return kept + text[done:]

@@ -24,7 +24,9 @@ def reward_metrics(groups: Sequence[Group]) -> dict[str, float]:
     size = max(len(group) for group in totals)
     return {
         "reward/avg_raw_reward": float(np.mean(flat)),
-        f"reward/avg_pass_at_{size}": float(np.mean([_any_last_positive(g) for g in groups if g.trajectories])),
+        f"reward/avg_pass_at_{size}": float(
+            np.mean([_any_last_positive(g) for g in groups if g.trajectories])
+        ),
         "reward/mean_positive_reward": float(
             np.mean([_positive(one) for group in groups for one in group.trajectories])
         ),
@@ -34,7 +36,9 @@ def reward_metrics(groups: Sequence[Group]) -> dict[str, float]:
     }
 
 
-def generation_metrics(trajectories: Sequence[Trajectory], prefix: str = "generate") -> dict[str, float]:
+def generation_metrics(
+    trajectories: Sequence[Trajectory], prefix: str = "generate"
+) -> dict[str, float]:
     """``generate/…`` and ``environment/…``: lengths, turns, endings, the envs' own numbers."""
     if not trajectories:
         return {}
@@ -46,8 +50,12 @@ def generation_metrics(trajectories: Sequence[Trajectory], prefix: str = "genera
         f"{prefix}/max_num_tokens": float(lengths.max()),
         f"{prefix}/avg_num_tokens": float(lengths.mean()),
         f"{prefix}/std_num_tokens": float(lengths.std()),
-        f"{prefix}/avg_tokens_non_zero_rewards": float(lengths[rewarded].mean()) if rewarded.any() else 0.0,
-        f"{prefix}/avg_tokens_zero_rewards": float(lengths[~rewarded].mean()) if (~rewarded).any() else 0.0,
+        f"{prefix}/avg_tokens_non_zero_rewards": float(lengths[rewarded].mean())
+        if rewarded.any()
+        else 0.0,
+        f"{prefix}/avg_tokens_zero_rewards": float(lengths[~rewarded].mean())
+        if (~rewarded).any()
+        else 0.0,
         f"{prefix}/tokens_per_turn_mean": float(np.mean(turns)),
         f"{prefix}/turns_mean": float(np.mean([len(one.turns) for one in trajectories])),
     }
@@ -95,7 +103,11 @@ def update_metrics(results: Sequence[UpdateResult]) -> dict[str, float]:
         for name, value in result.metrics.items():
             columns.setdefault(name, []).append(value)
     reduced = {
-        name: max(values) if name.endswith("_max") else min(values) if name.endswith("_min") else sum(values) / len(values)
+        name: max(values)
+        if name.endswith("_max")
+        else min(values)
+        if name.endswith("_min")
+        else sum(values) / len(values)
         for name, values in columns.items()
     }
     return {f"policy/{name}": value for name, value in reduced.items()}

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from skyrl_kernel.config import ResolvedConfig
-from skyrl_kernel.errors import ModelError, PluginSelectionError
+from skyrl_kernel.errors import ModelError
 from skyrl_kernel.plan import named_source
 from skyrl_kernel.plugins import PluginManager
 
@@ -21,10 +21,7 @@ def locate_model(path: str, key: str, manager: PluginManager, settings: Resolved
         ModelError: There is no such model, or the directory is none.
     """
     if named_source(path) is not None:
-        try:
-            found = manager.make("load_model", path.partition(":")[0], path=path, settings=settings)
-        except PluginSelectionError as error:
-            raise ModelError(f"{key}={path}: no selected plugin knows this model") from error
+        found = manager.make("load_model", path.partition(":")[0], path=path, settings=settings)
         assert isinstance(found, Path)
         return found
     folder = Path(path).expanduser()
@@ -37,7 +34,9 @@ def locate_model(path: str, key: str, manager: PluginManager, settings: Resolved
         return folder
     if folder.exists() or path.startswith((".", "/", "~")) or path.count("/") > 1:
         state = "is a file" if folder.exists() else "does not exist"
-        raise ModelError(f"{key}={path} {state}; name a Hugging Face directory, a hub name, or builtin:tiny")
+        raise ModelError(
+            f"{key}={path} {state}; name a Hugging Face directory, a hub name, or builtin:tiny"
+        )
     return _download(path, key)
 
 
@@ -51,7 +50,9 @@ def _download(name: str, key: str) -> Path:
         ) from error
     try:
         return Path(
-            snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"])
+            snapshot_download(
+                name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+            )
         )
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

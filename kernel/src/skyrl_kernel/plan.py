@@ -75,7 +75,9 @@ def make_plan(
     """
     catalog = discover()
     named = [catalog.find(name) for name in plugins]
-    layers = merge_layers([(entry.name, entry.manifest.preset) for entry in named], files, overrides)
+    layers = merge_layers(
+        [(entry.name, entry.manifest.preset) for entry in named], files, overrides
+    )
     layers = _with_loggers(layers, named)
     entries = _select(catalog, layers, named)
     manager = PluginManager(catalog)

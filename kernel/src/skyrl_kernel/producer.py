@@ -13,8 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
-
 from skyrl_kernel.admission import Admission
 from skyrl_kernel.errors import FailureBudgetError, HookError, RunError
 from skyrl_kernel.protocols import Select
@@ -142,7 +140,9 @@ class Producer:
             rounds += 1
             candidates += [await self._next_group() for _ in range(target - len(candidates))]
             self._check_budget(step, [*candidates, *(group for group, _ in dropped)])
-            selection = self._select(candidates, target, generator(self._seed, "select", step, rounds))
+            selection = self._select(
+                candidates, target, generator(self._seed, "select", step, rounds)
+            )
             if not len(selection.verdicts) == len(selection.reasons) == len(candidates):
                 raise HookError(
                     f"the select stage returned {len(selection.verdicts)} verdicts and "
@@ -173,7 +173,9 @@ class Producer:
         if failures and len(failures) > self._max_failed_frac * total:
             kinds = collections.Counter(failure.kind for failure in failures)
             counted = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-            common = collections.Counter(failure.message for failure in failures).most_common(1)[0][0]
+            common = collections.Counter(failure.message for failure in failures).most_common(1)[0][
+                0
+            ]
             raise FailureBudgetError(
                 f"step {step}: {len(failures)} of {total} trajectories failed ({counted}), more than "
                 f"trainer.max_failed_frac={self._max_failed_frac:g} allows; the most common: {common}"
@@ -200,4 +202,7 @@ class Producer:
 
 def _reasons(dropped: Sequence[tuple[Group, str]]) -> str:
     counted = collections.Counter(reason or "no reason given" for _, reason in dropped)
-    return ", ".join(f"{count} dropped: {reason}" for reason, count in counted.most_common(3)) or "none dropped"
+    return (
+        ", ".join(f"{count} dropped: {reason}" for reason, count in counted.most_common(3))
+        or "none dropped"
+    )

@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 REFRESH_PER_SECOND = 8
 _RATE_STEPS = 20
 """The time left is judged by this many latest steps."""
+_NAME_WIDTH = 16
+"""Room for the names of stages, so that the bars stay in place when stages change."""
+_BAR_WIDTH = 30
+_CURVE_WIDTH = 40
 
 _shown: list["Progress"] = []
 """Live displays, outermost first. The outermost draws them all."""
@@ -83,6 +87,9 @@ class Stage:
 class Progress:
     """Shows how far something is; use it as a context manager.
 
+    One inside another's block is drawn below it. Entering the same one again
+    changes nothing: who is handed one may use it as its own.
+
     Args:
         title: What is going on, such as the run's name.
         total_steps: Steps until it is done.
@@ -127,6 +134,7 @@ class Progress:
         self._line_interval_s = line_interval_s
         self._last_line = float("-inf")
         self._live: Live | None = None
+        self._entered = 0
         self._stages: list[Stage] = []
         self._latest: Mapping[str, float] = {}
         self._history: list[float] = []
@@ -134,6 +142,9 @@ class Progress:
         self._marks: deque[tuple[float, int]] = deque(maxlen=_RATE_STEPS + 1)
 
     def __enter__(self) -> Self:
+        self._entered += 1
+        if self._entered > 1:
+            return self
         self._began = time.monotonic()
         self._marks.append((self._began, self.done))
         if self._wants_live:
@@ -143,6 +154,9 @@ class Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._entered -= 1
+        if self._entered:
+            return
         self._stages.clear()
         try:
             if self._live is not None:
@@ -228,14 +242,14 @@ class Progress:
 
         now = time.monotonic()
         bars = Table.grid(padding=(0, 2))
-        bars.add_column(no_wrap=True)
-        bars.add_column(width=30)
+        bars.add_column(no_wrap=True, min_width=_NAME_WIDTH)
+        bars.add_column(width=_BAR_WIDTH)
         bars.add_column(no_wrap=True)
         times = f"{_clock(now - self._began)} elapsed"
         left = self._seconds_left()
         bars.add_row(
             Text(self.title, style="bold"),
-            ProgressBar(total=max(self.total_steps, 1), completed=self.done, width=30),
+            ProgressBar(total=max(self.total_steps, 1), completed=self.done, width=_BAR_WIDTH),
             f"{self.unit} {self.done}/{self.total_steps}  {times}"
             + (f", {_clock(left)} left" if left is not None else ""),
         )
@@ -245,7 +259,7 @@ class Progress:
                 bars.add_row(f"  {stage.name}", "", seconds)
             else:
                 done = min(stage.done, stage.total)
-                bar = ProgressBar(total=max(stage.total, 1), completed=done, width=30)
+                bar = ProgressBar(total=max(stage.total, 1), completed=done, width=_BAR_WIDTH)
                 bars.add_row(f"  {stage.name}", bar, f"{stage.done}/{stage.total}  {seconds}")
         lines = [
             Text(f"  {text}", no_wrap=True, overflow="ellipsis")
@@ -260,7 +274,7 @@ class Progress:
             return ""
         name = next(iter(headline(self._latest)))
         unicode = knows_unicode(self.console)
-        curve = sparkline(self._history, 40, unicode=unicode)
+        curve = sparkline(self._history, _CURVE_WIDTH, unicode=unicode)
         first, last = format_number(self._history[0]), format_number(self._history[-1])
         return f"{name} {first} {curve} {last}"
 

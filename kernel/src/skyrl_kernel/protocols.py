@@ -71,6 +71,14 @@ class Tokenizer(Protocol):
         ...
 
 
+class Generates(Protocol):
+    """An engine as one rollout sees it."""
+
+    async def generate(self, requests: Sequence[GenerateRequest]) -> list[Completion]:
+        """Complete every request, in order. Equal prompts should be computed once."""
+        ...
+
+
 @runtime_checkable
 class Engine(Protocol):
     """Generates. Owns a copy of the weights, or shares the trainer's."""
@@ -122,9 +130,7 @@ class Engine(Protocol):
 class Trainer(Protocol):
     """Owns models by role (``policy``, ``reference``, …) and the policy's optimizer."""
 
-    def score(
-        self, role: str, rows: Sequence[IntArray], *, temperature: float
-    ) -> list[FloatArray]:
+    def score(self, role: str, rows: Sequence[IntArray], *, temperature: float) -> list[FloatArray]:
         """[T] log-prob in nats of each row's tokens given those before; 0 at index 0."""
         ...
 
@@ -192,7 +198,7 @@ class RolloutContext:
     seed: int
     """Seed of this trajectory alone."""
     sampling: Sampling
-    engine: Engine
+    engine: Generates
     tokenizer: Tokenizer
     host_env: Callable[[Prompt], HostedEnv]
     """A fresh env for the prompt, under deadlines and with typed errors."""

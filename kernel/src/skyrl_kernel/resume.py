@@ -8,7 +8,7 @@ from typing import Any
 from skyrl_kernel.config import TrainerConfig
 from skyrl_kernel.config.sources import flatten
 from skyrl_kernel.errors import CheckpointError, ResumeError
-from skyrl_kernel.logs import mask_secrets
+from skyrl_kernel.masking import mask_secrets
 from skyrl_kernel.plugins import diff_locks
 from skyrl_kernel.run import (
     Checkpoint,
@@ -105,7 +105,9 @@ def _refuse_other_config(folder: RunFolder, tree: Mapping[str, Any]) -> None:
         if key not in MAY_CHANGE and before.get(key) != now.get(key)
     ]
     if changed:
-        shown = "; ".join(changed[:5]) + (f"; and {len(changed) - 5} more" if len(changed) > 5 else "")
+        shown = "; ".join(changed[:5]) + (
+            f"; and {len(changed) - 5} more" if len(changed) > 5 else ""
+        )
         raise ResumeError(
             f"the run folder {folder.path} was made with another config: {shown}. Choose another "
             "trainer.run_name, or trainer.resume_mode=none to move that folder aside and start anew"

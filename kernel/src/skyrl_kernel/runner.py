@@ -8,12 +8,13 @@ from typing import Literal
 
 from skyrl_kernel import assemble
 from skyrl_kernel.errors import SkyrlError, StopRun, is_disk_full
-from skyrl_kernel.logs import logging_to, mask_secrets
+from skyrl_kernel.logs import RunLogs
 from skyrl_kernel.loop import train
+from skyrl_kernel.masking import mask_secrets
 from skyrl_kernel.plan import Plan, make_plan
 from skyrl_kernel.plugins import plugin_lock
 from skyrl_kernel.progress import Progress
-from skyrl_kernel.protocols import RunEnd, RunInfo, Runtime
+from skyrl_kernel.protocols import RunEnd, RunInfo, Runtime, Tokenizer
 from skyrl_kernel.resume import Start, find_start
 from skyrl_kernel.run import RunFolder, set_aside_later
 from skyrl_kernel.session import Session
@@ -86,7 +87,7 @@ def carry_out(plan: Plan, *, progress: Progress | None = None) -> RunResult:
         progress = progress or Progress(
             config.run_name, total_steps, start_step=step, lines="console" not in config.loggers
         )
-        with progress, logging_to(folder.logs, progress):
+        with progress, RunLogs(folder.logs, console=progress.console):
             if moved is not None:
                 progress.warning(f"{path} held another run; it is now {moved}")
             for note in (*data.notes, *start.notes):
@@ -120,7 +121,7 @@ def _start(
     progress: Progress,
     start: Start,
     models: dict[str, Path],
-    tokenizer: assemble.Tokenizer,
+    tokenizer: Tokenizer,
     data: assemble.Data,
     lock: Sequence[dict[str, str]],
 ) -> RunResult:
@@ -143,7 +144,9 @@ def _start(
             folder.truncate_after(session.first_step - 1 if start.checkpoint else -1)
             set_aside_later(folder.checkpoints, session.first_step - 1)
             if session.first_step > 1:
-                progress.message(f"going on after step {session.first_step - 1} of {session.total_steps}")
+                progress.message(
+                    f"going on after step {session.first_step - 1} of {session.total_steps}"
+                )
             return _drive(session)
     finally:
         runtime.close()
@@ -161,7 +164,9 @@ def _drive(session: Session) -> RunResult:
             total_steps=session.total_steps,
             start_step=session.first_step - 1,
             config=mask_secrets(session.plan.config.tree),
-            plugins=[f"{one['name']} {one['distribution']} {one['version']}" for one in session.lock],
+            plugins=[
+                f"{one['name']} {one['distribution']} {one['version']}" for one in session.lock
+            ],
         ),
     )
     status: Literal["finished", "stopped", "interrupted", "failed"] = "failed"
@@ -182,9 +187,7 @@ def _drive(session: Session) -> RunResult:
     finally:
         session.observe(
             "on_run_end",
-            end=RunEnd(
-                step=step, status=status, message=message, warnings=tuple(session.warnings)
-            ),
+            end=RunEnd(step=step, status=status, message=message, warnings=tuple(session.warnings)),
         )
     exported = session.folder.export / f"global_step_{step}"
     return RunResult(

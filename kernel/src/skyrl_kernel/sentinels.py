@@ -13,7 +13,12 @@ class Sentinels:
         self._streaks: dict[str, int] = {}
 
     def check(
-        self, step: int, groups: Sequence[CreditedGroup], results: Sequence[UpdateResult], *, rewarded: bool
+        self,
+        step: int,
+        groups: Sequence[CreditedGroup],
+        results: Sequence[UpdateResult],
+        *,
+        rewarded: bool,
     ) -> list[str]:
         """Warnings about this step, in full sentences.
 
@@ -29,7 +34,9 @@ class Sentinels:
             for one, _ in group
             if one.trajectory.reward is not None
         }
-        trained = any(entry.loss_mask.any() for group in groups for _, tokens in group for entry in tokens)
+        trained = any(
+            entry.loss_mask.any() for group in groups for _, tokens in group for entry in tokens
+        )
         found = {
             "constant rewards": rewarded and len(totals) == 1,
             "nothing to train on": not trained,

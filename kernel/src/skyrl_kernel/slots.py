@@ -39,11 +39,16 @@ class Slot:
 
 STAGES: tuple[Slot, ...] = (
     Slot("generator.rollout", "generate", (PLUGINS, ALGORITHMS)),
-    Slot("generator.reward", "reward", (PLUGINS,)),
+    Slot("generator.reward", "reward", (PLUGINS, ALGORITHMS)),
     Slot("trainer.algorithm.dynamic_sampling.type", "select", (ALGORITHMS, PLUGINS), "keep_all"),
     Slot("trainer.algorithm.advantage_estimator", "advantage", (ALGORITHMS, PLUGINS)),
     Slot("trainer.algorithm.policy_loss_type", "loss", (ALGORITHMS, PLUGINS)),
-    Slot("generator.inference_engine.weight_sync_backend", "sync_weights", (PLUGINS, BACKENDS), "shared"),
+    Slot(
+        "generator.inference_engine.weight_sync_backend",
+        "sync_weights",
+        (PLUGINS, BACKENDS),
+        "shared",
+    ),
     Slot("trainer.evaluator", "evaluate", (PLUGINS,)),
 )
 """The seven stages, in the order of a step."""

@@ -42,6 +42,7 @@ def rows(split: str) -> list[dict[str, Any]]:
     return [
         {
             "prompt": [{"role": "user", "content": f"Write {word} backwards."}],
+            "data_source": "reverse",
             "env_class": "reverse",
             "reward_spec": {"method": "rule", "ground_truth": word[::-1]},
         }

@@ -83,12 +83,25 @@ def _print_table(catalog: Catalog) -> None:
     limit = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     click.secho(_line(_HEADER, widths, limit), bold=True)
     for entry, row in zip(catalog, rows, strict=True):
-        colour = {"ok": None, "warning": "yellow", "broken": "red"}[_status(entry)]
-        click.secho(_line(row, widths, limit), fg=colour)
+        line, status = _line(row, widths, limit), _status(entry)
+        colour = {"warning": "yellow", "broken": "red"}.get(status)
+        click.echo(line if colour is None else click.style(line, fg=colour))
+    for line in _faults(catalog):
+        click.echo(line, err=True)
+
+
+def _faults(catalog: Catalog) -> list[str]:
+    """One line per fault; what concerns a whole distribution names all its plugins."""
+    concerned: dict[tuple[str, str, str], list[str]] = {}
     for entry in catalog:
         for label, faults in (("problem", entry.problems), ("warning", entry.warnings)):
             for fault in faults:
-                click.echo(f"{label}: {entry}: {fault}", err=True)
+                names = concerned.setdefault((label, entry.label, fault), [])
+                names.append(f"{entry.kind} '{entry.name}'")
+    return [
+        f"{label}: {listed(names)} ({distribution}): {fault}"
+        for (label, distribution, fault), names in concerned.items()
+    ]
 
 
 def _line(cells: Sequence[str], widths: Sequence[int], limit: int | None) -> str:

@@ -39,7 +39,7 @@ def run(
 
     All keys: docs/reference/config.md. The same command goes on with a run that was
     interrupted.
-    """
+    """  # noqa: D301 -- click's \\b
     from skyrl_kernel.plan import make_plan
 
     if not plugins and not files and not overrides:

@@ -5,7 +5,14 @@ from skyrl_kernel.masking import mask_secrets
 from skyrl_kernel.plan import Plan
 from skyrl_kernel.slots import STAGES
 
-_OBSERVED = ("on_run_start", "on_step_end", "on_eval_end", "on_checkpoint", "on_failure", "on_run_end")
+_OBSERVED = (
+    "on_run_start",
+    "on_step_end",
+    "on_eval_end",
+    "on_checkpoint",
+    "on_failure",
+    "on_run_end",
+)
 
 
 def describe_plan(plan: Plan) -> str:

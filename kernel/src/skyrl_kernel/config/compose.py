@@ -153,9 +153,7 @@ def resolve_config(
         tree.update(flatten(instances[model].model_dump(mode="json"), f"{path}."))
     for key in tree:
         origins[key] = _origin(key, layers.origins)
-    return ResolvedConfig(
-        config=config, sections=instances, tree=unflatten(tree), origins=origins
-    )
+    return ResolvedConfig(config=config, sections=instances, tree=unflatten(tree), origins=origins)
 
 
 def _origin(key: str, origins: Mapping[str, str]) -> str:
@@ -195,7 +193,9 @@ def _key_problem(
     if below:
         return f"config key '{key}' ({origin}) is a section; its keys are: {', '.join(below)}"
     nearest = _nearest(key, known)
-    hint = f"; did you mean '{nearest}'?" if nearest else "; docs/reference/config.md lists all keys"
+    hint = (
+        f"; did you mean '{nearest}'?" if nearest else "; docs/reference/config.md lists all keys"
+    )
     return f"no config key '{key}' ({origin}){hint}"
 
 

@@ -45,7 +45,9 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
         for name in sections:
             below = node.setdefault(name, {})
             if not isinstance(below, dict):
-                raise ConfigError(f"config key '{path}' lies below '{name}', which is set to a value")
+                raise ConfigError(
+                    f"config key '{path}' lies below '{name}', which is set to a value"
+                )
             node = below
         if isinstance(node.get(leaf), dict) and node[leaf]:
             raise ConfigError(
@@ -77,9 +79,13 @@ def read_file(path: Path) -> dict[str, Any]:
                 f"config file '{path}' has the suffix '{path.suffix}'; use .yaml, .yml or .toml"
             )
     except (yaml.YAMLError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"config file '{path}' is not valid: {' '.join(str(error).split())}") from error
+        raise ConfigError(
+            f"config file '{path}' is not valid: {' '.join(str(error).split())}"
+        ) from error
     if not isinstance(tree, Mapping):
-        raise ConfigError(f"config file '{path}' holds a {type(tree).__name__}; it must be a mapping of keys")
+        raise ConfigError(
+            f"config file '{path}' holds a {type(tree).__name__}; it must be a mapping of keys"
+        )
     return flatten(tree)
 
 
@@ -97,7 +103,9 @@ def read_overrides(words: Iterable[str]) -> dict[str, Any]:
     for word in words:
         key, equals, text = word.partition("=")
         if key.startswith("+"):
-            raise ConfigError(f"'{word}': write {word[1:]} without the '+'; plugins declare their own keys")
+            raise ConfigError(
+                f"'{word}': write {word[1:]} without the '+'; plugins declare their own keys"
+            )
         if not equals or not key or any(not part for part in key.split(".")):
             raise ConfigError(
                 f"'{word}' is not of the form key=value, such as trainer.epochs=3; "

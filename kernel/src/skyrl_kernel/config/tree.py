@@ -167,7 +167,7 @@ class TrainerConfig(Section):
     """Passes over the training data; its last incomplete batch is left out."""
     max_training_steps: Positive | None = None
     """Steps after which the run ends whatever ``epochs`` says."""
-    seed: int = 42
+    seed: Annotated[int, Field(ge=0)] = 42
     """Of everything random."""
     max_prompt_length: Positive = 512
     """Prompts of more tokens are dropped and counted."""

@@ -115,9 +115,7 @@ class Agent:
             timings=timings,
         )
 
-    async def _complete(
-        self, tokens: IntArray, turn: int, context: RolloutContext
-    ) -> Completion:
+    async def _complete(self, tokens: IntArray, turn: int, context: RolloutContext) -> Completion:
         request = GenerateRequest(
             tokens=tokens,
             sampling=context.sampling,

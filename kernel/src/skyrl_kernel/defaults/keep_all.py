@@ -19,5 +19,7 @@ def keep_all(candidates: Sequence[Group], target: int, rng: np.random.Generator)
     """Drop only groups of which every trajectory was lost."""
     return Selection(
         verdicts=tuple("keep" if group.trajectories else "drop" for group in candidates),
-        reasons=tuple("" if group.trajectories else "all trajectories lost" for group in candidates),
+        reasons=tuple(
+            "" if group.trajectories else "all trajectories lost" for group in candidates
+        ),
     )

@@ -1,5 +1,7 @@
 """For runs that sample nothing: no engine, no weight sync."""
 
+from collections.abc import Sequence
+
 from skyrl_kernel.hookspecs import hookimpl
 from skyrl_kernel.protocols import Engine, SyncWeights, Trainer
 from skyrl_kernel.records import Completion, FloatArray, GenerateRequest
@@ -29,7 +31,7 @@ class NoEngine:
     def __init__(self) -> None:
         self.version = 0
 
-    async def generate(self, requests: "list[GenerateRequest]") -> list[Completion]:
+    async def generate(self, requests: Sequence[GenerateRequest]) -> list[Completion]:
         """Refuse.
 
         Raises:

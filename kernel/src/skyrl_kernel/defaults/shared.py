@@ -35,6 +35,6 @@ async def shared(trainer: Trainer, engine: Engine, version: int) -> None:
             "generator.inference_engine.weight_sync_backend=shared needs a trainer and an engine in "
             f"one process that share a module; this {lacking} does not"
         )
-    await engine.begin_update(version)
     engine.share(trainer.module("policy"))
+    await engine.begin_update(version)
     await engine.finish_update(version)

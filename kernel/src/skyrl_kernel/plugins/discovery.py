@@ -98,6 +98,12 @@ def _with_rivals(entries: Sequence[PluginEntry]) -> Iterator[PluginEntry]:
         yield replace(entry, problems=(*entry.problems, claim))
 
 
+def installed_version(distribution: str) -> str | None:
+    """Version of a distribution by its name, without a scan; None if it is not installed."""
+    found = next(map(_read, Distribution.discover(name=distribution)), None)
+    return None if found is None else found.version
+
+
 # --- distributions ------------------------------------------------------------------
 
 
@@ -135,7 +141,7 @@ def _installed() -> Iterator[list[_Copy]]:
 
 
 def _read(distribution: Distribution) -> _Copy:
-    metadata: Message = distribution.metadata  # type: ignore[assignment]  # is one at run time
+    metadata = _metadata(distribution)
     path = getattr(distribution, "_path", None)
     folder = path.name if path is not None else "unknown"  # such as skyrl_foo-0.1.0.dist-info
     return _Copy(
@@ -145,6 +151,15 @@ def _read(distribution: Distribution) -> _Copy:
         version=metadata.get("Version", _UNKNOWN),
         points=distribution.read_text("entry_points.txt") or "",
     )
+
+
+def _metadata(distribution: Distribution) -> Message:
+    """Its headers; none where the file is missing, which Python versions report differently."""
+    try:
+        found: Message | None = distribution.metadata  # type: ignore[assignment]
+    except FileNotFoundError:
+        found = None
+    return Message() if found is None else found
 
 
 def _normalized(name: str) -> str:
@@ -220,7 +235,10 @@ def _requires_kernel(copy: _Copy, kernel_version: str) -> tuple[str, list[str], 
     """(range of kernel versions, problems, warnings) from the unconditional requirements."""
     ranges: set[str] = set()
     found = False
-    for line in copy.distribution.requires or ():
+    lines = copy.metadata.get_all("Requires-Dist")
+    if lines is None and copy.metadata:  # an .egg-info keeps them in another file
+        lines = copy.distribution.requires
+    for line in lines or ():
         if not _normalized(line).startswith(KERNEL):
             continue
         try:

@@ -5,9 +5,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from skyrl_kernel.errors import PluginLoadError
 from skyrl_kernel.plugins.catalog import PluginEntry
-from skyrl_kernel.plugins.packages import find_package
+from skyrl_kernel.plugins.discovery import installed_version
 from skyrl_kernel.plugins.manifest import FILENAME
+from skyrl_kernel.plugins.packages import find_package
 from skyrl_kernel.slots import GROUPS
 
 Lock = list[dict[str, str]]
@@ -42,21 +44,33 @@ def plugin_lock(entries: Iterable[PluginEntry]) -> Lock:
 
 
 def locked_entries(lock: Sequence[Mapping[str, Any]]) -> list[PluginEntry]:
-    """The plugins of a recorded lock, to be loaded by their recorded values without a scan.
+    """The plugins of a recorded lock as they are installed here, found without a scan.
 
-    What is really installed here is found out by comparing ``plugin_lock`` of the
-    result's values with ``lock``; see `diff_locks`.
+    For workers: ``diff_locks(lock, plugin_lock(locked_entries(lock)))`` is empty exactly
+    if this process has what the controller has.
+
+    Raises:
+        PluginLoadError: A distribution of the lock is not installed here.
     """
-    return [
-        PluginEntry(
-            name=record["name"],
-            group=GROUPS[record["kind"]],
-            value=record["value"],
-            distribution=record["distribution"],
-            version=record["version"],
+    entries = []
+    for record in lock:
+        version = installed_version(record["distribution"])
+        if version is None:
+            raise PluginLoadError(
+                f"the run's plugin {record['kind']} '{record['name']}' "
+                f"({record['distribution']} {record['version']}) is not installed in this process: "
+                f'pip install "{record["distribution"]}=={record["version"]}"'
+            )
+        entries.append(
+            PluginEntry(
+                name=record["name"],
+                group=GROUPS[record["kind"]],
+                value=record["value"],
+                distribution=record["distribution"],
+                version=version,
+            )
         )
-        for record in lock
-    ]
+    return entries
 
 
 def diff_locks(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -18,7 +18,9 @@ def check_trajectory(trajectory: Any, prompt: Prompt, sample: int) -> None:
     """
 
     def refuse(what: str) -> TrajectoryError:
-        return TrajectoryError(FailureKind.INFRASTRUCTURE, f"trajectory {prompt.uid}/{sample}: {what}")
+        return TrajectoryError(
+            FailureKind.INFRASTRUCTURE, f"trajectory {prompt.uid}/{sample}: {what}"
+        )
 
     if not isinstance(trajectory, Trajectory):
         raise refuse(f"the generate stage returned a {type(trajectory).__name__}, not a Trajectory")
@@ -33,7 +35,9 @@ def check_trajectory(trajectory: Any, prompt: Prompt, sample: int) -> None:
         if not np.isfinite(trained).all():
             raise refuse("the engine reported a log-prob that is not finite")
         if (trained > 1e-3).any():
-            raise refuse(f"the engine reported a log-prob of {trained.max():g}; it cannot be above 0")
+            raise refuse(
+                f"the engine reported a log-prob of {trained.max():g}; it cannot be above 0"
+            )
 
 
 def check_rewards(rewards: Any, played: Sequence[Trajectory]) -> Sequence[Reward]:
@@ -47,7 +51,9 @@ def check_rewards(rewards: Any, played: Sequence[Trajectory]) -> Sequence[Reward
         return TrajectoryError(FailureKind.TASK, f"the reward stage returned {what}")
 
     if not isinstance(rewards, (list, tuple)) or len(rewards) != len(played):
-        found = f"{len(rewards)} rewards" if isinstance(rewards, (list, tuple)) else repr(rewards)[:80]
+        found = (
+            f"{len(rewards)} rewards" if isinstance(rewards, (list, tuple)) else repr(rewards)[:80]
+        )
         raise refuse(f"{found} for {len(played)} trajectories; it must return one Reward for each")
     for reward, trajectory in zip(rewards, played, strict=True):
         if not isinstance(reward, Reward):
@@ -58,5 +64,7 @@ def check_rewards(rewards: Any, played: Sequence[Trajectory]) -> Sequence[Reward
                 f"which has {len(trajectory.turns)} turns"
             )
         if not all(math.isfinite(value) for value in (*reward.turns, *reward.components.values())):
-            raise refuse(f"a reward that is not finite for trajectory {trajectory.id}: {reward.turns}")
+            raise refuse(
+                f"a reward that is not finite for trajectory {trajectory.id}: {reward.turns}"
+            )
     return rewards

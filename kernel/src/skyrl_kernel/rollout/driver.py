@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from skyrl_kernel.errors import FailureKind, PluginError, SkyrlError, TrajectoryError
-from skyrl_kernel.protocols import Engine, Generate, RewardFn, RolloutContext, Tokenizer
+from skyrl_kernel.protocols import Engine, Generate, Generates, RewardFn, RolloutContext, Tokenizer
 from skyrl_kernel.records import (
     Failure,
     Group,
@@ -107,7 +107,7 @@ class Rollouts:
         self._workers.close()
         await self._envs.close()
 
-    def _seat(self) -> Engine:
+    def _seat(self) -> Generates:
         if self._lockstep is None:
             return self._engine
         self._place += 1
@@ -154,7 +154,9 @@ class Rollouts:
                 only = played[0]
                 return [], [self._failure(error, "reward", only.prompt, only.sample, step)]
             alone = [await self._judge([trajectory], step) for trajectory in played]
-            return [one for kept, _ in alone for one in kept], [f for _, lost in alone for f in lost]
+            return [one for kept, _ in alone for one in kept], [
+                f for _, lost in alone for f in lost
+            ]
         return [
             replace(trajectory, reward=reward)
             for trajectory, reward in zip(played, rewards, strict=True)
@@ -162,9 +164,7 @@ class Rollouts:
 
     async def _rewards(self, played: Sequence[Trajectory]) -> Sequence[Reward]:
         try:
-            rewards = await self._workers.call(
-                lambda: self._reward(played), self._reward_timeout_s
-            )
+            rewards = await self._workers.call(lambda: self._reward(played), self._reward_timeout_s)
         except CallTimeout as error:
             raise TrajectoryError(
                 FailureKind.TIMEOUT, f"the reward stage gave {error} (generator.reward_timeout_s)"

@@ -114,11 +114,14 @@ class _Hosted:
         else:  # one trip to a thread instead of two
             assert env is not None
             metrics = await self._guard(
-                "get_metrics", lambda: self._host.workers.call(lambda: _finish(env), self._host.timeout_s)
+                "get_metrics",
+                lambda: self._host.workers.call(lambda: _finish(env), self._host.timeout_s),
             )
         self._env = None
         if not isinstance(metrics, Mapping):
-            raise self._bad("get_metrics", f"returned {_describe(metrics)}; it must be a mapping of numbers")
+            raise self._bad(
+                "get_metrics", f"returned {_describe(metrics)}; it must be a mapping of numbers"
+            )
         return {
             str(key): float(value)
             for key, value in metrics.items()
@@ -186,29 +189,42 @@ class _Hosted:
 
     def _checked_prompt(self, result: Any) -> Sequence[Message]:
         if not (isinstance(result, (tuple, list)) and len(result) == 2):
-            raise self._bad("init", f"returned {_describe(result)}; it must return (prompt, information)")
+            raise self._bad(
+                "init", f"returned {_describe(result)}; it must return (prompt, information)"
+            )
         messages = result[0]
         if not _are_messages(messages) or not messages:
-            raise self._bad("init", f"returned the prompt {_describe(messages)}; it must be chat messages")
+            raise self._bad(
+                "init", f"returned the prompt {_describe(messages)}; it must be chat messages"
+            )
         checked: Sequence[Message] = messages
         return checked
 
     def _checked_step(self, result: Any) -> EnvStep:
         if not isinstance(result, Mapping):
-            raise self._bad("step", f"returned {_describe(result)}; it must return a mapping as EnvStep")
+            raise self._bad(
+                "step", f"returned {_describe(result)}; it must return a mapping as EnvStep"
+            )
         missing = [key for key in ("observations", "reward", "done") if key not in result]
         if missing:
-            raise self._bad("step", f"returned no {', '.join(missing)}; it returned: {', '.join(result)}")
+            raise self._bad(
+                "step", f"returned no {', '.join(missing)}; it returned: {', '.join(result)}"
+            )
         reward = result["reward"]
         if isinstance(reward, bool) or not isinstance(reward, (int, float)):
             raise self._bad("step", f"returned the reward {_describe(reward)}; it must be a number")
         if not math.isfinite(reward):
             raise self._bad("step", f"returned the reward {reward}; it must be finite")
         if not isinstance(result["done"], bool):
-            raise self._bad("step", f"returned done={_describe(result['done'])}; it must be True or False")
+            raise self._bad(
+                "step", f"returned done={_describe(result['done'])}; it must be True or False"
+            )
         observations = result["observations"] or []
         if not _are_messages(observations):
-            raise self._bad("step", f"returned observations {_describe(observations)}; they must be chat messages")
+            raise self._bad(
+                "step",
+                f"returned observations {_describe(observations)}; they must be chat messages",
+            )
         return EnvStep(
             observations=observations,
             reward=float(reward),
@@ -231,7 +247,9 @@ def _is_async(env: Any, method: str) -> bool:
 
 def _are_messages(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and all(
-        isinstance(one, Mapping) and isinstance(one.get("role"), str) and isinstance(one.get("content"), str)
+        isinstance(one, Mapping)
+        and isinstance(one.get("role"), str)
+        and isinstance(one.get("content"), str)
         for one in value
     )
 

@@ -83,7 +83,9 @@ class _Child:
             if isinstance(error, TimeoutError):
                 raise
             self.kill()
-            raise RemoteEnvError(f"its process ended with exit code {self._process.exitcode}", True) from error
+            raise RemoteEnvError(
+                f"its process ended with exit code {self._process.exitcode}", True
+            ) from error
         if not fine:
             raise RemoteEnvError(result, False)
         return result
@@ -150,11 +152,15 @@ class EnvProcessPool:
         await self._slots.acquire()
         child: _Child | None = None
         try:
-            child = self._idle.pop() if self._idle else await asyncio.to_thread(_Child, self._factory)
+            child = (
+                self._idle.pop() if self._idle else await asyncio.to_thread(_Child, self._factory)
+            )
             self._used.add(child)
             env = ProcessEnv(self, child, timeout_s)
             # The first call also waits for the child's imports, which are not the env's time.
-            await asyncio.to_thread(child.ask, "open", (name, dict(extras), max_turns), timeout_s + 60.0)
+            await asyncio.to_thread(
+                child.ask, "open", (name, dict(extras), max_turns), timeout_s + 60.0
+            )
         except BaseException:
             if child is not None:
                 self.drop(child)

@@ -7,22 +7,20 @@ ordered by trajectory. Synchronous runs are reproducible because of this.
 """
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from skyrl_kernel.records import Completion, FloatArray, GenerateRequest, IntArray
+from skyrl_kernel.records import Completion, GenerateRequest
 
 if TYPE_CHECKING:
-    import torch
-
     from skyrl_kernel.protocols import Engine
 
 
 class Lockstep:
     """Collects the requests of live trajectories for one engine.
 
-    Every trajectory calls `enter` with its place in the order before its first
-    request and `leave` after its last. Everything runs in one event loop.
+    Every trajectory takes a seat (`enter`, with its place in the order) before its
+    first request and leaves it after its last. Everything runs in one event loop.
     """
 
     def __init__(self, engine: "Engine") -> None:
@@ -36,7 +34,7 @@ class Lockstep:
         if place in self._live:
             raise ValueError(f"place {place} is taken")
         self._live.add(place)
-        return LockstepSeat(self, place, self._engine)
+        return LockstepSeat(self, place)
 
     def leave(self, place: int) -> None:
         """The trajectory has ended; others no longer wait for it."""
@@ -77,49 +75,14 @@ class Lockstep:
 class LockstepSeat:
     """The engine as one trajectory sees it: its requests wait for the round."""
 
-    lockstep = True
-
-    def __init__(self, lockstep: Lockstep, place: int, engine: "Engine") -> None:
+    def __init__(self, lockstep: Lockstep, place: int) -> None:
         self._lockstep = lockstep
         self._place = place
-        self._engine = engine
-
-    @property
-    def version(self) -> int:
-        """Policy version of the engine's weights."""
-        return self._engine.version
-
-    def leave(self) -> None:
-        """The trajectory has ended."""
-        self._lockstep.leave(self._place)
 
     async def generate(self, requests: Sequence[GenerateRequest]) -> list[Completion]:
         """Complete the requests, one round each."""
         return [await self._lockstep.request(self._place, request) for request in requests]
 
-    async def logprobs(self, rows: Sequence[IntArray], *, temperature: float) -> list[FloatArray]:
-        """Not part of a round."""
-        return await self._engine.logprobs(rows, temperature=temperature)
-
-    async def abort(self) -> None:
-        """Not one trajectory's to decide."""
-        raise RuntimeError("one trajectory cannot abort the round of all others")
-
-    async def pause(self) -> None:
-        """Not one trajectory's to decide."""
-        raise RuntimeError("one trajectory cannot pause the engine")
-
-    resume = pause
-
-    async def begin_update(self, version: int) -> None:
-        """Not one trajectory's to decide."""
-        raise RuntimeError("one trajectory cannot update the engine")
-
-    async def apply_update(self, weights: "Iterable[tuple[str, torch.Tensor]]") -> None:
-        """Not one trajectory's to decide."""
-        raise RuntimeError("one trajectory cannot update the engine")
-
-    finish_update = begin_update
-
-    async def close(self) -> None:
-        """The engine outlives its trajectories."""
+    def leave(self) -> None:
+        """The trajectory has ended."""
+        self._lockstep.leave(self._place)

@@ -29,15 +29,16 @@ class RemoteFactory:
         from skyrl_kernel.slots import ENVS
 
         return cls(
-            entries=tuple(entry for entry in plan.entries if entry.group == ENVS), config=plan.config
+            entries=tuple(entry for entry in plan.entries if entry.group == ENVS),
+            config=plan.config,
         )
 
     def __call__(self, name: str, extras: Mapping[str, Any], max_turns: int | None) -> Env:
         """A fresh env."""
         if self._manager is None:
-            from skyrl_kernel.plugins import Catalog, PluginManager
+            from skyrl_kernel.plugins import PluginManager, discover
 
-            self._manager = PluginManager(Catalog(self.entries))
+            self._manager = PluginManager(discover())
             self._manager.load(self.entries)
         env: Env = self._manager.make(
             "make_env", name, name=name, settings=self.config, extras=extras, max_turns=max_turns

@@ -73,9 +73,7 @@ class Workers:
         self._running.add(call)
         if self._threads < min(self._size, self._pending):
             self._threads += 1
-            threading.Thread(
-                target=self._work, args=(loop,), name=self._name, daemon=True
-            ).start()
+            threading.Thread(target=self._work, args=(loop,), name=self._name, daemon=True).start()
         self._queue.put(call)
         if self._watch is None:
             self._watch = loop.call_later(min(timeout_s, 1.0), self._check, loop)
@@ -144,9 +142,7 @@ class Workers:
             self._running.discard(call)
             self._pending -= 1
             if not call.future.done():
-                call.future.set_exception(
-                    CallTimeout(f"no answer within {call.timeout_s:g} s")
-                )
+                call.future.set_exception(CallTimeout(f"no answer within {call.timeout_s:g} s"))
             if self._pending > self._threads:
                 self._threads += 1
                 threading.Thread(

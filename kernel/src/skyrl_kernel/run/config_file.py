@@ -49,7 +49,8 @@ def _lines(
             yield f"{indent}{_inline(key)}:"
             yield from _lines(value, origins, f"{dotted}.", f"{indent}  ")
         else:
-            origin = " ".join(origins.get(dotted, "").split())
+            printable = (c if c.isprintable() else " " for c in origins.get(dotted, ""))
+            origin = " ".join("".join(printable).split())
             comment = f"  # {origin}" if origin else ""
             yield f"{indent}{_inline(key)}: {_inline(value)}{comment}"
 

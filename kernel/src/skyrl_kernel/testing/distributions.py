@@ -4,9 +4,14 @@ What is written is what an installer leaves behind: packages beside a
 ``.dist-info`` folder. With the folder on ``sys.path`` it is installed.
 """
 
-from collections.abc import Mapping, Sequence
+import importlib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from textwrap import dedent
+
+from skyrl_kernel.plugins import discover
 
 ANY_KERNEL = ("skyrl-kernel>=0.1",)
 
@@ -69,6 +74,24 @@ def make_distribution(
             lines += [f"[{group}]", *(f"{point} = {value}" for point, value in points.items())]
         _write(metadata / "entry_points.txt", "\n".join(lines) + "\n")
     return metadata
+
+
+@contextmanager
+def on_path(folder: Path) -> Iterator[Path]:
+    """Put ``folder`` first on ``sys.path``; afterwards forget it and what was imported from it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+    discover(refresh=True)
+    try:
+        yield folder
+    finally:
+        sys.path.remove(str(folder))
+        for name, module in list(sys.modules.items()):
+            origin = getattr(module, "__file__", None)
+            if origin is not None and Path(origin).is_relative_to(folder):
+                del sys.modules[name]
+        discover(refresh=True)
 
 
 def _write_module(folder: Path, module: str, source: str) -> None:

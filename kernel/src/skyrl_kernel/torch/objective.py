@@ -110,7 +110,7 @@ def objective(
 
     Raises:
         ValueError: The loss returned a term of another shape, or one that has no
-            coefficient.
+            coefficient or no weights.
     """
     out = loss(inputs)
     total = inputs.logprobs.new_zeros(())
@@ -120,10 +120,15 @@ def objective(
                 f"the loss returned the term '{name}' with shape {tuple(term.shape)}; "
                 f"per-token terms have shape {tuple(inputs.logprobs.shape)}"
             )
-        if name not in loss.coefficients or name not in weights:
+        if name not in loss.coefficients:
             raise ValueError(
                 f"the loss returned the term '{name}'; its coefficients are for: "
                 f"{', '.join(loss.coefficients)}"
+            )
+        if name not in weights:
+            raise ValueError(
+                f"the loss returned the term '{name}', for which the samples carry no weights; "
+                f"they carry: {', '.join(weights) or 'none'}"
             )
         total = total + loss.coefficients[name] * (weights[name] * term).sum()
     return total, out

@@ -56,9 +56,7 @@ def group_advantages(rewards: Sequence[float], *, normalize_std: bool = True) ->
     return [float(value) for value in scaled]
 
 
-def credit_group(
-    group: Sequence[Scored], normalize_std: bool
-) -> list[tuple[TokenAdvantages, ...]]:
+def credit_group(group: Sequence[Scored], normalize_std: bool) -> list[tuple[TokenAdvantages, ...]]:
     """Give every sampled token of a trajectory the trajectory's advantage."""
     rewards = []
     for one in group:

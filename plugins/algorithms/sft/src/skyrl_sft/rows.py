@@ -22,7 +22,9 @@ def generate(name: str) -> Generate | None:
 @hookimpl
 def reward(name: str) -> RewardFn | None:
     """The stage of ``generator.reward=sft``: nothing was sampled, so nothing is judged."""
-    return (lambda trajectories: [Reward(turns=()) for _ in trajectories]) if name == "sft" else None
+    return (
+        (lambda trajectories: [Reward(turns=()) for _ in trajectories]) if name == "sft" else None
+    )
 
 
 async def read_row(prompt: Prompt, context: RolloutContext) -> Trajectory:

@@ -75,9 +75,7 @@ class Teacher:
 
 def training_pairs() -> list[Pair]:
     """Every 3-digit × 1-digit problem that is not held out."""
-    return [
-        (a, b) for a in range(100, 1000) for b in range(1, 10) if not is_held_out(a, b)
-    ]
+    return [(a, b) for a in range(100, 1000) for b in range(1, 10) if not is_held_out(a, b)]
 
 
 def worked_examples(seed: int, count: int) -> Iterator[tuple[Pair, str]]:

@@ -25,10 +25,46 @@ CHAT_TEMPLATE = (
 )
 """ChatML, which only ever appends."""
 
-_WHO = "the teacher|a student|my friend|the child|our neighbour|a small model|the reader".split("|")
-_DOES = "writes|reads|counts|multiplies|adds|checks|finds|explains|learns|solves|answers".split("|")
-_WHAT = "the number|a question|the answer|each step|two digits|the carry|a long problem|a word".split("|")
-_HOW = "with care|in the morning|again and again|because it is right|without help|on paper".split("|")
+_WHO = [
+    "the teacher",
+    "a student",
+    "my friend",
+    "the child",
+    "our neighbour",
+    "a small model",
+    "the reader",
+]
+_DOES = [
+    "writes",
+    "reads",
+    "counts",
+    "multiplies",
+    "adds",
+    "checks",
+    "finds",
+    "explains",
+    "learns",
+    "solves",
+    "answers",
+]
+_WHAT = [
+    "the number",
+    "a question",
+    "the answer",
+    "each step",
+    "two digits",
+    "the carry",
+    "a long problem",
+    "a word",
+]
+_HOW = [
+    "with care",
+    "in the morning",
+    "again and again",
+    "because it is right",
+    "without help",
+    "on paper",
+]
 
 
 def sample_text(num_examples: int = 1000, num_sentences: int = 2000) -> Iterator[str]:

@@ -32,7 +32,7 @@ def load_causal_lm(path: Path, device: torch.device | str = "cpu") -> PreTrained
     if path.is_file():
         raise ModelError(_unusable(path, "it is a file, not a directory"))
     try:
-        with _no_progress_bars():
+        with no_progress_bars():
             model, info = AutoModelForCausalLM.from_pretrained(
                 str(path), dtype=torch.float32, use_safetensors=True, output_loading_info=True
             )
@@ -44,6 +44,17 @@ def load_causal_lm(path: Path, device: torch.device | str = "cpu") -> PreTrained
     _turn_off_dropout(model)
     model.eval().to(device)
     return model
+
+
+def distinct_tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Every tensor of the state dict by its name, tied ones once, under their first name."""
+    seen: set[int] = set()
+    tensors: dict[str, torch.Tensor] = {}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            tensors[name] = tensor
+    return tensors
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -78,7 +89,7 @@ def _turn_off_dropout(model: PreTrainedModel) -> None:
 
 
 @contextlib.contextmanager
-def _no_progress_bars() -> Iterator[None]:
+def no_progress_bars() -> Iterator[None]:
     """The kernel shows progress; a second bar would tear its display."""
     were_shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()

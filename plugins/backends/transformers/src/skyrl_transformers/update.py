@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from skyrl_kernel.errors import WeightSyncError
+from skyrl_transformers.loading import distinct_tensors
 
 
 class WeightUpdate:
@@ -64,14 +65,3 @@ class WeightUpdate:
             f"the update to policy version {self.version} was refused: {found}. The engine keeps "
             "its old weights; send every tensor once, as the trainer's weights() names them"
         )
-
-
-def distinct_tensors(module: torch.nn.Module) -> dict[str, Tensor]:
-    """Every tensor of the state dict by its name, tied ones once, under their first name."""
-    seen: set[int] = set()
-    tensors: dict[str, Tensor] = {}
-    for name, tensor in module.state_dict(keep_vars=True).items():
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            tensors[name] = tensor
-    return tensors

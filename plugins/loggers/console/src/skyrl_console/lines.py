@@ -15,8 +15,8 @@ _WIDTH = 8
 def start_line(run: RunInfo) -> str:
     """Name, folder, plugins and steps; where a run continues, from where."""
     plugins = f"{len(run.plugins)} plugin{'' if len(run.plugins) == 1 else 's'}"
-    if run.start_step > 1:
-        steps = f"continues at step {run.start_step} of {run.total_steps}"
+    if run.start_step > 0:
+        steps = f"continues after step {run.start_step} of {run.total_steps}"
     else:
         steps = f"{run.total_steps} steps"
     return f"run {run.name}: {steps}, {plugins}, folder {run.folder}"

@@ -45,7 +45,8 @@ class ConsoleLogger:
         sources = by_source(evaluation.metrics)
         several = len(sources.keys() - {"all"}) > 1
         if several:
-            self._console.print(_table(evaluation.step, sources))
+            self._say(f"evaluation at step {evaluation.step}:")
+            self._console.print(_table(sources))
         elif sources:
             name, numbers = next(iter(sources.items()))
             text = "  ".join(f"{key} {format_number(x)}" for key, x in numbers.items())
@@ -61,10 +62,10 @@ class ConsoleLogger:
         progress.say(text, style=style, to=self._console)
 
 
-def _table(step: int, sources: Mapping[str, Mapping[str, float]]) -> Table:
+def _table(sources: Mapping[str, Mapping[str, float]]) -> Table:
     """A row per data source, ``all`` last."""
     names = list(dict.fromkeys(name for numbers in sources.values() for name in numbers))
-    table = Table(title=f"evaluation at step {step}", title_justify="left", box=None)
+    table = Table(box=None, pad_edge=False)
     table.add_column("data source")
     for name in names:
         table.add_column(name, justify="right")

@@ -97,11 +97,11 @@ def on_run_end(end: RunEnd) -> None:
     _event("run_end", step=end.step, status=end.status, message=end.message, warnings=end.warnings)
 
 
-def _event(name: str, **fields: Any) -> None:
+def _event(event: str, /, **fields: Any) -> None:
     """Write one event; before the run's start there is nowhere to write to."""
     if _write is not None:
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        _write({"event": name, "time": now, **fields})
+        _write({"event": event, "time": now, **fields})
 
 
 def _writer(run: RunInfo) -> Callable[[dict[str, Any]], None]:

@@ -1,0 +1,108 @@
+"""Cuts a mini-batch into micro-batches, and runs one through the model.
+
+What a loss must see whole (its atom) is never split. Rows of similar length
+share a micro-batch, so that little is padded.
+
+Shapes: B rows of one micro-batch, T tokens, N trained tokens, V vocabulary.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from skyrl_kernel.records import TrainingSample
+from skyrl_kernel.torch import entropy, right_pad, selected_logprobs
+
+_ENTROPY_TOKENS = 1024
+"""Tokens whose entropy is computed at once where no gradient is kept: bounds the memory."""
+
+
+def trained(batch: Sequence[TrainingSample]) -> list[TrainingSample]:
+    """The samples that have a trained token.
+
+    Raises:
+        ValueError: A sample trains on its first token, which nothing predicts.
+    """
+    for sample in batch:
+        if len(sample.loss_mask) and sample.loss_mask[0]:
+            raise ValueError(
+                f"trajectory {sample.trajectory_id} has loss_mask True at its first token, which "
+                "no token precedes and so nothing predicts; start the row with a prompt"
+            )
+    return [sample for sample in batch if sample.loss_mask.any()]
+
+
+def split(
+    samples: Sequence[TrainingSample], atom: Literal["trajectory", "group"], max_rows: int
+) -> list[list[TrainingSample]]:
+    """Micro-batches of at most ``max_rows`` rows, or of one atom that has more.
+
+    Args:
+        samples: Rows of a mini-batch.
+        atom: What stays together.
+        max_rows: ``trainer.micro_train_batch_size_per_gpu``.
+
+    Returns:
+        Every sample once, shorter ones first.
+    """
+    atoms: dict[int, list[TrainingSample]] = defaultdict(list)
+    for sample in samples:
+        atoms[sample.trajectory if atom == "trajectory" else sample.group].append(sample)
+    batches: list[list[TrainingSample]] = []
+    for rows in sorted(atoms.values(), key=lambda rows: max(_length(row) for row in rows)):
+        if batches and len(batches[-1]) + len(rows) <= max_rows:
+            batches[-1].extend(rows)
+        else:
+            batches.append(list(rows))
+    return batches
+
+
+def forward(
+    module: PreTrainedModel,
+    samples: Sequence[TrainingSample],
+    temperature: float,
+    *,
+    entropy_has_gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    """Log-probs and entropies of a micro-batch's trained tokens.
+
+    One call of the root module, so that the hooks of a sharded module run. What
+    stands after a row's last trained token is not computed, and logits only at
+    the places where some row trains.
+
+    Args:
+        module: The policy.
+        samples: [B] rows, each with a trained token.
+        temperature: Divides the logits.
+        entropy_has_gradient: False saves the memory of its backward pass.
+
+    Returns:
+        [N] and [N] float32 nats, packed in row order.
+    """
+    device = module.device
+    ids = right_pad([sample.tokens[: _length(sample) - 1] for sample in samples], device)
+    rows = np.concatenate([np.full(sample.loss_mask.sum(), i) for i, sample in enumerate(samples)])
+    # The logits at place t - 1 predict the token at place t.
+    predicting = np.concatenate([np.flatnonzero(sample.loss_mask) - 1 for sample in samples])
+    targets = np.concatenate([sample.tokens[sample.loss_mask] for sample in samples])
+    places, which = np.unique(predicting, return_inverse=True)
+    logits = module(
+        input_ids=ids, logits_to_keep=torch.from_numpy(places).to(device), use_cache=False
+    ).logits[torch.from_numpy(rows).to(device), torch.from_numpy(which).to(device)]
+    logprobs = selected_logprobs(
+        logits, torch.from_numpy(targets.astype(np.int64)).to(device), temperature
+    )
+    if entropy_has_gradient:
+        return logprobs, entropy(logits, temperature)
+    chunks = logits.detach().split(_ENTROPY_TOKENS)
+    return logprobs, torch.cat([entropy(chunk, temperature) for chunk in chunks])
+
+
+def _length(sample: TrainingSample) -> int:
+    """Tokens up to the last trained one."""
+    return int(np.flatnonzero(sample.loss_mask)[-1]) + 1

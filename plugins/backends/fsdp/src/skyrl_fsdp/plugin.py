@@ -1,0 +1,33 @@
+"""Hooks of the plugin `fsdp`: the trainer that ``trainer.strategy=fsdp`` names."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from skyrl_fsdp.config import FsdpConfig
+from skyrl_kernel.config.tree import TrainerConfig
+from skyrl_kernel.hookspecs import hookimpl
+from skyrl_kernel.protocols import Settings, Trainer
+
+NAME = "fsdp"
+
+
+@hookimpl
+def config_sections() -> Mapping[str, type[BaseModel]]:
+    """``trainer.fsdp``."""
+    return {"trainer.fsdp": FsdpConfig}
+
+
+@hookimpl
+def make_trainer(
+    name: str, settings: Settings, models: Mapping[str, Path], total_updates: int
+) -> Trainer | None:
+    """A trainer in this process, its models loaded."""
+    if name != NAME:
+        return None
+    from skyrl_fsdp.trainer import FsdpTrainer
+
+    trainer = FsdpTrainer(models, settings[TrainerConfig], device=settings[FsdpConfig].device)
+    trainer.set_total_updates(total_updates)
+    return trainer

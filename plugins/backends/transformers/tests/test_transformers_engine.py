@@ -1,0 +1,414 @@
+"""The engine against Hugging Face's own generate and forward."""
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from skyrl_kernel.errors import ModelError, NonFiniteError, WeightSyncError
+from skyrl_kernel.protocols import Engine
+from skyrl_kernel.records import Completion, GenerateRequest, Sampling
+from skyrl_transformers.engine import TransformersEngine
+from skyrl_transformers.loading import load_causal_lm
+from skyrl_transformers.testing import write_random_model
+
+EOS = 257
+PROMPTS = [np.arange(n, dtype=np.int32) + 60 for n in (5, 9, 5, 1, 13)]
+
+
+def run(engine: TransformersEngine, requests: Sequence[GenerateRequest]) -> list[Completion]:
+    return asyncio.run(engine.generate(requests))
+
+
+def request(tokens: np.ndarray, seed: int = 0, **sampling: object) -> GenerateRequest:
+    settings = {"max_tokens": 20, **sampling}
+    return GenerateRequest(tokens=tokens, sampling=Sampling(**settings), seed=seed)
+
+
+def hugging_face_greedy(path: Path, prompt: np.ndarray, max_tokens: int) -> list[int]:
+    module = load_causal_lm(path)
+    out = module.generate(
+        input_ids=torch.from_numpy(prompt.astype(np.int64))[None],
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
+        max_new_tokens=max_tokens,
+        do_sample=False,
+        pad_token_id=0,
+    )
+    return out[0, len(prompt) :].tolist()
+
+
+def plain_logprobs(path: Path, row: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    ids = torch.from_numpy(row.astype(np.int64))[None]
+    with torch.no_grad():
+        logprobs = (load_causal_lm(path)(input_ids=ids).logits[0] / temperature).log_softmax(-1)
+    return logprobs[:-1].gather(1, ids[0, 1:, None])[:, 0].numpy()
+
+
+@pytest.fixture(scope="session", params=["llama", "qwen2", "gpt2", "mistral", "gemma2"])
+def architecture(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp(request.param)
+    extra: dict[str, object] = {"initializer_range": 0.1}
+    if request.param == "mistral":
+        extra |= {"sliding_window": 6}
+    if request.param == "gemma2":
+        extra |= {"sliding_window": 6, "head_dim": 16, "attn_implementation": "eager"}
+    if request.param == "gpt2":
+        extra |= {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 128, "attn_pdrop": 0.1}
+    write_random_model(folder, architecture=request.param, **extra)
+    return folder
+
+
+def test_greedy_completions_are_those_of_hugging_face_for_prompts_of_mixed_length(
+    architecture: Path,
+) -> None:
+    completions = run(
+        TransformersEngine(architecture), [request(p, temperature=0) for p in PROMPTS]
+    )
+    for prompt, completion in zip(PROMPTS, completions, strict=True):
+        assert completion.tokens.tolist() == hugging_face_greedy(architecture, prompt, 20)
+        row = np.concatenate([prompt, completion.tokens])
+        expected = plain_logprobs(architecture, row)[len(prompt) - 1 :]
+        np.testing.assert_allclose(completion.logprobs, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_sampled_logprobs_are_those_of_a_plain_forward_pass(
+    llama: Path, temperature: float
+) -> None:
+    engine = TransformersEngine(llama)
+    requests = [request(p, seed=i, temperature=temperature) for i, p in enumerate(PROMPTS * 2)]
+    completions = run(engine, requests)
+    rows = [
+        np.concatenate([r.tokens, c.tokens]) for r, c in zip(requests, completions, strict=True)
+    ]
+    scored = asyncio.run(engine.logprobs(rows, temperature=temperature))
+    for asked, completion, row, score in zip(requests, completions, rows, scored, strict=True):
+        expected = plain_logprobs(llama, row, temperature)
+        np.testing.assert_allclose(
+            completion.logprobs, expected[len(asked.tokens) - 1 :], atol=1e-5
+        )
+        np.testing.assert_allclose(score[1:], expected, atol=1e-5)
+        assert score[0] == 0
+
+
+def test_a_completion_depends_on_its_seed_and_not_on_the_batch(llama: Path) -> None:
+    requests = [request(p, seed=i) for i, p in enumerate(PROMPTS * 3)]
+    together = run(TransformersEngine(llama), requests)
+    in_threes = run(TransformersEngine(llama, max_rows=3), requests)
+    backwards = run(TransformersEngine(llama), requests[::-1])[::-1]
+    for i, asked in enumerate(requests):
+        (alone,) = run(TransformersEngine(llama), [asked])
+        for other in (together[i], in_threes[i], backwards[i]):
+            assert other.tokens.tolist() == alone.tokens.tolist()
+            np.testing.assert_allclose(other.logprobs, alone.logprobs, atol=1e-5)
+    assert together[0].tokens.tolist() != together[5].tokens.tolist()  # same prompt, other seed
+
+
+def test_one_seed_does_not_repeat_its_noise_in_the_next_turn(llama: Path) -> None:
+    engine = TransformersEngine(llama)
+    (first,) = run(engine, [request(PROMPTS[0], seed=3, temperature=50.0)])
+    longer = np.concatenate([PROMPTS[0], first.tokens])
+    (second,) = run(engine, [request(longer, seed=3, temperature=50.0)])
+    assert first.tokens.tolist() != second.tokens.tolist()  # nearly uniform: noise decides
+
+
+def test_equal_prompts_are_computed_once(llama: Path) -> None:
+    engine = TransformersEngine(llama)
+    requests = [request(p, seed=i) for i in range(8) for p in PROMPTS]
+    completions = run(engine, requests)
+    assert engine.prompt_tokens_computed == 5 + 9 + 1 + 13  # two of the five prompts are equal
+    assert engine.tokens_generated == sum(len(c.tokens) for c in completions)
+
+
+def test_equal_prompts_stay_together_when_rows_are_limited(llama: Path) -> None:
+    engine = TransformersEngine(llama, max_rows=5)
+    run(engine, [request(p, seed=i) for i in range(4) for p in (PROMPTS[1], PROMPTS[4])])
+    assert engine.prompt_tokens_computed == 9 + 13
+    run(engine, [request(PROMPTS[1], seed=i) for i in range(12)])
+    assert engine.prompt_tokens_computed == 9 + 13 + 3 * 9  # 5 + 5 + 2 rows
+
+
+def test_completions_end_at_end_ids_at_stop_ids_and_at_their_limit(llama: Path) -> None:
+    engine = TransformersEngine(llama)
+    (free,) = run(engine, [request(PROMPTS[1], seed=1, max_tokens=30)])
+    ids = free.tokens.tolist()
+    third = ids.index(ids[3])
+    completions = run(
+        engine,
+        [
+            request(PROMPTS[1], seed=1, max_tokens=30, stop_token_ids=(ids[3],)),
+            request(PROMPTS[1], seed=1, max_tokens=2),
+            request(PROMPTS[1], seed=1, max_tokens=third + 1, stop_token_ids=(ids[3],)),
+        ],
+    )
+    assert completions[0].tokens.tolist() == ids[: third + 1]  # the id stays in
+    assert [c.finish_reason for c in completions] == ["stop", "length", "stop"]
+    assert completions[1].tokens.tolist() == ids[:2]
+    many = run(engine, [request(PROMPTS[0], seed=i, max_tokens=100) for i in range(200)])
+    assert {c.finish_reason for c in many} == {"stop", "length"}
+    for completion in many:
+        ended = EOS in completion.tokens
+        assert completion.finish_reason == ("stop" if ended else "length")
+        assert ended or len(completion.tokens) == 100
+        assert EOS not in completion.tokens[:-1]
+
+
+def test_a_stop_string_ends_a_completion_and_stays_in_it(llama: Path) -> None:
+    engine = TransformersEngine(llama)
+    tokenizer = engine._text()
+    (free,) = run(engine, [request(PROMPTS[1], seed=1, max_tokens=30)])
+    text = tokenizer.decode(free.tokens[5:8])
+    assert text.isprintable() or len(text) == 3
+    (stopped,) = run(engine, [request(PROMPTS[1], seed=1, max_tokens=30, stop=("never", text))])
+    assert stopped.finish_reason == "stop"
+    assert tokenizer.decode(stopped.tokens).endswith(text)
+    assert stopped.tokens.tolist() == free.tokens[: len(stopped.tokens)].tolist()
+    assert len(stopped.tokens) <= 8
+
+
+def test_generation_config_may_name_several_end_ids(tmp_path: Path) -> None:
+    write_random_model(tmp_path)
+    (free,) = run(TransformersEngine(tmp_path), [request(PROMPTS[1], seed=1)])
+    third = int(free.tokens[2])
+    (tmp_path / "generation_config.json").write_text(f'{{"eos_token_id": [{third}, 5]}}')
+    (ended,) = run(TransformersEngine(tmp_path), [request(PROMPTS[1], seed=1)])
+    assert ended.finish_reason == "stop"
+    assert ended.tokens.tolist() == free.tokens[: free.tokens.tolist().index(third) + 1].tolist()
+
+
+def test_a_row_ends_where_the_model_has_no_more_positions(llama: Path) -> None:
+    prompt = np.full(120, 65, dtype=np.int32)
+    (completion,) = run(TransformersEngine(llama), [request(prompt, max_tokens=50, temperature=0)])
+    assert len(completion.tokens) == 128 - 120 or completion.finish_reason == "stop"
+    assert len(completion.tokens) <= 8
+
+
+def test_long_completions_outgrow_the_first_buffers(llama: Path) -> None:
+    (completion,) = run(TransformersEngine(llama), [request(PROMPTS[0], seed=2, max_tokens=110)])
+    row = np.concatenate([PROMPTS[0], completion.tokens])
+    expected = plain_logprobs(llama, row)[len(PROMPTS[0]) - 1 :]
+    assert len(completion.tokens) > 64
+    np.testing.assert_allclose(completion.logprobs, expected, atol=2e-5)
+
+
+def test_an_empty_prompt_is_refused(llama: Path) -> None:
+    with pytest.raises(ValueError, match="every prompt needs at least one"):
+        run(TransformersEngine(llama), [request(np.zeros(0, dtype=np.int32))])
+
+
+def test_no_requests_give_no_completions(llama: Path) -> None:
+    assert run(TransformersEngine(llama), []) == []
+
+
+def test_nan_weights_stop_generation(llama: Path) -> None:
+    module = load_causal_lm(llama)
+    with torch.no_grad():
+        module.model.norm.weight[0] = float("nan")
+    engine = TransformersEngine(llama)
+    engine.share(module)
+    with pytest.raises(NonFiniteError, match="logits are not finite at token 0"):
+        run(engine, [request(PROMPTS[0])])
+
+
+def test_a_shared_module_is_used_as_it_is_and_brings_no_copy(llama: Path, tmp_path: Path) -> None:
+    module = load_causal_lm(llama)
+    write_random_model(tmp_path, seed=9)  # other weights: an own copy would show
+    engine = TransformersEngine(tmp_path)
+    engine.share(module)
+    (before,) = asyncio.run(engine.logprobs([PROMPTS[4]], temperature=1.0))
+    np.testing.assert_allclose(before[1:], plain_logprobs(llama, PROMPTS[4]), atol=1e-5)
+    with torch.no_grad():
+        module.model.layers[0].mlp.up_proj.weight.mul_(2)
+    (after,) = asyncio.run(engine.logprobs([PROMPTS[4]], temperature=1.0))
+    assert not np.allclose(before, after)
+
+
+def sync(engine: TransformersEngine, weights: object, begun: int, finished: int) -> None:
+    async def transaction() -> None:
+        await engine.begin_update(begun)
+        if weights is not None:
+            await engine.apply_update(weights)
+        await engine.finish_update(finished)
+
+    asyncio.run(transaction())
+
+
+@pytest.fixture
+def other_weights(llama: Path) -> dict[str, torch.Tensor]:
+    module = load_causal_lm(llama)
+    return {name: p.detach() * 1.1 for name, p in module.named_parameters()}
+
+
+def score(engine: TransformersEngine) -> np.ndarray:
+    return asyncio.run(engine.logprobs([PROMPTS[4]], temperature=1.0))[0]
+
+
+def test_an_update_is_committed_as_a_whole_with_its_version(
+    llama: Path, other_weights: dict[str, torch.Tensor]
+) -> None:
+    engine = TransformersEngine(llama)
+    before = score(engine)
+    names = list(other_weights)
+
+    async def in_two_parts() -> None:
+        await engine.begin_update(7)
+        await engine.apply_update((name, other_weights[name]) for name in names[:4])
+        np.testing.assert_array_equal(
+            before, (await engine.logprobs([PROMPTS[4]], temperature=1))[0]
+        )
+        await engine.apply_update((name, other_weights[name]) for name in names[4:])
+        await engine.finish_update(7)
+
+    asyncio.run(in_two_parts())
+    module = load_causal_lm(llama)
+    module.load_state_dict(other_weights, strict=False)
+    fresh = TransformersEngine(llama)
+    fresh.share(module)
+    np.testing.assert_array_equal(score(engine), score(fresh))
+    assert not np.array_equal(before, score(engine))
+    assert engine.version == 7
+    (completion,) = run(engine, [request(PROMPTS[0])])
+    assert set(completion.versions.tolist()) == {7}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w.pop("model.norm.weight"), "1 of its 20 tensors are missing: model.norm.we"),
+        (lambda w: w.update(extra=torch.ones(1)), "the tensor 'extra' is not in the engine's"),
+        (
+            lambda w: w.update({"model.norm.weight": torch.ones(5)}),
+            r"'model.norm.weight' has shape \(5,\), the engine's has \(32,\)",
+        ),
+    ],
+    ids=["missing", "unknown", "shape"],
+)
+def test_a_wrong_update_is_refused_and_the_old_weights_stay(
+    llama: Path, other_weights: dict[str, torch.Tensor], change: object, message: str
+) -> None:
+    engine = TransformersEngine(llama)
+    before = score(engine)
+    change(other_weights)
+    with pytest.raises(WeightSyncError, match=f"version 3 was refused: {message}"):
+        sync(engine, other_weights.items(), 3, 3)
+    np.testing.assert_array_equal(before, score(engine))
+    assert engine.version == 0
+    with pytest.raises(WeightSyncError, match="none was begun"):
+        asyncio.run(engine.finish_update(3))
+
+
+def test_finishing_another_version_is_refused(
+    llama: Path, other_weights: dict[str, torch.Tensor]
+) -> None:
+    engine = TransformersEngine(llama)
+    before = score(engine)
+    with pytest.raises(WeightSyncError, match="version 4 was finished, but version 3 was begun"):
+        sync(engine, other_weights.items(), 3, 4)
+    np.testing.assert_array_equal(before, score(engine))
+
+
+def test_a_tensor_that_comes_twice_is_refused(
+    llama: Path, other_weights: dict[str, torch.Tensor]
+) -> None:
+    twice = [*other_weights.items(), next(iter(other_weights.items()))]
+    with pytest.raises(WeightSyncError, match="'model.embed_tokens.weight' came twice"):
+        sync(TransformersEngine(llama), twice, 1, 1)
+
+
+def test_a_shared_engine_moves_its_version_and_takes_no_tensors(
+    llama: Path, other_weights: dict[str, torch.Tensor]
+) -> None:
+    engine = TransformersEngine(llama)
+    engine.share(load_causal_lm(llama))
+    sync(engine, None, 5, 5)
+    assert engine.version == 5
+    with pytest.raises(WeightSyncError, match="shares the trainer's module: it has them already"):
+        sync(engine, other_weights.items(), 6, 6)
+    assert engine.version == 5
+
+
+def test_abort_ends_running_calls_and_keeps_what_they_sampled(llama: Path) -> None:
+    engine = TransformersEngine(llama)
+
+    async def scenario() -> list[Completion]:
+        running = asyncio.create_task(
+            engine.generate([request(p, max_tokens=100, seed=5) for p in PROMPTS])
+        )
+        while engine.tokens_generated < 3 * len(PROMPTS):
+            await asyncio.sleep(0)
+        await engine.abort()
+        return await running
+
+    completions = asyncio.run(scenario())
+    assert [c.finish_reason for c in completions] == ["abort"] * len(PROMPTS)
+    assert all(3 <= len(c.tokens) <= 4 for c in completions)
+    (after,) = run(engine, [request(PROMPTS[0], temperature=0)])
+    assert after.finish_reason != "abort"
+
+
+def test_a_paused_engine_waits_takes_new_weights_and_goes_on_with_them(
+    llama: Path, other_weights: dict[str, torch.Tensor]
+) -> None:
+    engine = TransformersEngine(llama)
+
+    async def scenario() -> Completion:
+        running = asyncio.create_task(engine.generate([request(PROMPTS[0], seed=5, max_tokens=20)]))
+        while engine.tokens_generated < 4:
+            await asyncio.sleep(0)
+        await engine.pause()
+        sampled = engine.tokens_generated
+        await engine.begin_update(1)
+        await engine.apply_update(other_weights.items())
+        await engine.finish_update(1)
+        await asyncio.sleep(0.03)
+        assert engine.tokens_generated == sampled
+        await engine.resume()
+        return (await running)[0]
+
+    versions = asyncio.run(scenario()).versions.tolist()
+    assert versions == sorted(versions)
+    assert versions[:4] == [0] * 4
+    assert versions[-1] == 1
+
+
+def test_a_deadline_takes_effect_between_tokens(llama: Path) -> None:
+    engine = TransformersEngine(llama)
+
+    async def scenario() -> None:
+        await engine.pause()
+        async with asyncio.timeout(0.05):
+            await engine.generate([request(PROMPTS[0])])
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(scenario())
+
+
+def test_bfloat16_engine_computes_as_a_bfloat16_trainer(llama: Path) -> None:
+    exact, rounded = score(TransformersEngine(llama)), score(TransformersEngine(llama, bf16=True))
+    assert not np.array_equal(exact, rounded)
+    np.testing.assert_allclose(exact, rounded, atol=0.5)
+
+
+def test_the_engine_keeps_the_protocol_and_loads_nothing_before_it_must(tmp_path: Path) -> None:
+    engine = TransformersEngine(tmp_path / "not there yet")
+    assert isinstance(engine, Engine)
+    assert engine.lockstep
+    asyncio.run(engine.close())
+
+
+def test_a_closed_engine_has_let_go_of_a_shared_module(llama: Path) -> None:
+    engine = TransformersEngine(llama)
+    engine.share(load_causal_lm(llama))
+    asyncio.run(engine.close())
+    assert engine._module is None
+
+
+def test_a_recurrent_model_is_refused_with_another_engine_named(tmp_path: Path) -> None:
+    write_random_model(tmp_path, architecture="mamba", state_size=4)
+    AutoModelForCausalLM  # noqa: B018
+    with pytest.raises(ModelError, match="backend=vllm"):
+        run(TransformersEngine(tmp_path), [request(PROMPTS[0])])
