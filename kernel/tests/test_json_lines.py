@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skyrl_kernel.json_lines import append_lines, dump_line, number, read_lines
@@ -21,6 +21,7 @@ def refuse_constant(text: str) -> None:
     raise AssertionError(f"{text} is not JSON")
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.dictionaries(st.text("abc/_"), JSON_VALUES))
 def test_what_json_knows_comes_back_as_it_was(record):
     line = dump_line(record)
@@ -29,6 +30,7 @@ def test_what_json_knows_comes_back_as_it_was(record):
     assert json.loads(line, parse_constant=refuse_constant) == record
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.floats())
 def test_every_float_is_valid_json_and_comes_back(value):
     back = number(json.loads(dump_line({"x": value}), parse_constant=refuse_constant)["x"])

@@ -1,7 +1,7 @@
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skyrl_kernel.config.tree import Config
@@ -67,6 +67,7 @@ def test_the_kernels_own_config_holds_nothing_that_is_masked():
     assert mask_secrets(tree) == tree
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.text("abcdef =:/@._-k", max_size=60))
 def test_masking_twice_masks_nothing_more(text):
     once = mask_secrets(text)

@@ -218,9 +218,18 @@ def test_steps_are_shown_live_or_as_lines_but_not_both():
     assert "demo: step" not in stream.getvalue()
 
 
+def test_the_curve_is_of_the_first_number_that_changes():
+    shown, stream = forced_live()
+    with shown:
+        for step in (1, 2, 3):
+            shown.step(step, {"reward/avg_raw_reward": 0.0, "policy/policy_loss": 3.0 - step})
+    assert "loss 2.00 █▅▁ 0.000" in last_drawn(stream)
+
+
 def test_one_display_inside_another_is_drawn_below_it_and_goes_away():
     outer, stream = forced_live()
     with outer:
+        wait_until_drawn(stream, "step 0/4")
         with Progress("warm start", 9, console=outer.console, live=True) as inner:
             inner.step(3, {"loss": 2.5})
             wait_until_drawn(stream, "step 3/9")

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skyrl_kernel.errors import CheckpointError, ResumeError, is_disk_full
@@ -290,6 +290,7 @@ def test_the_checkpoint_at_a_path_is_verified_and_read(tmp_path):
     assert checkpoint_at(path).step == 10
 
 
+@settings(max_examples=50, deadline=None)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),

@@ -3,7 +3,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skyrl_kernel.errors import is_disk_full
@@ -46,6 +46,7 @@ def test_metrics_are_one_json_object_per_step(tmp_path):
     assert second == {"step": 2, "reward/avg_raw_reward": 0.5}
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.floats(), max_size=5))
 def test_metrics_come_back_bit_for_bit(tmp_path_factory, values):
     folder = RunFolder(tmp_path_factory.mktemp("run"))
@@ -83,6 +84,7 @@ def test_after_truncation_the_folder_is_that_of_a_run_that_got_no_further(tmp_pa
     undisturbed.close()
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.integers(0, 400))
 def test_a_kill_at_any_byte_of_the_metrics_costs_the_torn_line_only(tmp_path_factory, cut):
     folder = RunFolder(tmp_path_factory.mktemp("run"))

@@ -2,7 +2,7 @@ import dataclasses
 
 import numpy as np
 import pyarrow.parquet as pq
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skyrl_kernel.records import (
@@ -162,6 +162,7 @@ def segments(draw: st.DrawFn) -> Segment:
     )
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.lists(segments(), max_size=3), max_size=4))
 def test_any_ragged_segments_come_back(tmp_path_factory, ragged):
     path = tmp_path_factory.mktemp("t") / "step_1.parquet"

@@ -4,8 +4,7 @@ Nothing is written before everything that can be refused was looked at.
 """
 
 import asyncio
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -91,7 +90,7 @@ def load_data(plan: Plan, tokenizer: Tokenizer, *, training: bool = True) -> Dat
 
     def load(sources: Sequence[str], key: str) -> Dataset:
         dataset = load_prompts(sources, default_env=config.environment.env_class, resolve=resolve)
-        if plan.tree.generator.rollout != "sft":
+        if "env" in plan.stages["generate"].provider.manifest.needs:
             _refuse_unselected_envs(plan, dataset, key)
         kept, dropped = filter_long(dataset, tokenizer, config.trainer.max_prompt_length)
         if dropped:
@@ -210,8 +209,7 @@ def make_trainer(plan: Plan, runtime: Runtime, models: dict[str, Path], updates:
     return trainer
 
 
-@contextlib.contextmanager
-def open_session(
+def make_session(
     plan: Plan,
     *,
     folder: RunFolder,
@@ -222,7 +220,7 @@ def open_session(
     tokenizer: Tokenizer,
     data: Data,
     lock: Sequence[dict[str, Any]],
-) -> Iterator[Session]:
+) -> Session:
     """Make everything that the loop calls, and bring it to where the run begins."""
     config = plan.tree
     order = data.order
@@ -260,13 +258,13 @@ def open_session(
 
     algorithm = config.trainer.algorithm
     temperature = algorithm.temperature or config.generator.sampling_params.temperature
-    shared = plan.stages["sync_weights"].provider.name == "shared"
+    same_weights = "same_weights" in plan.stages["sync_weights"].provider.manifest.offers
     recompute = algorithm.recompute_old_logprobs
     sentinels = Sentinels()
     if state:
         sentinels.load_state_dict(state["sentinels"])
     name = algorithm.loss_reduction
-    yield Session(
+    return Session(
         plan=plan,
         folder=folder,
         progress=progress,
@@ -286,7 +284,7 @@ def open_session(
         scorer=Scorer(
             trainer=trainer,
             needs=_needs(plan),
-            recompute_old=not shared if recompute is None else recompute,
+            recompute_old=not same_weights if recompute is None else recompute,
             temperature=temperature,
         ),
         advantage=plan.stages["advantage"].value,

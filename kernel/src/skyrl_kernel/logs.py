@@ -39,7 +39,7 @@ def get_logger(name: str) -> "Logger":
 
 
 def logging_to(folder: Path, progress: "Progress | None" = None) -> "RunLogs":
-    """``with logging_to(folder, progress):`` sends all logs of this process there.
+    """Send all logs of this process into a folder while the block runs.
 
     Args:
         folder: ``trainer.log_path``, or the run folder; made if missing.

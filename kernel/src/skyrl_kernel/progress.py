@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.live import Live
 
-REFRESH_PER_SECOND = 8
+REFRESH_PER_SECOND = 4
+"""Drawing took 2 ms, so this costs under 1 % of one core."""
 _RATE_STEPS = 20
 """The time left is judged by this many latest steps."""
 _NAME_WIDTH = 16
@@ -137,7 +138,7 @@ class Progress:
         self._entered = 0
         self._stages: list[Stage] = []
         self._latest: Mapping[str, float] = {}
-        self._history: list[float] = []
+        self._history: dict[str, list[float]] = {}
         self._began = time.monotonic()
         self._marks: deque[tuple[float, int]] = deque(maxlen=_RATE_STEPS + 1)
 
@@ -193,14 +194,14 @@ class Progress:
         Args:
             step: Its number, from 1.
             metrics: Its numbers, by metric name; the watched ones are shown (see
-                `skyrl_kernel.headline`), and the first of them as a curve.
+                `skyrl_kernel.headline`), and as a curve the first that changes.
         """
         now = time.monotonic()
         self.done = step
         self._marks.append((now, step))
         self._latest = metrics
-        if watched := headline(metrics):
-            self._history.append(next(iter(watched.values())))
+        for name, value in headline(metrics).items():
+            self._history.setdefault(name, []).append(value)
         is_due = now - self._last_line >= self._line_interval_s or step >= self.total_steps
         if self._lines and not self._wants_live and is_due:
             self._last_line = now
@@ -269,14 +270,13 @@ class Progress:
         return Group(bars, *lines)
 
     def _curve(self) -> str:
-        """The first watched number over the steps, with its first and latest value."""
-        if len(self._history) < 2:
-            return ""
-        name = next(iter(headline(self._latest)))
-        unicode = knows_unicode(self.console)
-        curve = sparkline(self._history, _CURVE_WIDTH, unicode=unicode)
-        first, last = format_number(self._history[0]), format_number(self._history[-1])
-        return f"{name} {first} {curve} {last}"
+        """The first watched number that changes over the steps, between its ends."""
+        for name, values in tuple(self._history.items()):
+            if len(set(values)) > 1:
+                unicode = knows_unicode(self.console)
+                curve = sparkline(values, _CURVE_WIDTH, unicode=unicode)
+                return f"{name} {format_number(values[0])} {curve} {format_number(values[-1])}"
+        return ""
 
     def _seconds_left(self) -> float | None:
         """Judged by the latest steps; the first one, with its start-up, only while it is alone."""

@@ -60,8 +60,16 @@ def find_start(
     config: TrainerConfig,
     tree: Mapping[str, Any],
     lock: Sequence[Mapping[str, Any]],
+    free: Sequence[str] = (),
 ) -> Start:
     """Decide where the run begins; the folder is held and, for a new run, empty.
+
+    Args:
+        folder: The run's.
+        config: ``trainer``.
+        tree: The whole config, as plain values.
+        lock: The plugins as they are now.
+        free: Sections that may change besides `MAY_CHANGE`: those of loggers.
 
     Raises:
         ResumeError: The folder belongs to another config, or the path named is no
@@ -73,7 +81,7 @@ def find_start(
         chosen = checkpoint_at(Path(config.resume_path).expanduser())
         damaged: list[str] = []
     elif config.resume_mode == "latest" and folder.config.exists():
-        _refuse_other_config(folder, tree)
+        _refuse_other_config(folder, tree, free)
         found, damaged = latest_checkpoint(folder.checkpoints)
         if found is None:
             if damaged:
@@ -96,13 +104,14 @@ def find_start(
     return Start(checkpoint=chosen, state=state, notes=tuple(notes))
 
 
-def _refuse_other_config(folder: RunFolder, tree: Mapping[str, Any]) -> None:
+def _refuse_other_config(folder: RunFolder, tree: Mapping[str, Any], free: Sequence[str]) -> None:
     before = flatten(folder.read_config())
     now = flatten(mask_secrets(tree))
+    ignored = tuple(f"{section}." for section in free)
     changed = [
         f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
         for key in sorted(before.keys() | now.keys())
-        if key not in MAY_CHANGE and before.get(key) != now.get(key)
+        if key not in MAY_CHANGE and not key.startswith(ignored) and before.get(key) != now.get(key)
     ]
     if changed:
         shown = "; ".join(changed[:5]) + (

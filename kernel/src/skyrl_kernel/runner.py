@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Literal
 
 from skyrl_kernel import assemble
-from skyrl_kernel.errors import SkyrlError, StopRun, is_disk_full
-from skyrl_kernel.logs import RunLogs
+from skyrl_kernel.config import TrainerConfig
+from skyrl_kernel.errors import StopRun, is_disk_full
+from skyrl_kernel.logs import FILE_NAME, RunLogs
 from skyrl_kernel.loop import train
 from skyrl_kernel.masking import mask_secrets
 from skyrl_kernel.plan import Plan, make_plan
@@ -17,7 +18,9 @@ from skyrl_kernel.progress import Progress
 from skyrl_kernel.protocols import RunEnd, RunInfo, Runtime, Tokenizer
 from skyrl_kernel.resume import Start, find_start
 from skyrl_kernel.run import RunFolder, set_aside_later
+from skyrl_kernel.run.lock import LOCK_NAME
 from skyrl_kernel.session import Session
+from skyrl_kernel.slots import LOGGERS
 
 Status = Literal["finished", "stopped", "already finished"]
 
@@ -76,43 +79,64 @@ def carry_out(plan: Plan, *, progress: Progress | None = None) -> RunResult:
     assert data.order is not None
     total_steps = data.order.total_steps
     lock = plugin_lock(plan.entries)
-    moved = _move_old_run(folder) if config.resume_mode in {"none", None, "from_path"} else None
+    moved = _move_old_run(folder, config)
     with RunFolder.create(path, export=folder.export, logs=folder.logs) as folder:
         try:
-            start = find_start(folder, config, plan.config.tree, lock)
-        except SkyrlError:
-            _remove_if_empty(folder)
+            start = find_start(folder, config, plan.config.tree, lock, _logger_sections(plan))
+            step = int(start.state["step"]) if start.state else 0
+            progress = progress or Progress(
+                config.run_name, total_steps, start_step=step, lines="console" not in config.loggers
+            )
+            with progress, RunLogs(folder.logs, console=progress.console):
+                if moved is not None:
+                    progress.warning(f"{path} held another run; it is now {moved}")
+                for note in (*data.notes, *start.notes):
+                    progress.warning(note)
+                if start.checkpoint is not None and step >= total_steps:
+                    progress.message(
+                        f"{path} is finished: its newest checkpoint is of step {step} of {total_steps}, "
+                        "so nothing is trained. Start another with trainer.run_name=NAME, go on with "
+                        "more trainer.epochs (or trainer.max_training_steps), or move this one aside "
+                        "with trainer.resume_mode=none"
+                    )
+                    return RunResult(status="already finished", folder=path, step=step)
+                return _start(plan, folder, progress, start, models, tokenizer, data, lock)
+        except BaseException:
+            _undo(folder, moved)
             raise
-        step = int(start.state["step"]) if start.state else 0
-        progress = progress or Progress(
-            config.run_name, total_steps, start_step=step, lines="console" not in config.loggers
-        )
-        with progress, RunLogs(folder.logs, console=progress.console):
-            if moved is not None:
-                progress.warning(f"{path} held another run; it is now {moved}")
-            for note in (*data.notes, *start.notes):
-                progress.warning(note)
-            if start.checkpoint is not None and step >= total_steps:
-                progress.message(
-                    f"{path} is finished: its newest checkpoint is of step {step} of {total_steps}, so "
-                    "nothing is trained. Start another with trainer.run_name=NAME, go on with more "
-                    "trainer.epochs (or trainer.max_training_steps), or move this one aside with "
-                    "trainer.resume_mode=none"
-                )
-                return RunResult(status="already finished", folder=path, step=step)
-            return _start(plan, folder, progress, start, models, tokenizer, data, lock)
 
 
-def _move_old_run(folder: RunFolder) -> Path | None:
-    return None if folder.is_empty else folder.set_aside()
+def _move_old_run(folder: RunFolder, config: TrainerConfig) -> Path | None:
+    """Make room for a run that begins anew; one that goes back in its own folder stays there."""
+    if config.resume_mode == "latest" or folder.is_empty:
+        return None
+    if config.resume_path is not None:
+        origin = Path(config.resume_path).expanduser().resolve()
+        if origin.is_relative_to(folder.path.resolve()):
+            return None
+    return folder.set_aside()
 
 
-def _remove_if_empty(folder: RunFolder) -> None:
-    """A refused command leaves no empty folder behind."""
-    if folder.is_empty:
-        for entry in folder.path.iterdir():
-            entry.unlink()
+def _undo(folder: RunFolder, moved: Path | None) -> None:
+    """A run that never began leaves no folder behind, and the one that it moved where it was."""
+    if folder.config.exists():
+        return
+    for name in (LOCK_NAME, FILE_NAME):
+        (folder.path / name).unlink(missing_ok=True)
+    if not any(folder.path.iterdir()):
         folder.path.rmdir()
+        if moved is not None:
+            moved.rename(folder.path)
+
+
+def _logger_sections(plan: Plan) -> list[str]:
+    """Config sections of loggers, which change nothing that a step computes."""
+    return [
+        section
+        for entry in plan.manager.catalog
+        if entry.group == LOGGERS
+        for section in entry.manifest.config
+    ]
 
 
 def _start(
@@ -128,7 +152,7 @@ def _start(
     name = plan.tree.trainer.runtime
     runtime: Runtime = plan.manager.make("make_runtime", name, name=name, settings=plan.config)
     try:
-        with assemble.open_session(
+        session = assemble.make_session(
             plan,
             folder=folder,
             progress=progress,
@@ -138,16 +162,16 @@ def _start(
             tokenizer=tokenizer,
             data=data,
             lock=lock,
-        ) as session:
-            folder.write_config(plan.config.tree, plan.config.origins)
-            folder.write_plugins(list(lock))
-            folder.truncate_after(session.first_step - 1 if start.checkpoint else -1)
-            set_aside_later(folder.checkpoints, session.first_step - 1)
-            if session.first_step > 1:
-                progress.message(
-                    f"going on after step {session.first_step - 1} of {session.total_steps}"
-                )
-            return _drive(session)
+        )
+        folder.write_config(plan.config.tree, plan.config.origins)
+        folder.write_plugins(list(lock))
+        folder.truncate_after(session.first_step - 1 if start.checkpoint else -1)
+        set_aside_later(folder.checkpoints, session.first_step - 1)
+        if session.first_step > 1:
+            progress.message(
+                f"going on after step {session.first_step - 1} of {session.total_steps}"
+            )
+        return _drive(session)
     finally:
         runtime.close()
 

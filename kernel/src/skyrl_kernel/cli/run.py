@@ -54,7 +54,8 @@ def run(
 
     result = carry_out(plan)
     if result.status != "already finished":
-        click.echo(_summary(result.first_eval, result.last_eval))
+        if "console" not in plan.tree.trainer.loggers:  # which has said it
+            click.echo(_summary(result.first_eval, result.last_eval))
         click.echo(f"run folder: {result.folder}")
         if result.export is not None:
             click.echo(f"trained model: {result.export}")

@@ -14,6 +14,8 @@ def check_capabilities(
 ) -> None:
     """Every capability that somebody needs must be offered by somebody selected.
 
+    The kinds are capabilities too: who needs ``env`` needs some env to be selected.
+
     Args:
         entries: The selected plugins.
         catalog: All installed ones, to name who could help.
@@ -25,6 +27,7 @@ def check_capabilities(
             it, which installed plugin has it.
     """
     offered = {capability for entry in entries for capability in entry.manifest.offers}
+    offered |= {entry.kind for entry in entries}
     needs = [(str(entry), entry.manifest.needs) for entry in entries]
     needs += [(who, tuple(what)) for who, what in (extra_needs or {}).items()]
     unmet = [

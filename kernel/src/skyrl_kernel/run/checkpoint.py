@@ -95,17 +95,22 @@ def save_checkpoint(
     return target
 
 
-def latest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+def latest_checkpoint(folder: Path, *, clean: bool = True) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint whose manifest holds, and why newer ones were skipped.
 
-    Reads every byte of the checkpoints that it looks at. Removes what killed
-    writers left, so the caller must hold the run folder.
+    Reads every byte of the checkpoints that it looks at.
+
+    Args:
+        folder: The run's ``checkpoints`` folder.
+        clean: Remove what killed writers left; then the caller must hold the run
+            folder. False touches nothing, for readers beside a run.
 
     Returns:
         The checkpoint, or None if there is none; and one sentence for each
         damaged checkpoint that is newer, newest first.
     """
-    remove_leftovers(folder)
+    if clean:
+        remove_leftovers(folder)
     damaged: list[str] = []
     for step, path in _checkpoints(folder):
         problem = verify(path)

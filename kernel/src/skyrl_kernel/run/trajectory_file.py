@@ -6,13 +6,14 @@ bytes, given one pyarrow version; seconds, which no two runs share, are all in
 the column ``timings``.
 """
 
+import functools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from skyrl_kernel.json_lines import dump_line
-from skyrl_kernel.run.atomic import sync_folder, temporary_for
+from skyrl_kernel.run.atomic import sync_file, sync_folder, temporary_for
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from skyrl_kernel.records import Group, Segment, Trajectory
 
 
+@functools.cache
 def schema() -> "pa.Schema":
     """The columns, in order."""
     import pyarrow as pa
@@ -77,6 +79,7 @@ def write_trajectories(path: Path, groups: Sequence["Group"]) -> None:
     temporary = temporary_for(path)
     try:
         pq.write_table(_table(groups), temporary, compression="zstd")
+        sync_file(temporary)
         temporary.rename(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -111,6 +114,8 @@ def _table(groups: Sequence["Group"]) -> "pa.Table":
     types = schema()
     pairs = [(group, trajectory) for group in groups for trajectory in group.trajectories]
     trajectories = [trajectory for _, trajectory in pairs]
+    prompts = {id(t.prompt): t.prompt for t in trajectories}  # a group shares one
+    messages = {key: _json(list(prompt.messages)) for key, prompt in prompts.items()}
 
     def column(name: str, value: "Callable[[Group, Trajectory], Any]") -> "pa.Array":
         return pa.array([value(*pair) for pair in pairs], type=types.field(name).type)
@@ -121,7 +126,7 @@ def _table(groups: Sequence["Group"]) -> "pa.Table":
         "group": column("group", lambda g, t: g.index),
         "data_source": column("data_source", lambda g, t: _text(t.prompt.data_source)),
         "env_class": column("env_class", lambda g, t: _text(t.prompt.env_class)),
-        "messages": column("messages", lambda g, t: _json(list(t.prompt.messages))),
+        "messages": column("messages", lambda g, t: messages[id(t.prompt)]),
         "stop_reason": column("stop_reason", lambda g, t: str(t.stop_reason)),
         "reward": column("reward", lambda g, t: t.reward and t.reward.total),
         "turn_rewards": column("turn_rewards", lambda g, t: t.reward and t.reward.turns),
@@ -144,7 +149,7 @@ def _turns(trajectory: "Trajectory") -> list[dict[str, Any]]:
             "stop": turn.stop,
             "reward": turn.reward,
             "action": _text(turn.action),
-            "metadata": _json(turn.metadata),
+            "metadata": _json(turn.metadata) if turn.metadata else "{}",
         }
         for turn in trajectory.turns
     ]

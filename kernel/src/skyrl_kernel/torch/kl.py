@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from skyrl_kernel.torch.precision import at_least_float32
 from skyrl_kernel.torch.ratios import MAX_LOG_RATIO
 
 MAX_K3 = 10.0
@@ -61,4 +62,4 @@ def kl_estimate(logprobs: Tensor, reference: Tensor, kind: str) -> Tensor:
         raise ValueError(
             f"no KL estimator named '{kind}'; there are {', '.join(KL_ESTIMATORS)}"
         ) from None
-    return estimator(logprobs.float(), reference.float())
+    return estimator(at_least_float32(logprobs), at_least_float32(reference))

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from skyrl_kernel.errors import ModelError, NonFiniteError, WeightSyncError
 from skyrl_kernel.protocols import Engine
@@ -315,7 +314,7 @@ def test_a_tensor_that_comes_twice_is_refused(
     llama: Path, other_weights: dict[str, torch.Tensor]
 ) -> None:
     twice = [*other_weights.items(), next(iter(other_weights.items()))]
-    with pytest.raises(WeightSyncError, match="'model.embed_tokens.weight' came twice"):
+    with pytest.raises(WeightSyncError, match=r"'model.embed_tokens.weight' came twice"):
         sync(TransformersEngine(llama), twice, 1, 1)
 
 
@@ -331,48 +330,54 @@ def test_a_shared_engine_moves_its_version_and_takes_no_tensors(
     assert engine.version == 5
 
 
+def long_request(engine: TransformersEngine, prompt: np.ndarray) -> GenerateRequest:
+    """One of the seeds whose completion does not end by itself within 20 tokens."""
+    seeds = (request(prompt, seed=seed) for seed in range(100))
+    return next(asked for asked in seeds if run(engine, [asked])[0].finish_reason == "length")
+
+
 def test_abort_ends_running_calls_and_keeps_what_they_sampled(llama: Path) -> None:
     engine = TransformersEngine(llama)
+    requests = [long_request(engine, prompt) for prompt in PROMPTS]
+    whole = run(engine, requests)
+    before = engine.tokens_generated
 
     async def scenario() -> list[Completion]:
-        running = asyncio.create_task(
-            engine.generate([request(p, max_tokens=100, seed=5) for p in PROMPTS])
-        )
-        while engine.tokens_generated < 3 * len(PROMPTS):
+        running = asyncio.create_task(engine.generate(requests))
+        while engine.tokens_generated < before + 3 * len(PROMPTS) and not running.done():
             await asyncio.sleep(0)
         await engine.abort()
         return await running
 
-    completions = asyncio.run(scenario())
-    assert [c.finish_reason for c in completions] == ["abort"] * len(PROMPTS)
-    assert all(3 <= len(c.tokens) <= 4 for c in completions)
-    (after,) = run(engine, [request(PROMPTS[0], temperature=0)])
-    assert after.finish_reason != "abort"
+    for completion, complete in zip(asyncio.run(scenario()), whole, strict=True):
+        assert completion.finish_reason == "abort"
+        assert completion.tokens.tolist() == complete.tokens[:3].tolist()
+    assert run(engine, requests)[0].finish_reason == "length"  # later calls are not aborted
 
 
 def test_a_paused_engine_waits_takes_new_weights_and_goes_on_with_them(
     llama: Path, other_weights: dict[str, torch.Tensor]
 ) -> None:
     engine = TransformersEngine(llama)
+    asked = long_request(engine, PROMPTS[0])
+    before = engine.tokens_generated
 
     async def scenario() -> Completion:
-        running = asyncio.create_task(engine.generate([request(PROMPTS[0], seed=5, max_tokens=20)]))
-        while engine.tokens_generated < 4:
+        running = asyncio.create_task(engine.generate([asked]))
+        while engine.tokens_generated < before + 4 and not running.done():
             await asyncio.sleep(0)
         await engine.pause()
-        sampled = engine.tokens_generated
         await engine.begin_update(1)
         await engine.apply_update(other_weights.items())
         await engine.finish_update(1)
         await asyncio.sleep(0.03)
-        assert engine.tokens_generated == sampled
+        assert engine.tokens_generated == before + 4
         await engine.resume()
         return (await running)[0]
 
     versions = asyncio.run(scenario()).versions.tolist()
-    assert versions == sorted(versions)
     assert versions[:4] == [0] * 4
-    assert versions[-1] == 1
+    assert set(versions[4:]) == {1}
 
 
 def test_a_deadline_takes_effect_between_tokens(llama: Path) -> None:
@@ -409,6 +414,5 @@ def test_a_closed_engine_has_let_go_of_a_shared_module(llama: Path) -> None:
 
 def test_a_recurrent_model_is_refused_with_another_engine_named(tmp_path: Path) -> None:
     write_random_model(tmp_path, architecture="mamba", state_size=4)
-    AutoModelForCausalLM  # noqa: B018
     with pytest.raises(ModelError, match="backend=vllm"):
         run(TransformersEngine(tmp_path), [request(PROMPTS[0])])

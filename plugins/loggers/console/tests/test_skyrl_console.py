@@ -1,3 +1,4 @@
+import dataclasses
 import io
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from skyrl_console.lines import by_source
 from skyrl_console.plugin import ConsoleLogger
 from skyrl_kernel.progress import Progress
 from skyrl_kernel.protocols import EvalInfo, RunEnd, RunInfo, StepInfo
+from skyrl_kernel.run import RunFolder
 
 METRICS = {
     "reward/avg_raw_reward": 0.25,
@@ -132,6 +134,16 @@ def test_the_end_falls_back_to_the_average_score_and_to_one_evaluation(logger, s
         "finished at step 25: 25 of 25 steps",
         "held-out avg_score: 0.500 (step 25)",
     ]
+
+
+def test_a_continued_run_remembers_the_evaluation_before_training(logger, stream, tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.append_metrics(0, {"eval/all/exact_match": 0.1})
+    folder.append_metrics(5, {**METRICS, "eval/all/exact_match": 0.3})
+    logger.start(dataclasses.replace(run_info(start_step=5), folder=tmp_path))
+    logger.evaluation(EvalInfo(step=25, metrics={"eval/all/exact_match": 0.612}))
+    logger.end(finished())
+    assert "held-out exact_match: 0.100 (step 0) → 0.612 (step 25)" in stream.getvalue()
 
 
 def test_a_stream_that_knows_no_arrow_gets_two_characters():

@@ -26,10 +26,10 @@ def advantage(name: str, settings: Settings) -> Advantage | None:
 
 
 def group_advantages(rewards: Sequence[float], *, normalize_std: bool = True) -> list[float]:
-    """Centre one group's rewards on their mean, and scale by their spread.
+    """``(r - mean(r)) / (std(r) + ε)``: each reward against those of its group.
 
     Args:
-        rewards: [G] total reward of each trajectory of one prompt.
+        rewards: [G] finite total reward of each trajectory of one prompt.
         normalize_std: Divide by the sample standard deviation (n - 1). False is
             Dr. GRPO, Liu et al. 2025, arXiv:2503.20783.
 
@@ -47,29 +47,31 @@ def group_advantages(rewards: Sequence[float], *, normalize_std: bool = True) ->
     values = np.asarray(rewards, dtype=np.float64)
     if len(values) == 1:
         mean, std = 0.0, 1.0
+    elif values.min() == values.max():
+        return [0.0] * len(values)  # the mean's rounding must not become a signal
     else:
-        mean, std = float(values.mean()), float(values.std(ddof=1))
-        if values.min() == values.max():
-            return [0.0] * len(values)  # rounding in the mean must not become a signal
+        mean, std = values.mean(), values.std(ddof=1)
     centred = values - mean
-    scaled = centred / (std + EPSILON) if normalize_std else centred
-    return [float(value) for value in scaled]
+    advantages: list[float] = (centred / (std + EPSILON) if normalize_std else centred).tolist()
+    return advantages
 
 
 def credit_group(group: Sequence[Scored], normalize_std: bool) -> list[tuple[TokenAdvantages, ...]]:
-    """Give every sampled token of a trajectory the trajectory's advantage."""
+    """Give every trained token of a trajectory the trajectory's advantage."""
+    if not group:
+        return []
     rewards = []
     for one in group:
         assert one.trajectory.reward is not None, "the reward stage judges every trajectory"
         rewards.append(one.trajectory.reward.total)
-    advantages = group_advantages(rewards, normalize_std=normalize_std) if rewards else []
+    advantages = group_advantages(rewards, normalize_std=normalize_std)
     return [
         tuple(
             TokenAdvantages(
-                advantages=(segment.loss_mask * value).astype(np.float32),
+                advantages=(segment.loss_mask * advantage).astype(np.float32),
                 loss_mask=segment.loss_mask,
             )
             for segment in one.trajectory.segments
         )
-        for one, value in zip(group, advantages, strict=True)
+        for one, advantage in zip(group, advantages, strict=True)
     ]

@@ -26,8 +26,13 @@ def make_trainer(
     """A trainer in this process, its models loaded."""
     if name != NAME:
         return None
+    import torch
+
     from skyrl_fsdp.trainer import FsdpTrainer
 
-    trainer = FsdpTrainer(models, settings[TrainerConfig], device=settings[FsdpConfig].device)
+    config = settings[FsdpConfig]
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
+    trainer = FsdpTrainer(models, settings[TrainerConfig], device=config.device)
     trainer.set_total_updates(total_updates)
     return trainer

@@ -2,10 +2,12 @@
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from skyrl_kernel.errors import ModelError
 from skyrl_kernel.hookspecs import hookimpl
+from skyrl_kernel.run.atomic import write_folder_atomically
 
 DEFAULT_SEED = 0
 _TINY = re.compile(r"^tiny(?:@(\d+))?$")
@@ -36,14 +38,28 @@ def cache_folder() -> Path:
 
 def tiny(seed: int) -> Path:
     """The tiny model's directory; made first if it is not in the cache."""
+    from skyrl_tiny.recipe import RECIPE, build
+
+    folder = cache_folder() / f"tiny-{RECIPE.digest()}-seed{seed}"
+    make_once(folder, lambda empty: build(seed, empty))
+    return folder
+
+
+def make_once(folder: Path, make: Callable[[Path], None]) -> None:
+    """Have ``make`` fill ``folder``, unless it is there.
+
+    Of several processes that ask at once, one makes it and the others wait. A
+    killed one leaves a hidden leftover, which the next one removes.
+
+    Args:
+        folder: Appears whole or not at all.
+        make: Called with an empty folder.
+    """
     from filelock import FileLock
 
-    from skyrl_tiny.recipe import build, digest
-
-    target = cache_folder() / f"tiny-{digest()}-seed{seed}"
-    if not target.is_dir():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(target.with_suffix(".lock")):  # another process may be making it
-            if not target.is_dir():
-                build(seed, target)
-    return target
+    if folder.is_dir():
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not folder.is_dir():
+            write_folder_atomically(folder, make)

@@ -55,7 +55,7 @@ class WeightUpdate:
         if missing:
             shown = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
             raise self._refusal(
-                f"{len(missing)} of its {len(self._targets)} tensors did not come: {shown}"
+                f"{len(missing)} of its {len(self._targets)} tensors are missing: {shown}"
             )
         for name, target in self._targets.items():
             target.copy_(self._received[name])

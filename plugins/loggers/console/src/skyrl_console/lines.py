@@ -1,6 +1,7 @@
 """The console logger's lines, as text: what `skyrl_console.plugin` prints."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from skyrl_kernel.headline import format_number, headline
 from skyrl_kernel.protocols import RunEnd, RunInfo, StepInfo
@@ -53,6 +54,13 @@ def score(metrics: Mapping[str, float]) -> tuple[str, float] | None:
         if (value := metrics.get(f"eval/all/{name}")) is not None:
             return name, value
     return None
+
+
+def first_evaluation(
+    lines: Sequence[Mapping[str, Any]],
+) -> tuple[int, Mapping[str, float]] | None:
+    """Step and metrics of the first line of ``metrics.jsonl`` that has an evaluation."""
+    return next(((int(line["step"]), line) for line in lines if score(line)), None)
 
 
 def end_lines(

@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from rich.console import Console
 from rich.table import Table
 
-from skyrl_console.lines import by_source, end_lines, start_line, step_line
+from skyrl_console.lines import by_source, end_lines, first_evaluation, start_line, step_line
 from skyrl_kernel import progress
 from skyrl_kernel.headline import format_number
 from skyrl_kernel.hookspecs import hookimpl
 from skyrl_kernel.protocols import EvalInfo, RunEnd, RunInfo, StepInfo
+from skyrl_kernel.run import RunFolder
 
 
 class ConsoleLogger:
@@ -30,7 +31,9 @@ class ConsoleLogger:
         self._last: tuple[int, Mapping[str, float]] | None = None
 
     def start(self, run: RunInfo) -> None:
-        """One line about the run."""
+        """One line about the run; where it is continued, its first evaluation was before."""
+        if run.start_step > 0:
+            self._first = first_evaluation(RunFolder(run.folder).read_metrics())
         self._say(start_line(run))
 
     def step(self, step: StepInfo) -> None:

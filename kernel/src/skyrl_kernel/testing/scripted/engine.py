@@ -1,0 +1,155 @@
+"""An engine that says what its script says, token by token."""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from skyrl_kernel.errors import WeightSyncError
+from skyrl_kernel.records import Completion, FloatArray, GenerateRequest, IntArray
+from skyrl_kernel.testing.scripted.script import Ask, Script
+from skyrl_kernel.testing.scripted.tokenizer import END, CharTokenizer
+
+if TYPE_CHECKING:
+    import torch
+
+
+def token_logprobs(weight: float, tokens: IntArray) -> FloatArray:
+    """[T] log-prob of each token on its own: the "model" that engine and trainer share.
+
+    Between -2 and -1, and another for another weight.
+    """
+    return (-1 - 1 / (1 + np.exp(-weight * (tokens % 7 + 1)))).astype(np.float32)
+
+
+class ScriptedEngine:
+    """Keeps the `skyrl_kernel.protocols.Engine` protocol.
+
+    A reply is cut after ``max_tokens``; one that fits is ended by `END`. Each
+    token is tagged with the version of the weights at the moment it was
+    "sampled", so a completion that a weight update overtakes carries several.
+
+    Args:
+        script: Says what is replied, and how fast.
+    """
+
+    def __init__(self, script: Script) -> None:
+        self.lockstep = script.lockstep
+        self.version = 0
+        self.weight = 0.0
+        self.requests: list[GenerateRequest] = []
+        """Every request so far, in the order of arrival."""
+        self.calls: list[int] = []
+        """Requests of each call of `generate`."""
+        self._script = script
+        self._tokenizer = CharTokenizer()
+        self._going = asyncio.Event()
+        self._going.set()
+        self._aborts = 0
+        self._begun: int | None = None
+        self._received: float | None = None
+
+    async def generate(self, requests: Sequence[GenerateRequest]) -> list[Completion]:
+        """Complete every request, in order."""
+        self.calls.append(len(requests))
+        return list(await asyncio.gather(*(self._complete(request) for request in requests)))
+
+    async def _complete(self, request: GenerateRequest) -> Completion:
+        ask = Ask(
+            text=self._tokenizer.decode(request.tokens),
+            number=len(self.requests),
+            seed=request.seed,
+            version=self.version,
+            sampling=request.sampling,
+        )
+        self.requests.append(request)
+        self._script.note(f"ask {ask.number}")
+        wanted = np.append(self._tokenizer.encode(self._script.reply(ask)), np.int32(END))
+        finish: Literal["stop", "length", "abort"] = "stop"
+        if len(wanted) > request.sampling.max_tokens:
+            wanted, finish = wanted[: request.sampling.max_tokens], "length"
+        pause_s = self._script.latency_s(ask) / len(wanted)
+        versions: list[int] = []
+        logprobs: list[FloatArray] = []
+        aborts = self._aborts
+        for place in range(len(wanted)):
+            if pause_s:
+                await asyncio.sleep(pause_s)
+            await self._going.wait()
+            if self._aborts > aborts:
+                finish = "abort"
+                break
+            versions.append(self.version)
+            logprobs.append(token_logprobs(self.weight, wanted[place : place + 1]))
+        return Completion(
+            tokens=wanted[: len(versions)],
+            logprobs=np.concatenate(logprobs) if logprobs else np.zeros(0, dtype=np.float32),
+            versions=np.array(versions, dtype=np.int32),
+            finish_reason=finish,
+        )
+
+    async def logprobs(self, rows: Sequence[IntArray], *, temperature: float) -> list[FloatArray]:
+        """[T] log-prob of each token; 0 at index 0. The temperature changes nothing here."""
+        return [row_logprobs(self.weight, row) for row in rows]
+
+    async def abort(self) -> None:
+        """End running requests at their next token, paused ones at once."""
+        self._aborts += 1
+        if not self._going.is_set():
+            self._going.set()
+            await asyncio.sleep(0)
+            self._going.clear()
+
+    async def pause(self) -> None:
+        """Stop before the next token."""
+        self._going.clear()
+
+    async def resume(self) -> None:
+        """Go on."""
+        self._going.set()
+
+    async def begin_update(self, version: int) -> None:
+        """Get ready; an update begun before is forgotten."""
+        self._begun, self._received = version, None
+
+    async def apply_update(self, weights: "Iterable[tuple[str, torch.Tensor]]") -> None:
+        """Receive the one number.
+
+        Raises:
+            WeightSyncError: No update was begun, or the tensor is another.
+        """
+        if self._begun is None:
+            raise WeightSyncError("weights arrived before begin_update")
+        for name, value in weights:
+            if name != "weight":
+                self._begun = None
+                raise WeightSyncError(f"a tensor '{name}' arrived; this model has: weight")
+            number: Any = value
+            self._received = float(number[0])
+
+    async def finish_update(self, version: int) -> None:
+        """Commit.
+
+        Raises:
+            WeightSyncError: Nothing arrived, or ``version`` is not the one begun.
+        """
+        begun, received = self._begun, self._received
+        self._begun = self._received = None
+        if begun != version:
+            raise WeightSyncError(f"version {version} was finished, but {begun} was begun")
+        if received is None:
+            raise WeightSyncError(f"version {version} was finished, but the tensor 'weight' is missing")
+        self.weight, self.version = received, version
+        self._script.note(f"sync {version}")
+
+    async def close(self) -> None:
+        """End running requests."""
+        await self.abort()
+
+
+def row_logprobs(weight: float, row: IntArray) -> FloatArray:
+    """[T] `token_logprobs`, 0 at index 0."""
+    logprobs = token_logprobs(weight, row)
+    logprobs[:1] = 0
+    return logprobs

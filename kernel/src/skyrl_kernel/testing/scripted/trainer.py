@@ -1,0 +1,102 @@
+"""A trainer of one number that writes down what it is given."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from skyrl_kernel.protocols import Loss
+from skyrl_kernel.records import FloatArray, IntArray, TrainingSample, UpdateResult
+from skyrl_kernel.testing.scripted.engine import row_logprobs
+from skyrl_kernel.testing.scripted.script import Script
+
+if TYPE_CHECKING:
+    import torch
+
+STATE = "scripted.json"
+
+
+class ScriptedTrainer:
+    """Keeps the `skyrl_kernel.protocols.Trainer` protocol.
+
+    An update adds ``rate`` × Σ policy weight × advantage × token id over the
+    trained tokens: small, and never the same for two batches in practice.
+
+    Args:
+        script: Its ``rate`` and ``on_update``.
+    """
+
+    def __init__(self, script: Script) -> None:
+        self.weight = np.zeros(1)
+        self.updates = 0
+        self.batches: list[list[TrainingSample]] = []
+        """The mini-batch of each update of this process."""
+        self.scored: list[tuple[str, int]] = []
+        """Role and number of rows of each call of `score`."""
+        self._script = script
+
+    def score(self, role: str, rows: Sequence[IntArray], *, temperature: float) -> list[FloatArray]:
+        """[T] log-probs; a reference has the initial weight.
+
+        Raises:
+            ValueError: The role is neither ``policy`` nor ``reference``.
+        """
+        weights = {"policy": float(self.weight[0]), "reference": 0.0}
+        if role not in weights:
+            raise ValueError(f"there is no model for the role '{role}'; there is policy, reference")
+        self.scored.append((role, len(rows)))
+        return [row_logprobs(weights[role], row) for row in rows]
+
+    def update(
+        self, batch: Sequence[TrainingSample], loss: Loss, *, temperature: float
+    ) -> UpdateResult:
+        """Move the weight; the loss is not called."""
+        self._script.note("update")
+        self._script.on_update(self.updates)
+        self.batches.append(list(batch))
+        signal = sum(
+            float((one.loss_weights["policy"] * one.advantages * one.tokens)[one.loss_mask].sum())
+            for one in batch
+        )
+        change = self._script.rate * signal
+        trained = sum(int(one.loss_mask.sum()) for one in batch)
+        self.weight = self.weight + change
+        self.updates += bool(trained)
+        return UpdateResult(
+            metrics={
+                "final_loss": -signal,
+                "policy_loss": -signal,
+                "grad_norm": abs(signal),
+                "policy_lr": self._script.rate,
+            },
+            weights_changed=change != 0,
+        )
+
+    def weights(self, role: str = "policy") -> "Iterator[tuple[str, torch.Tensor]]":
+        """The one number, as ``weight``."""
+        yield "weight", self.weight.copy()  # type: ignore[misc]  # an array stands in for a tensor
+
+    def save(self, folder: Path) -> None:
+        """Write ``scripted.json``."""
+        self._script.note("save")
+        state = {"weight": float(self.weight[0]), "updates": self.updates}
+        (folder / STATE).write_text(json.dumps(state))
+
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote."""
+        state = json.loads((folder / STATE).read_text())
+        self.weight, self.updates = np.array([state["weight"]]), int(state["updates"])
+
+    def export(self, folder: Path) -> None:
+        """Write a ``config.json`` with the number in it."""
+        self._script.note("export")
+        config = {"model_type": "scripted", "weight": float(self.weight[0])}
+        (folder / "config.json").write_text(json.dumps(config))
+
+    def offload(self) -> None:
+        """There is no accelerator."""
+
+    def onload(self) -> None:
+        """There is no accelerator."""
