@@ -162,19 +162,34 @@ def without_times(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
 # --- an env that rewards digits, or makes trouble as its row says -----------------------------
 
 PROBE = '''
-"""Rewards the share of digits; a row's column ``trouble`` says what goes wrong instead."""
+"""Rewards the share of digits. A row's column ``trouble`` says what goes wrong instead: in the
+first of its episodes, or in every one if the column ``always`` is true."""
 
 import math
+import threading
 import time
 
 from skyrl_kernel.env import EnvStep, TextEnv
 from skyrl_kernel.hookspecs import hookimpl
 
 
+_done = set()
+_lock = threading.Lock()
+
+
+def _trouble(extras):
+    trouble = extras.get("trouble")
+    with _lock:
+        if trouble in _done and not extras.get("always"):
+            return None
+        _done.add(trouble)
+    return trouble
+
+
 class Probe(TextEnv):
     def __init__(self, extras):
         super().__init__(extras)
-        self.trouble = extras.get("trouble")
+        self.trouble = _trouble(extras)
         self.share = 0.0
 
     def step(self, action):

@@ -78,13 +78,13 @@ def test_a_policy_far_from_the_reference_gives_finite_numbers(far: float) -> Non
 # --- through the mini-batch: weights, masks, metrics --------------------------------------
 
 # Two rows over a vocabulary of five; the probability of the sampled token, token by token.
-POLICY = [[0.1, 0.3, 0.2, 0.2, 0.2], [0.3, 0.3, 0.2, 0.1, 0.1]]
-REFERENCE = [[0.1, 0.2, 0.3, 0.2, 0.2], [0.25, 0.25, 0.25, 0.15, 0.1]]
-MASKS = [[1, 1, 0, 0, 0], [1, 1, 1, 0, 0]]
+POLICY = np.array([[0.1, 0.3, 0.2, 0.2, 0.2], [0.3, 0.3, 0.2, 0.1, 0.1]])
+REFERENCE = np.array([[0.1, 0.2, 0.3, 0.2, 0.2], [0.25, 0.25, 0.25, 0.15, 0.1]])
+MASKS = np.array([[1, 1, 0, 0, 0], [1, 1, 1, 0, 0]], dtype=bool)
 
 
-def rows(reference: list[list[float]] = REFERENCE) -> list[TrainingSample]:
-    masks = [np.array([False, *mask], dtype=bool) for mask in MASKS]
+def rows(reference: np.ndarray = REFERENCE) -> list[TrainingSample]:
+    masks = [np.array([False, *mask]) for mask in MASKS]
     weights = trajectory_mean(masks, [0, 1], 2)
     return [
         TrainingSample(
@@ -105,8 +105,9 @@ def rows(reference: list[list[float]] = REFERENCE) -> list[TrainingSample]:
 
 def kl_of(samples: list[TrainingSample]) -> tuple[float, dict[str, float]]:
     loss = with_kl(Loss(fn=policy_gradient), "k1", 0.01)
-    flat = [p for row, mask in zip(POLICY, MASKS, strict=True) for p, m in zip(row, mask) if m]
-    packed, weights = pack(samples, torch.tensor(flat).log(), torch.zeros(5), needs=loss.needs)
+    packed, weights = pack(
+        samples, torch.tensor(POLICY[MASKS]).log(), torch.zeros(5), needs=loss.needs
+    )
     total, out = objective(loss, packed, weights)
     sums = MetricSums()
     sums.add(packed, out, weights)
@@ -125,9 +126,7 @@ def test_trajectories_count_the_same_however_long_they_are() -> None:
 
 
 def test_what_is_masked_may_be_nan() -> None:
-    spoiled = [
-        [p if m else float("nan") for p, m in zip(r, mask)] for r, mask in zip(REFERENCE, MASKS)
-    ]
+    spoiled = np.where(MASKS, REFERENCE, np.nan)
     assert kl_of(rows(spoiled)) == kl_of(rows())
 
 

@@ -17,6 +17,7 @@ from skyrl_kernel.data import Dataset, PromptOrder, filter_long, load_prompts
 from skyrl_kernel.errors import DataError
 from skyrl_kernel.models import locate_model
 from skyrl_kernel.plan import Plan
+from skyrl_kernel.plugins.wording import did_you_mean, listed
 from skyrl_kernel.producer import Producer
 from skyrl_kernel.progress import Progress
 from skyrl_kernel.protocols import Engine, Runtime, Tokenizer, Trainer
@@ -89,7 +90,12 @@ def load_data(plan: Plan, tokenizer: Tokenizer, *, training: bool = True) -> Dat
     notes = []
 
     def load(sources: Sequence[str], key: str) -> Dataset:
-        dataset = load_prompts(sources, default_env=config.environment.env_class, resolve=resolve)
+        try:
+            dataset = load_prompts(
+                sources, default_env=config.environment.env_class, resolve=resolve
+            )
+        except DataError as error:
+            raise DataError(f"{key}: {error}") from error
         if "env" in plan.stages["generate"].provider.manifest.needs:
             _refuse_unselected_envs(plan, dataset, key)
         kept, dropped = filter_long(dataset, tokenizer, config.trainer.max_prompt_length)
@@ -118,13 +124,23 @@ def load_data(plan: Plan, tokenizer: Tokenizer, *, training: bool = True) -> Dat
 
 
 def _refuse_unselected_envs(plan: Plan, dataset: Dataset, key: str) -> None:
+    catalog = plan.manager.catalog
     for name, origin in dataset.env_classes().items():
-        if not plan.selected(name, ENVS):
-            selected = [entry.name for entry in plan.entries if entry.group == ENVS]
-            raise DataError(
-                f"{key}: {origin} names the env '{name}', which is not selected; selected are: "
-                f"{', '.join(selected) or 'none'}. Add --plugin {name}"
+        if plan.selected(name, ENVS):
+            continue
+        selected = [entry.name for entry in plan.entries if entry.group == ENVS]
+        if catalog.named(name, (ENVS,)):
+            problem, remedy = "is not selected", f"Add --plugin {name}"
+        else:
+            installed = [entry.name for entry in catalog if entry.group == ENVS]
+            problem = (
+                f"is not installed.{did_you_mean(name, installed)} Installed: {listed(installed)}"
             )
+            remedy = f"If it exists: pip install skyrl-{name}"
+        raise DataError(
+            f"{key}: {origin} names the env '{name}', which {problem}; selected are: "
+            f"{listed(selected)}. {remedy}"
+        )
 
 
 def training_sampling(config: GeneratorConfig) -> Sampling:

@@ -47,7 +47,7 @@ class Env(Protocol):
         """Judge one completion. Must end the episode itself by ``done``."""
         ...
 
-    def close(self) -> None | Awaitable[None]:
+    def close(self) -> Awaitable[None] | None:
         """Called once, last, also after a failure."""
         ...
 

@@ -9,6 +9,7 @@ Plugin authors raise ordinary Python errors; the kernel adds who and where.
 """
 
 import errno
+import re
 from enum import StrEnum
 
 
@@ -153,6 +154,13 @@ class PluginError(RunError):
         )
 
 
+_RUST_ERROR = re.compile(r"\(os error (\d+)\)")
+"""How libraries in Rust, such as safetensors, tell the number in an exception of their own."""
+
+
 def is_disk_full(error: BaseException) -> bool:
     """True if ``error`` says that no more can be written (no space, quota, file size limit)."""
-    return isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None and (told := _RUST_ERROR.search(str(error))):
+        number = int(told[1])
+    return number in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}

@@ -16,12 +16,13 @@ from skyrl_kernel.records import Group, Trajectory, UpdateResult
 
 
 def reward_metrics(groups: Sequence[Group]) -> dict[str, float]:
-    """``reward/…``: what the trajectories of a batch earned."""
+    """``reward/…``: what the trajectories of a batch earned; nothing where nothing was sampled."""
+    groups = [group for group in groups if any(one.turns for one in group.trajectories)]
     totals = [[_total(one) for one in group.trajectories] for group in groups if group.trajectories]
     flat = [total for group in totals for total in group]
     if not flat:
         return {}
-    size = max(len(group) for group in totals)
+    size = max(len(group.trajectories) + len(group.failures) for group in groups)
     return {
         "reward/avg_raw_reward": float(np.mean(flat)),
         f"reward/avg_pass_at_{size}": float(
@@ -40,6 +41,7 @@ def generation_metrics(
     trajectories: Sequence[Trajectory], prefix: str = "generate"
 ) -> dict[str, float]:
     """``generate/…`` and ``environment/…``: lengths, turns, endings, the envs' own numbers."""
+    trajectories = [one for one in trajectories if one.turns]
     if not trajectories:
         return {}
     lengths = np.array([one.num_completion_tokens for one in trajectories], dtype=np.float64)

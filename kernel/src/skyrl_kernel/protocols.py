@@ -213,7 +213,9 @@ class RolloutContext:
 class Generate(Protocol):
     """Stage 1: play one episode."""
 
-    async def __call__(self, prompt: Prompt, context: RolloutContext) -> Trajectory: ...
+    async def __call__(self, prompt: Prompt, context: RolloutContext) -> Trajectory:
+        """Play it; raise to lose this trajectory."""
+        ...
 
 
 RewardFn = Callable[[Sequence[Trajectory]], Sequence[Reward]]

@@ -8,7 +8,7 @@ from typing import Literal
 
 from skyrl_kernel import assemble
 from skyrl_kernel.config import TrainerConfig
-from skyrl_kernel.errors import StopRun, is_disk_full
+from skyrl_kernel.errors import ConfigError, StopRun, is_disk_full
 from skyrl_kernel.logs import FILE_NAME, RunLogs
 from skyrl_kernel.loop import train
 from skyrl_kernel.masking import mask_secrets
@@ -80,7 +80,7 @@ def carry_out(plan: Plan, *, progress: Progress | None = None) -> RunResult:
     total_steps = data.order.total_steps
     lock = plugin_lock(plan.entries)
     moved = _move_old_run(folder, config)
-    with RunFolder.create(path, export=folder.export, logs=folder.logs) as folder:
+    with _hold(folder) as folder:
         try:
             start = find_start(folder, config, plan.config.tree, lock, _logger_sections(plan))
             step = int(start.state["step"]) if start.state else 0
@@ -115,6 +115,19 @@ def _move_old_run(folder: RunFolder, config: TrainerConfig) -> Path | None:
         if origin.is_relative_to(folder.path.resolve()):
             return None
     return folder.set_aside()
+
+
+def _hold(folder: RunFolder) -> RunFolder:
+    """The same folder, made and held."""
+    try:
+        return RunFolder.create(folder.path, export=folder.export, logs=folder.logs)
+    except OSError as error:
+        if is_disk_full(error):
+            raise
+        raise ConfigError(
+            f"the run folder {folder.path} cannot be made: {error.strerror}; set trainer.ckpt_path to "
+            "a folder that can be written to"
+        ) from error
 
 
 def _undo(folder: RunFolder, moved: Path | None) -> None:

@@ -116,7 +116,9 @@ class Session:
     @contextlib.contextmanager
     def stage(self, name: str, step: int, total: int | None = None) -> Iterator[None]:
         """Show the stage, and give an exception in it the name of its plugin."""
-        with self.progress.stage(name, total=total):
+        with self.progress.stage(name, total=total) as shown:
+            if name in {"generate", "evaluate"}:
+                self.rollouts.on_progress = shown.advance
             try:
                 yield
             except (SkyrlError, asyncio.CancelledError):
@@ -195,6 +197,9 @@ class Session:
             return
         self.folder.append_failures(failures)
         for failure in failures:
+            kind = f"trajectories are lost ({failure.kind}"
+            if not any(warning.startswith(kind) for warning in self.warnings):
+                self.warn(f"{kind}): {failure.message}; each is counted in failures.jsonl")
             self.observe("on_failure", failure=failure)
 
     def warn(self, text: str) -> None:

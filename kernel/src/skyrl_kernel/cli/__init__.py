@@ -71,7 +71,7 @@ def _exit_code(argv: list[str] | None) -> int:
         cause = error.__cause__ if isinstance(error, click.Abort) else error
         print(f"skyrl: {cause or 'interrupted'}", file=sys.stderr)
         return 130
-    except OSError as error:
+    except Exception as error:
         if not is_disk_full(error):
             raise
         print(

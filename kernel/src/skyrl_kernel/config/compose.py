@@ -9,13 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from skyrl_kernel.config.sources import flatten, read_file, read_overrides, unflatten
 from skyrl_kernel.config.tree import KERNEL_SECTIONS, Config
 from skyrl_kernel.errors import ConfigError
 
 SectionT = TypeVar("SectionT", bound=BaseModel)
+
+_SHOWN_KEYS = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +30,13 @@ class Layers:
     """Dotted key → ``preset NAME``, ``file PATH`` or ``command line``."""
 
     def get(self, key: str) -> Any:
-        """The value of a key of the kernel's tree, its default included."""
+        """The value of a key of the kernel's tree, its default included, as the tree's type.
+
+        A value that does not fit its type is returned as it is: `resolve_config`
+        refuses it.
+        """
         if key in self.values:
-            return self.values[key]
+            return _as_typed(key, self.values[key])
         below = {k[len(key) + 1 :]: v for k, v in self.values.items() if k.startswith(f"{key}.")}
         if below:
             return unflatten(below)
@@ -58,15 +64,20 @@ def merge_layers(
     """
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
+
+    def put(layer: Mapping[str, Any], origin: str) -> None:
+        for key in [key for key in values if any(_replaces(new, key) for new in layer)]:
+            del values[key], origins[key]
+        values.update(layer)
+        origins.update(dict.fromkeys(layer, origin))
+
     for path in files:
-        for key, value in read_file(path).items():
-            values[key], origins[key] = value, f"file {path}"
-    for key, value in read_overrides(overrides).items():
-        values[key], origins[key] = value, "command line"
+        put(read_file(path), f"file {path}")
+    put(read_overrides(overrides), "command line")
     preset_values: dict[str, tuple[str, Any]] = {}
     for name, preset in presets:
         for key, value in flatten(preset).items():
-            if key in values:
+            if any(_replaces(new, key) for new in values):
                 continue
             other = preset_values.setdefault(key, (name, value))
             if other[1] != value:
@@ -77,6 +88,24 @@ def merge_layers(
     for key, (name, value) in preset_values.items():
         values[key], origins[key] = value, f"preset {name}"
     return Layers(values, origins)
+
+
+def _replaces(new: str, old: str) -> bool:
+    """True if setting ``new`` later makes an earlier ``old`` void: the same key, or one below it."""
+    return new == old or old.startswith(f"{new}.")
+
+
+def _as_typed(key: str, value: Any) -> Any:
+    model: Any = Config
+    for part in key.split("."):
+        field_info = model.model_fields.get(part) if hasattr(model, "model_fields") else None
+        if field_info is None:
+            return value
+        model = field_info.annotation
+    try:
+        return TypeAdapter(model).validate_python(value)
+    except ValidationError:
+        return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +220,11 @@ def _key_problem(
             )
     below = sorted(leaf for leaf in known if leaf.startswith(f"{key}."))
     if below:
-        return f"config key '{key}' ({origin}) is a section; its keys are: {', '.join(below)}"
+        more = f", and {len(below) - _SHOWN_KEYS} more" if len(below) > _SHOWN_KEYS else ""
+        return (
+            f"config key '{key}' ({origin}) is a section and takes no value; it has the keys "
+            f"{', '.join(below[:_SHOWN_KEYS])}{more}"
+        )
     nearest = _nearest(key, known)
     hint = (
         f"; did you mean '{nearest}'?" if nearest else "; docs/reference/config.md lists all keys"
@@ -219,18 +252,19 @@ def _validate(
     try:
         return model.model_validate(unflatten(values))
     except ValidationError as error:
-        lines = []
+        problems: dict[str, list[str]] = {}
         for one in error.errors():
+            message = one["msg"].removeprefix("Value error, ")
+            if one["type"] == "value_error":
+                problems[message] = []
+                continue
             parts = [path] if path else []
             parts += [str(part) for part in one["loc"] if isinstance(part, str) and "[" not in part]
             key = ".".join(parts)
             while key and key not in origins and key.rpartition(".")[0] in origins:
                 key = key.rpartition(".")[0]  # union branches and list places end the location
-            message = one["msg"].removeprefix("Value error, ")
-            if one["type"] == "value_error":
-                line = message
-            else:
-                line = f"{key}={one['input']!r} ({_origin(key, origins)}): {message[0].lower()}{message[1:]}"
-            if line not in lines:
-                lines.append(line)
+            subject = f"{key}={one['input']!r} ({_origin(key, origins)}): "
+            wanted = problems.setdefault(subject, [])
+            wanted.append(f"{message[0].lower()}{message[1:]}")
+        lines = [head + " or ".join(dict.fromkeys(tail)) for head, tail in problems.items()]
         raise ConfigError("\n".join(lines)) from error

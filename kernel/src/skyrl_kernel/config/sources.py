@@ -1,6 +1,5 @@
 """Where config values come from: files and ``key=value`` words, as flat dotted keys."""
 
-import datetime
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from skyrl_kernel.config.words import read_word, read_yaml
 from skyrl_kernel.errors import ConfigError
 
 
@@ -68,10 +68,12 @@ def read_file(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config file '{path}' cannot be read: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"config file '{path}' cannot be read: {reason}") from error
     try:
         if path.suffix in {".yaml", ".yml"}:
-            tree = yaml.safe_load(text) or {}
+            tree = read_yaml(text)
+            tree = {} if tree is None else tree
         elif path.suffix == ".toml":
             tree = tomllib.loads(text)
         else:
@@ -90,7 +92,7 @@ def read_file(path: Path) -> dict[str, Any]:
 
 
 def read_overrides(words: Iterable[str]) -> dict[str, Any]:
-    """Flat keys of ``key=value`` words; values are read as YAML, the last of equal keys wins.
+    """Flat keys of ``key=value`` words, values as in `words`; the last of equal keys wins.
 
     Raises:
         ConfigError: A word is not of that form.
@@ -111,12 +113,7 @@ def read_overrides(words: Iterable[str]) -> dict[str, Any]:
                 f"'{word}' is not of the form key=value, such as trainer.epochs=3; "
                 "plugins are named with --plugin NAME"
             )
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            value = text
-        if isinstance(value, datetime.date):
-            value = text
+        value = read_word(text)
         if isinstance(value, Mapping) and value:
             flat.update(flatten(value, f"{key}."))
         else:

@@ -5,9 +5,10 @@ those that a laptop cannot run or that surprise; each of these says so in its
 description, and docs/reference/config.md lists them.
 """
 
+from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class Section(BaseModel):
@@ -190,9 +191,9 @@ class TrainerConfig(Section):
     hf_save_interval: int = -1
     """Steps between Hugging Face exports; the last step always exports. 0 or less: only there."""
     export_path: str | None = None
-    """Where exports go; default: ``export/`` in the run folder."""
+    """Where exports go; default: ``export/`` in the run folder. SkyRL: ~/exports/."""
     log_path: str | None = None
-    """Where process logs go; default: the run folder."""
+    """Where process logs go; default: the run folder. SkyRL: a folder for temporary files."""
     logger: str | list[str] = Field(default_factory=lambda: ["console"])
     """Loggers, by plugin name. SkyRL: wandb."""
     project_name: str = "skyrl"
@@ -225,6 +226,16 @@ class TrainerConfig(Section):
     def loggers(self) -> tuple[str, ...]:
         """`logger` as a tuple."""
         return (self.logger,) if isinstance(self.logger, str) else tuple(self.logger)
+
+    @field_validator("run_name")
+    @classmethod
+    def _names_one_folder(cls, name: str) -> str:
+        if Path(name).name != name:
+            raise ValueError(
+                f"trainer.run_name='{name}' names no folder in trainer.ckpt_path; use a name without "
+                "slashes, and trainer.ckpt_path for where run folders are"
+            )
+        return name
 
     @model_validator(mode="after")
     def _batches_divide(self) -> "TrainerConfig":

@@ -17,9 +17,10 @@ from skyrl_kernel.records import (
 )
 from skyrl_kernel.rng import derive_seed
 from skyrl_kernel.rollout.checks import check_rewards, check_trajectory
+from skyrl_kernel.rollout.deadline import CallTimeout
 from skyrl_kernel.rollout.env_host import EnvHost
 from skyrl_kernel.rollout.lockstep import Lockstep, LockstepSeat
-from skyrl_kernel.rollout.workers import CallTimeout, Workers
+from skyrl_kernel.rollout.workers import Workers
 
 Attribute = Callable[[BaseException, str], PluginError]
 """(exception, hook) → who raised it."""

@@ -8,10 +8,17 @@ import asyncio
 import contextlib
 import multiprocessing
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, TypeVar
 
 from skyrl_kernel.env import Env
+from skyrl_kernel.rollout.deadline import CallTimeout
+
+T = TypeVar("T")
+
+IMPORT_S = 60.0
+"""Seconds that a new process has for its imports, beside the deadline of its first call."""
 
 
 class RemoteEnvError(Exception):
@@ -38,6 +45,7 @@ EnvFactory = Callable[[str, Mapping[str, Any], int | None], Env]
 def _serve(connection: Connection, factory: EnvFactory) -> None:
     """Child's main loop: (method, args) in, (True, result) or (False, message) out."""
     env: Any = None
+    loop = asyncio.new_event_loop()  # one for all calls: what an async env opened stays usable
     while True:
         try:
             method, args = connection.recv()
@@ -51,9 +59,9 @@ def _serve(connection: Connection, factory: EnvFactory) -> None:
             else:
                 result = getattr(env, method)(*args)
             if asyncio.iscoroutine(result):
-                result = asyncio.run(result)
+                result = loop.run_until_complete(result)
             answer = (True, result)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             answer = (False, f"{type(error).__name__}: {error}")
         try:
             connection.send(answer)
@@ -77,11 +85,9 @@ class _Child:
             self._connection.send((method, args))
             if not self._connection.poll(timeout_s):
                 self.kill()
-                raise TimeoutError(method)
+                raise CallTimeout(timeout_s)
             fine, result = self._connection.recv()
         except (EOFError, OSError) as error:
-            if isinstance(error, TimeoutError):
-                raise
             self.kill()
             raise RemoteEnvError(
                 f"its process ended with exit code {self._process.exitcode}", True
@@ -113,22 +119,28 @@ class ProcessEnv:
         """Call a method of the env.
 
         Raises:
-            TimeoutError: No answer in time; the process is gone.
+            CallTimeout: No answer in time; the process is gone.
             RemoteEnvError: The env raised, or its process died.
         """
-        return await asyncio.to_thread(self._child.ask, method, args, self._timeout_s)
+        return await self._pool.ask(self._child, method, args, self._timeout_s)
 
-    async def release(self, *, kill: bool) -> None:
-        """Close the env and give its process back, or end the process."""
-        if kill or not self._child.alive:
-            self._pool.drop(self._child)
-            return
+    async def close(self) -> None:
+        """Close the env and give its process back; if that fails, end the process.
+
+        Raises:
+            CallTimeout: As in `call`.
+            RemoteEnvError: As in `call`.
+        """
         try:
             await self.call("close")
-        except (RemoteEnvError, TimeoutError):
-            self._pool.drop(self._child)
-        else:
-            self._pool.give_back(self._child)
+        except BaseException:
+            self.kill()
+            raise
+        self._pool.give_back(self._child)
+
+    def kill(self) -> None:
+        """End the process, and the env with it."""
+        self._pool.drop(self._child)
 
 
 class EnvProcessPool:
@@ -142,6 +154,7 @@ class EnvProcessPool:
     def __init__(self, factory: EnvFactory, size: int) -> None:
         self._factory = factory
         self._slots = asyncio.Semaphore(size)
+        self._threads = ThreadPoolExecutor(size, "skyrl-env-process")
         self._idle: list[_Child] = []
         self._used: set[_Child] = set()
 
@@ -150,24 +163,43 @@ class EnvProcessPool:
     ) -> ProcessEnv:
         """An env in a process of its own; waits while all processes are in use."""
         await self._slots.acquire()
-        child: _Child | None = None
         try:
-            child = (
-                self._idle.pop() if self._idle else await asyncio.to_thread(_Child, self._factory)
-            )
-            self._used.add(child)
-            env = ProcessEnv(self, child, timeout_s)
-            # The first call also waits for the child's imports, which are not the env's time.
-            await asyncio.to_thread(
-                child.ask, "open", (name, dict(extras), max_turns), timeout_s + 60.0
-            )
+            child = self._idle_child()
+            if child is None:
+                child = await self._in_thread(_Child, self._factory)
         except BaseException:
-            if child is not None:
+            self._slots.release()
+            raise
+        self._used.add(child)
+        try:
+            # The first call also waits for the child's imports, which are not the env's time.
+            await self.ask(child, "open", (name, dict(extras), max_turns), timeout_s + IMPORT_S)
+        except RemoteEnvError as error:
+            if error.died:
                 self.drop(child)
             else:
-                self._slots.release()
+                self.give_back(child)
             raise
-        return env
+        except BaseException:
+            self.drop(child)
+            raise
+        return ProcessEnv(self, child, timeout_s)
+
+    async def ask(self, child: _Child, method: str, args: tuple[Any, ...], timeout_s: float) -> Any:
+        """One call in a child; see `ProcessEnv.call`."""
+        return await self._in_thread(child.ask, method, args, timeout_s)
+
+    async def _in_thread(self, function: Callable[..., T], *args: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
+
+    def _idle_child(self) -> _Child | None:
+        """A process that is free and, though nobody watched it, still there."""
+        while self._idle:
+            child = self._idle.pop()
+            if child.alive:
+                return child
+            child.kill()
+        return None
 
     def give_back(self, child: _Child) -> None:
         """The process is free for another env."""
@@ -190,3 +222,4 @@ class EnvProcessPool:
                 child.kill()
         self._idle.clear()
         self._used.clear()
+        self._threads.shutdown(wait=False)

@@ -1,22 +1,26 @@
 """Threads for calls that may hang: a deadline counts from when the call begins to run.
 
-`concurrent.futures` cannot give up on a running call and wakes the event loop
-once per result; here a hung thread is abandoned and replaced, and results that
-are ready together cost one wake-up.
+`concurrent.futures` cannot give up on a running call, and wakes a thread for
+each call and the event loop for each result. A round of rollouts brings
+hundreds of calls at once, most of microseconds: here one thread is woken for
+all of them and more only if it does not get through, and results that are ready
+together are handed over together. A hung thread is abandoned and replaced.
 """
 
 import asyncio
 import collections
-import queue
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+from skyrl_kernel.rollout.deadline import CallTimeout, contained
 
-class CallTimeout(Exception):
-    """A call was still running at its deadline; its thread is abandoned."""
+_PATIENCE_S = 0.002
+"""Calls that wait longer than this get another thread."""
+_HAND_OVER_S = 0.005
+"""Results wait at most this long for others to be handed over with."""
 
 
 @dataclass(eq=False, slots=True)
@@ -26,21 +30,12 @@ class _Call:
     timeout_s: float
     started: float | None = None
     abandoned: bool = False
-
-
-@dataclass(eq=False)
-class _Done:
-    """Results on their way to the event loop."""
-
-    ready: collections.deque[tuple[_Call, Any, BaseException | None]] = field(
-        default_factory=collections.deque
-    )
-    scheduled: bool = False
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    result: Any = None
+    error: Exception | None = None
 
 
 class Workers:
-    """Runs functions in up to ``size`` daemon threads.
+    """Runs functions in up to ``size`` daemon threads, for one event loop at a time.
 
     Args:
         size: Most calls at once; hung ones not counted.
@@ -50,11 +45,17 @@ class Workers:
     def __init__(self, size: int, name: str) -> None:
         self._size = size
         self._name = name
-        self._queue: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
-        self._threads = 0
-        self._pending = 0
+        self._waiting: collections.deque[_Call] = collections.deque()
+        self._ready: collections.deque[_Call] = collections.deque()
         self._running: set[_Call] = set()
-        self._done = _Done()
+        """Calls whose result the loop has not seen, those in `_waiting` too."""
+        self._wake = threading.Semaphore(0)
+        self._threads = 0
+        self._woken = 0
+        """Threads that were woken and have not gone back to sleep."""
+        self._lock = threading.Lock()
+        self._is_closed = False
+        self._flush: asyncio.Handle | None = None
         self._watch: asyncio.TimerHandle | None = None
 
     async def call(self, function: Callable[[], Any], timeout_s: float) -> Any:
@@ -65,89 +66,129 @@ class Workers:
             timeout_s: Seconds it may run, its time in the queue not counted.
 
         Raises:
-            CallTimeout: It was still running then.
+            CallTimeout: It was still running then; its thread is abandoned.
         """
         loop = asyncio.get_running_loop()
         call = _Call(function, loop.create_future(), timeout_s)
-        self._pending += 1
         self._running.add(call)
-        if self._threads < min(self._size, self._pending):
-            self._threads += 1
-            threading.Thread(target=self._work, args=(loop,), name=self._name, daemon=True).start()
-        self._queue.put(call)
-        if self._watch is None:
-            self._watch = loop.call_later(min(timeout_s, 1.0), self._check, loop)
+        self._waiting.append(call)
+        if self._flush is None:
+            self._flush = loop.call_soon(self._wake_first, loop)
         return await call.future
 
     def close(self) -> None:
         """Let idle threads end; hung ones die with the process."""
-        if self._watch is not None:
-            self._watch.cancel()
-            self._watch = None
+        for handle in (self._flush, self._watch):
+            if handle is not None:
+                handle.cancel()
+        self._flush = self._watch = None
+        self._is_closed = True
         for _ in range(self._threads):
-            self._queue.put(None)
-        self._threads = 0
+            self._wake.release()
 
-    def _work(self, loop: asyncio.AbstractEventLoop) -> None:
-        while (call := self._queue.get()) is not None:
-            call.started = time.monotonic()
-            result: Any = None
-            error: BaseException | None = None
-            try:
-                result = call.function()
-            except BaseException as raised:  # passed on to whoever awaits the call
-                error = raised
-            if call.abandoned:
-                return  # a replacement took this thread's place
-            done = self._done
-            done.ready.append((call, result, error))
-            with done.lock:
-                wake = not done.scheduled
-                done.scheduled = True
-            if wake:
-                try:
-                    loop.call_soon_threadsafe(self._deliver)
-                except RuntimeError:
-                    return  # the loop has ended; nobody waits any more
+    # --- in the event loop ------------------------------------------------------------
 
-    def _deliver(self) -> None:
-        with self._done.lock:
-            self._done.scheduled = False
-        while self._done.ready:
-            call, result, error = self._done.ready.popleft()
-            if call not in self._running:
-                continue
-            self._running.discard(call)
-            self._pending -= 1
-            if call.future.done():
-                continue
-            if error is None:
-                call.future.set_result(result)
-            else:
-                call.future.set_exception(error)
+    def _wake_first(self, loop: asyncio.AbstractEventLoop) -> None:
+        """After all tasks of this round have queued their calls: wake one thread for them."""
+        self._flush = None
+        if self._woken == 0:
+            self._wake_one(loop)
+        if self._watch is None:
+            self._watch = loop.call_later(_PATIENCE_S, self._check, loop)
+
+    def _wake_one(self, loop: asyncio.AbstractEventLoop) -> None:
+        with self._lock:
+            idle = self._threads - self._woken
+            if not idle:
+                if self._threads >= self._size:
+                    return
+                self._threads += 1
+                threading.Thread(
+                    target=self._work, args=(loop,), name=self._name, daemon=True
+                ).start()
+            self._woken += 1
+        self._wake.release()
 
     def _check(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Give up on calls past their deadline; look again while any runs."""
+        """Give up on calls past their deadline; wake more threads for calls that wait."""
         now = time.monotonic()
         next_s = 1.0
         for call in list(self._running):
             if call.started is None:
                 continue
             left = call.started + call.timeout_s - now
-            if left > 0:
-                next_s = min(next_s, left)
+            if left > 0 or call in self._ready:
+                next_s = min(next_s, max(left, 0.0))
                 continue
             call.abandoned = True
-            self._threads -= 1  # its thread is lost; the next call starts another
             self._running.discard(call)
-            self._pending -= 1
+            with self._lock:  # its thread is lost; another may take its place
+                self._threads -= 1
+                self._woken -= 1
             if not call.future.done():
-                call.future.set_exception(CallTimeout(f"no answer within {call.timeout_s:g} s"))
-            if self._pending > self._threads:
-                self._threads += 1
-                threading.Thread(
-                    target=self._work, args=(loop,), name=self._name, daemon=True
-                ).start()
+                call.future.set_exception(CallTimeout(call.timeout_s))
+        if self._waiting:
+            next_s = _PATIENCE_S
+            for _ in range(max(1, self._woken)):  # twice as many each time
+                self._wake_one(loop)
         self._watch = (
-            loop.call_later(max(next_s, 0.01), self._check, loop) if self._running else None
+            loop.call_later(max(next_s, _PATIENCE_S), self._check, loop) if self._running else None
         )
+
+    def _hand_over(self) -> None:
+        while self._ready:
+            call = self._ready.popleft()
+            self._running.discard(call)
+            if call.abandoned or call.future.done():
+                continue
+            if call.error is None:
+                call.future.set_result(call.result)
+            else:
+                call.future.set_exception(call.error)
+
+    # --- in a thread ------------------------------------------------------------------
+
+    def _work(self, loop: asyncio.AbstractEventLoop) -> None:
+        while True:
+            self._wake.acquire()
+            if self._is_closed:
+                return
+            if not self._work_off(loop):
+                return
+            with self._lock:
+                self._woken -= 1
+            if self._waiting:  # queued between the last look and going to sleep
+                with self._lock:
+                    self._woken += 1
+                self._wake.release()
+
+    def _work_off(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Run what waits; False if this thread was abandoned or the loop has ended."""
+        handed_over = time.monotonic()
+        has_results = False
+        while True:
+            try:
+                call = self._waiting.popleft()
+            except IndexError:
+                return self._tell(loop) if has_results else True
+            call.started = time.monotonic()
+            try:
+                call.result = call.function()
+            except BaseException as raised:  # passed on to whoever awaits the call
+                call.error = contained(raised)
+            if call.abandoned:
+                return False
+            self._ready.append(call)
+            has_results = True
+            now = time.monotonic()
+            if now - handed_over > _HAND_OVER_S:
+                if not self._tell(loop):
+                    return False
+                handed_over, has_results = now, False
+
+    def _tell(self, loop: asyncio.AbstractEventLoop) -> bool:
+        try:
+            loop.call_soon_threadsafe(self._hand_over)
+        except RuntimeError:
+            return False  # the loop has ended; nobody waits any more
+        return True

@@ -15,7 +15,7 @@ Rows come from ``scripted:N`` (N rows) or from files; see `env.ScriptedEnv` for
 the columns that make an env misbehave.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from pydantic import BaseModel, Field
 from skyrl_kernel.config.tree import Section
 from skyrl_kernel.env import Env
 from skyrl_kernel.hookspecs import hookimpl
+from skyrl_kernel.plugins import discover
 from skyrl_kernel.protocols import Advantage, Engine, Loss, Settings, SyncWeights, Trainer
 from skyrl_kernel.records import Scored, TokenAdvantages
 from skyrl_kernel.slots import ALGORITHMS, BACKENDS, ENVS, PLUGINS
@@ -74,18 +75,20 @@ def install(folder: Path, version: str = "0.1.0") -> Path:
         Its metadata folder.
     """
     groups = (ALGORITHMS, BACKENDS, ENVS, PLUGINS)
-    return make_distribution(
+    metadata = make_distribution(
         folder,
         "skyrl-scripted",
         version,
         entry_points={group: {NAME: __name__} for group in groups},
     )
+    discover(refresh=True)
+    return metadata
 
 
 def scripted_rows(count: int) -> list[dict[str, Any]]:
-    """Rows whose answer is a digit, which the default reply sometimes hits."""
+    """Rows whose answer is 0 or 1, which the default reply hits half the time."""
     return [
-        {"prompt": [{"role": "user", "content": f"say {i % 10}"}], "answer": str(i % 10)}
+        {"prompt": [{"role": "user", "content": f"say {i % 2}"}], "answer": str(i % 2)}
         for i in range(count)
     ]
 

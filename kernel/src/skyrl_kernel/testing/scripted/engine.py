@@ -20,7 +20,8 @@ def token_logprobs(weight: float, tokens: IntArray) -> FloatArray:
 
     Between -2 and -1, and another for another weight.
     """
-    return (-1 - 1 / (1 + np.exp(-weight * (tokens % 7 + 1)))).astype(np.float32)
+    logprobs: FloatArray = (-1 - 1 / (1 + np.exp(-weight * (tokens % 7 + 1)))).astype(np.float32)
+    return logprobs
 
 
 class ScriptedEngine:
@@ -139,7 +140,9 @@ class ScriptedEngine:
         if begun != version:
             raise WeightSyncError(f"version {version} was finished, but {begun} was begun")
         if received is None:
-            raise WeightSyncError(f"version {version} was finished, but the tensor 'weight' is missing")
+            raise WeightSyncError(
+                f"version {version} was finished, but the tensor 'weight' is missing"
+            )
         self.weight, self.version = received, version
         self._script.note(f"sync {version}")
 

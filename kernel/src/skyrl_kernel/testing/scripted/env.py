@@ -1,5 +1,6 @@
 """An env that does what its row says, wrong things included."""
 
+import asyncio
 import os
 import sys
 import time
@@ -76,7 +77,8 @@ class ScriptedEnv(TextEnv):
         self.isolate = bool(extras.get("isolate"))
         self._extras = extras
         self._rewards: Sequence[float] | None = rewards or None
-        self._method, _, self._what = (extras.get("fault") or "").partition(" ")
+        fault: str = extras.get("fault") or ""
+        self._method, _, self._what = fault.partition(" ")
         self._right = False
         self._fault("__init__")
 
@@ -127,7 +129,7 @@ class ScriptedEnv(TextEnv):
 class AsyncScriptedEnv(ScriptedEnv):
     """The same with coroutines; a hang is one that gives way."""
 
-    async def init(self, prompt: Sequence[Message]) -> Any:
+    async def init(self, prompt: Sequence[Message]) -> Any:  # type: ignore[override]
         """See `ScriptedEnv.init`."""
         await self._wait("init")
         return super().init(prompt)
@@ -137,7 +139,7 @@ class AsyncScriptedEnv(ScriptedEnv):
         await self._wait("step")
         return super().step(action)
 
-    async def get_metrics(self) -> Any:
+    async def get_metrics(self) -> Any:  # type: ignore[override]
         """See `ScriptedEnv.get_metrics`."""
         await self._wait("get_metrics")
         return super().get_metrics()
@@ -148,8 +150,6 @@ class AsyncScriptedEnv(ScriptedEnv):
         super().close()
 
     async def _wait(self, method: str) -> None:
-        import asyncio
-
         hangs = (self._method, self._what) == (method, "hang")
         await asyncio.sleep(HANG_S if hangs else 0)
 

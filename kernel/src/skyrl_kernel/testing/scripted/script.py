@@ -27,9 +27,9 @@ class Ask:
     sampling: Sampling
 
 
-def digit(ask: Ask) -> str:
-    """A digit that the seed decides; the most likely one, at temperature 0, is 0."""
-    return "0" if ask.sampling.temperature == 0 else str(ask.seed % 10)
+def bit(ask: Ask) -> str:
+    """0 or 1 by the request's seed; always 0, the "most likely", at temperature 0."""
+    return "0" if ask.sampling.temperature == 0 else str(ask.seed % 2)
 
 
 @dataclass(kw_only=True)
@@ -42,7 +42,7 @@ class Script:
         []
     """
 
-    reply: Callable[[Ask], str] = digit
+    reply: Callable[[Ask], str] = bit
     """The completion's text; raising fails the request."""
     latency_s: Callable[[Ask], float] = lambda ask: 0.0
     """Event-loop seconds that a completion takes."""

@@ -1,6 +1,6 @@
 """The model's own tokenizer and chat template, behind the kernel's `Tokenizer` protocol."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +9,9 @@ from transformers import AutoTokenizer
 from skyrl_kernel.errors import ModelError
 from skyrl_kernel.records import IntArray, Message
 from skyrl_transformers.loading import read_json
+
+_MAX_CACHED = 16_384
+"""Conversations whose ids are kept: those of an epoch's prompts, some tens of megabytes."""
 
 
 class HuggingFaceTokenizer:
@@ -38,6 +41,7 @@ class HuggingFaceTokenizer:
             ) from error
         self._model = model
         self._kwargs = dict(chat_template_kwargs or {})
+        self._encoded: dict[Hashable, IntArray] = {}
         self.eos_token_ids = eos_token_ids(model, self._tokenizer.eos_token_id)
 
     def encode(self, text: str) -> IntArray:
@@ -45,7 +49,10 @@ class HuggingFaceTokenizer:
         return np.asarray(self._tokenizer.encode(text, add_special_tokens=False), dtype=np.int32)
 
     def encode_chat(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> IntArray:
-        """[T] ids of a conversation in the model's chat template.
+        """[T] ids of a conversation in the model's chat template; read-only.
+
+        A template costs more than a small model's token, and each trajectory of a
+        group asks for the same prompt: what was encoded once is kept.
 
         Raises:
             ModelError: The tokenizer has no chat template.
@@ -56,14 +63,21 @@ class HuggingFaceTokenizer:
                 "turned into tokens; use the model's instruct variant, or put a "
                 "chat_template.jinja into its directory"
             )
-        ids = self._tokenizer.apply_chat_template(
-            [dict(message) for message in messages],
-            tokenize=True,
-            add_generation_prompt=add_generation_prompt,
-            return_dict=False,
-            **self._kwargs,
-        )
-        return np.asarray(ids, dtype=np.int32)
+        key = (add_generation_prompt, *(repr(sorted(message.items())) for message in messages))
+        if key not in self._encoded:
+            ids = self._tokenizer.apply_chat_template(
+                [dict(message) for message in messages],
+                tokenize=True,
+                add_generation_prompt=add_generation_prompt,
+                return_dict=False,
+                **self._kwargs,
+            )
+            encoded: IntArray = np.asarray(ids, dtype=np.int32)
+            encoded.flags.writeable = False
+            while len(self._encoded) >= _MAX_CACHED:
+                del self._encoded[next(iter(self._encoded))]
+            self._encoded[key] = encoded
+        return self._encoded[key]
 
     def decode(self, tokens: IntArray) -> str:
         """Text of the ids, special tokens left out."""

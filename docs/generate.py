@@ -1,0 +1,309 @@
+"""Writes the reference pages that repeat what the code says.
+
+    python docs/generate.py            write docs/reference/config.md and cli.md
+    python docs/generate.py --check    exit 1 if one of them is not current
+
+Only packages of this repository appear, whatever else is installed.
+"""
+
+import json
+import sys
+import tomllib
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import annotated_types
+import click
+from click.testing import CliRunner
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from skyrl_kernel.cli import skyrl
+from skyrl_kernel.config.tree import Config
+from skyrl_kernel.plugins import Catalog, PluginEntry, PluginManager, discover
+from skyrl_kernel.slots import SETS, SLOTS, SWITCHES
+
+DOCS = Path(__file__).parent
+ROOT = DOCS.parent
+NOTICE = "<!-- Written by docs/generate.py. Change the code, then run `make docs`. -->\n"
+WIDTH = 90
+"""Columns of the help texts."""
+
+HELP = (
+    [],
+    ["run"],
+    ["eval"],
+    ["data"],
+    ["data", "multiply"],
+    ["data", "gsm8k"],
+    ["plugins"],
+    ["plugins", "list"],
+    ["plugins", "info"],
+)
+"""Commands whose ``--help`` is shown."""
+
+
+def main() -> None:
+    """Write the pages, or compare them."""
+    check = "--check" in sys.argv[1:]
+    stale = []
+    for name, text in pages().items():
+        path = DOCS / "reference" / name
+        if path.exists() and path.read_text(encoding="utf-8") == text:
+            continue
+        stale.append(path.relative_to(ROOT).as_posix())
+        if not check:
+            path.write_text(text, encoding="utf-8")
+    if stale and check:
+        print(f"not current: {', '.join(stale)}. Run: python docs/generate.py", file=sys.stderr)
+        sys.exit(1)
+
+
+def pages() -> dict[str, str]:
+    """File name in ``docs/reference`` → its text as it should be."""
+    catalog = own_plugins()
+    return {"config.md": config_page(catalog), "cli.md": cli_page()}
+
+
+def own_plugins() -> list[PluginEntry]:
+    """The plugins of this repository, in the catalog's order."""
+    files = [ROOT / "kernel" / "pyproject.toml", *ROOT.glob("plugins/*/*/pyproject.toml")]
+    names = {tomllib.loads(file.read_text())["project"]["name"] for file in files}
+    return [entry for entry in discover() if entry.distribution in names]
+
+
+# --- config.md --------------------------------------------------------------------------
+
+
+def config_page(plugins: list[PluginEntry]) -> str:
+    """All keys, by section; then slots and presets."""
+    kernel = list(keys_of(Config))
+    owned = plugin_sections(discover(), plugins)
+    parts = [
+        NOTICE,
+        "# Config keys\n",
+        INTRODUCTION,
+        "## Defaults that are not SkyRL's\n",
+        "Keys have SkyRL's names and defaults, except:\n",
+        table(
+            ("key", "default here", "why it is told"),
+            [
+                (f"`{key}`", default_of(field), prose(field.description))
+                for key, field in kernel
+                if "SkyRL" in (field.description or "")
+            ],
+        ),
+        "## Keys of the kernel\n",
+        *sections(kernel),
+        "## Keys of plugins\n",
+        "Set one only with its plugin selected; otherwise the run is refused and the plugin named.\n",
+    ]
+    for path, (entry, model) in owned.items():
+        fields = [(f"{path}.{key}", field) for key, field in keys_of(model)]
+        parts += [f"### {path}\n", f"Owned by `{entry.qualified}` ({entry.distribution}).\n"]
+        parts.append(key_table(fields, path))
+    parts += ["## Slots\n", SLOTS_TEXT, slot_table(plugins), "## Presets\n", PRESETS_TEXT]
+    for entry in plugins:
+        if entry.manifest.preset:
+            parts += [f"### {entry.qualified}\n", entry.manifest.summary + "\n", preset(entry)]
+    return "\n".join(parts)
+
+
+INTRODUCTION = """\
+Set a key on the command line (`trainer.epochs=2`; the value is read as YAML), or in a YAML or
+TOML file (`--config FILE`). What is given later in this list wins: kernel defaults, presets of
+`--plugin NAME`, files, command line. An unknown key is refused with the nearest known one. The
+resolved tree, with the origin of every value, is in `config.yaml` of the run folder;
+`skyrl run --dry-run …` prints it.
+"""
+
+SLOTS_TEXT = """\
+A slot is a key whose value is the name of an implementation. Naming one selects its plugin
+without its preset. `auto` and null stand for the default.
+"""
+
+PRESETS_TEXT = """\
+What `--plugin NAME` sets, unless a file or the command line sets it otherwise. Two presets that
+differ on a key are refused, naming both.
+"""
+
+
+def keys_of(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Dotted key and field of every leaf."""
+    for name, field in model.model_fields.items():
+        below = field.annotation
+        if isinstance(below, type) and issubclass(below, BaseModel):
+            yield from keys_of(below, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field
+
+
+def plugin_sections(
+    catalog: Catalog, plugins: list[PluginEntry]
+) -> dict[str, tuple[PluginEntry, type[BaseModel]]]:
+    """Dotted path → owner and model, of every section of a plugin."""
+    found = {}
+    for entry in plugins:
+        if entry.manifest.config:
+            manager = PluginManager(catalog)
+            manager.load([entry])
+            for path, model in manager.sections().items():
+                found[path] = (entry, model)
+    return dict(sorted(found.items()))
+
+
+def sections(keys: list[tuple[str, FieldInfo]]) -> Iterator[str]:
+    """A heading and a table for each section, in the order of the tree."""
+    by_section: dict[str, list[tuple[str, FieldInfo]]] = {}
+    for key, field in keys:
+        by_section.setdefault(key.rpartition(".")[0], []).append((key, field))
+    for path, members in by_section.items():
+        yield f"### {path}\n"
+        yield key_table(members, path)
+
+
+def key_table(keys: list[tuple[str, FieldInfo]], path: str) -> str:
+    """One row per key; the section's path, which the heading shows, is left out."""
+    return table(
+        ("key", "type", "default", "meaning"),
+        [
+            (
+                f"`{key.removeprefix(path + '.')}`",
+                type_of(field),
+                default_of(field),
+                prose(field.description),
+            )
+            for key, field in keys
+        ],
+    )
+
+
+def type_of(field: FieldInfo) -> str:
+    """``int ≥ 1``, ``str or null``, ``one of a, b``."""
+    bounds = [*field.metadata]
+    return " ".join([_type(field.annotation, bounds), *map(_bound, filter(_is_bound, bounds))])
+
+
+def _type(annotation: Any, bounds: list[Any]) -> str:
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        for extra in arguments[1:]:
+            bounds += extra.metadata if isinstance(extra, FieldInfo) else [extra]
+        return _type(arguments[0], bounds)
+    if origin is typing.Literal:
+        return "one of " + ", ".join(f"`{value}`" for value in arguments)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_type(argument, bounds) for argument in arguments)
+    if origin is list:
+        return f"list of {_type(arguments[0], bounds)}"
+    if origin is tuple:
+        return f"{len(arguments)} × {_type(arguments[0], bounds)}"
+    if origin is dict:
+        return "mapping"
+    return "null" if annotation is type(None) else str(annotation.__name__)
+
+
+def _is_bound(one: Any) -> bool:
+    return isinstance(
+        one, annotated_types.Ge | annotated_types.Gt | annotated_types.Le | annotated_types.Lt
+    )
+
+
+def _bound(one: Any) -> str:
+    sign = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+    return next(f"{sign[name]} {getattr(one, name)}" for name in sign if hasattr(one, name))
+
+
+def default_of(field: FieldInfo) -> str:
+    """The default as it would be written on the command line."""
+    value = field.get_default(call_default_factory=True)
+    if value is PydanticUndefined:
+        return "required"
+    return f"`{value if isinstance(value, str) else json.dumps(value)}`"
+
+
+def slot_table(plugins: list[PluginEntry]) -> str:
+    """Every slot, set and switch, and who can stand in it."""
+    defaults = {key: default_of(field) for key, field in keys_of(Config)}
+
+    def able(key: str) -> str:
+        return ", ".join(f"`{entry.name}`" for entry in plugins if key in entry.manifest.slots)
+
+    rows = [
+        (f"`{slot.key}`", f"[`{slot.hook}`](hooks.md)", defaults[slot.key], able(slot.key))
+        for slot in SLOTS
+    ]
+    rows += [(f"`{key}`", "a set of names", defaults[key], able(key)) for key, _ in SETS]
+    rows += [
+        (f"`{key}`", f"true selects `{name}`", defaults[key], able(key)) for key, name, _ in SWITCHES
+    ]
+    return table(("key", "hook", "default", "in this repository"), rows)
+
+
+def preset(entry: PluginEntry) -> str:
+    """The preset as words of the command line."""
+    lines = [f"{key}={json.dumps(value)}" for key, value in flat(entry.manifest.preset)]
+    return "```text\n" + "\n".join(lines) + "\n```\n"
+
+
+def flat(tree: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Dotted keys and values, in the order of the manifest."""
+    return [(key, value) for key, value in tree.items()]
+
+
+# --- cli.md -----------------------------------------------------------------------------
+
+
+def cli_page() -> str:
+    """The help text of every command."""
+    parts = [NOTICE, "# Commands\n", EXIT_CODES]
+    for words in HELP:
+        parts.append(f"## {' '.join(['skyrl', *words])}\n")
+        parts.append(f"```text\n{help_of(words)}\n```\n")
+    return "\n".join(parts)
+
+
+EXIT_CODES = """\
+| exit code | meaning |
+|---|---|
+| 0 | done; also a run that an observer stopped, and a finished run that was asked for again |
+| 1 | it began and could not go on (disk full included); what was finished is kept |
+| 2 | it cannot be done as asked; nothing was started |
+| 130 | Ctrl-C; what was finished is kept |
+
+Errors are one message on standard error: what was asked, what was found, what exists, what to do.
+"""
+
+
+def help_of(words: list[str]) -> str:
+    """What ``skyrl … --help`` prints."""
+    arguments = [*words, "--help"]
+    result = CliRunner().invoke(
+        skyrl, arguments, prog_name="skyrl", terminal_width=WIDTH, max_content_width=WIDTH
+    )
+    if result.exit_code != 0:
+        raise click.ClickException(f"skyrl {' '.join(arguments)}: {result.output}")
+    return result.output.rstrip()
+
+
+# --- markdown ---------------------------------------------------------------------------
+
+
+def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """A markdown table; bars inside cells are escaped."""
+    lines = [header, tuple("---" for _ in header), *rows]
+    cells = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells) + "\n"
+
+
+def prose(text: str | None) -> str:
+    """A docstring on one line, its marks as markdown's."""
+    return " ".join((text or "").replace("``", "`").split())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""A plugin that sends its own process a signal at a chosen moment, once.
+
+    armed(site, "loss", 3, signal.SIGKILL)
+
+ends the next run in the third computation of the loss since its start, and disarms itself, so
+that repeating the command shows what a user sees who repeats it.
+"""
+
+import json
+from pathlib import Path
+
+from skyrl_kernel.testing.distributions import make_distribution
+
+MOMENTS = ("generate", "loss", "sync_weights", "evaluate", "checkpoint", "saved", "step")
+"""In a rollout; in an update; in a weight sync; in an evaluation; while files of a checkpoint are
+being written; after that; after a step."""
+
+SABOTAGE = '''
+import dataclasses
+import json
+import os
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+from skyrl_kernel.hookspecs import hookimpl
+
+ORDER = Path(__file__).with_name("order.json")
+seen = Counter()
+
+
+def strike(moment):
+    seen[moment] += 1
+    if not ORDER.exists():
+        return
+    order = json.loads(ORDER.read_text())
+    if order["moment"] == moment and order["count"] == seen[moment]:
+        ORDER.unlink()
+        os.kill(os.getpid(), order["signal"])
+
+
+@hookimpl(wrapper=True)
+def generate():
+    inner = yield
+
+    async def play(prompt, context):
+        if context.phase == "train":
+            strike("generate")
+        return await inner(prompt, context)
+
+    return play
+
+
+@hookimpl(wrapper=True)
+def loss():
+    inner = yield
+
+    def fn(inputs):
+        strike("loss")
+        return inner.fn(inputs)
+
+    return dataclasses.replace(inner, fn=fn)
+
+
+@hookimpl(wrapper=True)
+def sync_weights():
+    inner = yield
+
+    async def sync(trainer, engine, version):
+        strike("sync_weights")
+        await inner(trainer, engine, version)
+
+    return sync
+
+
+@hookimpl(wrapper=True)
+def evaluate():
+    inner = yield
+
+    def evaluate(trajectories):
+        strike("evaluate")
+        return inner(trajectories)
+
+    return evaluate
+
+
+@hookimpl
+def on_step_end(step):
+    strike("step")
+
+
+@hookimpl
+def on_checkpoint(step, folder):
+    strike("saved")
+
+
+@hookimpl
+def on_run_start(run):
+    """Watch for checkpoints in the making: no hook is called then."""
+    seen.clear()
+    if ORDER.exists() and json.loads(ORDER.read_text())["moment"] == "checkpoint":
+        threading.Thread(target=watch, args=(run.folder / "checkpoints",), daemon=True).start()
+
+
+def watch(checkpoints):
+    known = set()
+    while ORDER.exists():
+        names = os.listdir(checkpoints) if checkpoints.exists() else []
+        for name in names:
+            if ".tmp-" in name and name not in known:
+                known.add(name)
+                strike("checkpoint")
+        time.sleep(0.0005)
+'''
+
+
+def install_sabotage(site: Path) -> None:
+    """The plugin ``sabotage``, as a distribution."""
+    make_distribution(
+        site,
+        "skyrl-sabotage",
+        modules={"skyrl_sabotage": SABOTAGE},
+        entry_points={"skyrl.plugins": {"sabotage": "skyrl_sabotage"}},
+    )
+
+
+def armed(site: Path, moment: str, count: int, signal: int) -> Path:
+    """Plan the signal; the file returned is gone once it was sent."""
+    assert moment in MOMENTS
+    order = site / "order.json"
+    order.write_text(json.dumps({"moment": moment, "count": count, "signal": int(signal)}))
+    return order
