@@ -67,10 +67,12 @@ def main(seeds: str, fresh: bool) -> None:
                 click.echo(f"seed {seed}: finished before; --fresh repeats it")
             else:
                 results["seeds"][str(seed)] = measure(seed, env, fresh=fresh)
-                RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+                RESULTS.write_text(report.to_json(results))
                 report.write()
             click.echo(verdict(seed, results["seeds"][str(seed)]))
-    passed = all(passes(numbers) for numbers in results["seeds"].values())
+    passed = all(
+        report.passes(numbers, LEAST_GAIN, LEAST_LEAD) for numbers in results["seeds"].values()
+    )
     click.echo(f"{'PASS' if passed else 'FAIL'}: {len(results['seeds'])} seeds")
     sys.exit(0 if passed else 1)
 
@@ -82,20 +84,19 @@ def load_results() -> dict[str, Any]:
         if found["key"] == key():
             return found
         click.echo("the recipe or the preset has changed: all seeds are measured anew")
-    return {"key": key(), "machine": describe_machine(), "seeds": {}}
-
-
-def passes(numbers: Mapping[str, Any]) -> bool:
-    """The promise, for one seed."""
-    gain = numbers["rl"] - numbers["start"]
-    lead = numbers["rl"] - max(numbers["random"], numbers["sft"])
-    return bool(gain >= LEAST_GAIN and lead >= LEAST_LEAD)
+    return {
+        "key": key(),
+        "machine": describe_machine(),
+        "least_gain": LEAST_GAIN,
+        "least_lead": LEAST_LEAD,
+        "seeds": {},
+    }
 
 
 def verdict(seed: int, numbers: Mapping[str, Any]) -> str:
     """One line about one seed."""
     return (
-        f"{'PASS' if passes(numbers) else 'FAIL'} seed {seed}: {numbers['start']:.3f} → "
+        f"{'PASS' if report.passes(numbers, LEAST_GAIN, LEAST_LEAD) else 'FAIL'} seed {seed}: {numbers['start']:.3f} → "
         f"{numbers['rl']:.3f}; random rewards {numbers['random']:.3f}, more SFT "
         f"{numbers['sft']:.3f}"
     )
@@ -134,6 +135,7 @@ def measure(seed: int, env: Mapping[str, str], *, fresh: bool) -> dict[str, Any]
     start_sampled = judged(model, **sampling)
     rl_sampled = judged(commands.exported(folder / "rl"), **sampling)
     return {
+        "problems": int(rl[0]["eval/all/num_trajectories"]),
         "start": curve(rl)[0][1],
         "start_led": judged(model, "led_start")["exact_match"],
         "start_sampled": start_sampled["exact_match"],

@@ -11,7 +11,7 @@ import sys
 import tomllib
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,7 @@ def config_page(plugins: list[PluginEntry]) -> str:
         "## Defaults that are not SkyRL's\n",
         "Keys have SkyRL's names and defaults, except:\n",
         table(
-            ("key", "default here", "why it is told"),
+            ("key", "default here", "meaning, and what SkyRL has"),
             [
                 (f"`{key}`", default_of(field), prose(field.description))
                 for key, field in kernel
@@ -182,10 +182,16 @@ def key_table(keys: list[tuple[str, FieldInfo]], path: str) -> str:
     )
 
 
+OR_NULL = " or null"
+
+
 def type_of(field: FieldInfo) -> str:
-    """``int ≥ 1``, ``str or null``, ``one of a, b``."""
+    """``int ≥ 1``, ``float > 0 or null``, ``one of a, b``."""
     bounds = [*field.metadata]
-    return " ".join([_type(field.annotation, bounds), *map(_bound, filter(_is_bound, bounds))])
+    text = _type(field.annotation, bounds)
+    plain = text.removesuffix(OR_NULL)
+    limits = " and ".join(map(_bound, filter(_is_bound, bounds)))
+    return f"{plain} {limits}".rstrip() + text[len(plain) :]
 
 
 def _type(annotation: Any, bounds: list[Any]) -> str:
@@ -239,20 +245,16 @@ def slot_table(plugins: list[PluginEntry]) -> str:
     ]
     rows += [(f"`{key}`", "a set of names", defaults[key], able(key)) for key, _ in SETS]
     rows += [
-        (f"`{key}`", f"true selects `{name}`", defaults[key], able(key)) for key, name, _ in SWITCHES
+        (f"`{key}`", f"true selects `{name}`", defaults[key], able(key))
+        for key, name, _ in SWITCHES
     ]
     return table(("key", "hook", "default", "in this repository"), rows)
 
 
 def preset(entry: PluginEntry) -> str:
     """The preset as words of the command line."""
-    lines = [f"{key}={json.dumps(value)}" for key, value in flat(entry.manifest.preset)]
+    lines = [f"{key}={json.dumps(value)}" for key, value in entry.manifest.preset.items()]
     return "```text\n" + "\n".join(lines) + "\n```\n"
-
-
-def flat(tree: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Dotted keys and values, in the order of the manifest."""
-    return [(key, value) for key, value in tree.items()]
 
 
 # --- cli.md -----------------------------------------------------------------------------

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from skyrl_kernel.testing.distributions import make_distribution
 
-MOMENTS = ("generate", "loss", "sync_weights", "evaluate", "checkpoint", "saved", "step")
-"""In a rollout; in an update; in a weight sync; in an evaluation; while files of a checkpoint are
-being written; after that; after a step."""
+MOMENTS = ("generate", "loss", "sync_weights", "evaluate", "checkpoint", "export", "saved", "step")
+"""In a rollout; in an update; in a weight sync; in an evaluation; while files of a checkpoint, or of
+the exported model, are being written; after that; after a step."""
 
 SABOTAGE = '''
 import dataclasses
@@ -97,20 +97,21 @@ def on_checkpoint(step, folder):
 
 @hookimpl
 def on_run_start(run):
-    """Watch for checkpoints in the making: no hook is called then."""
+    """Watch for folders in the making: no hook is called then."""
     seen.clear()
-    if ORDER.exists() and json.loads(ORDER.read_text())["moment"] == "checkpoint":
-        threading.Thread(target=watch, args=(run.folder / "checkpoints",), daemon=True).start()
+    moment = json.loads(ORDER.read_text())["moment"] if ORDER.exists() else ""
+    folder = run.folder / {"checkpoint": "checkpoints", "export": "export"}.get(moment, "none")
+    threading.Thread(target=watch, args=(folder, moment), daemon=True).start()
 
 
-def watch(checkpoints):
+def watch(folder, moment):
     known = set()
     while ORDER.exists():
-        names = os.listdir(checkpoints) if checkpoints.exists() else []
+        names = os.listdir(folder) if folder.exists() else []
         for name in names:
             if ".tmp-" in name and name not in known:
                 known.add(name)
-                strike("checkpoint")
+                strike(moment)
         time.sleep(0.0005)
 '''
 

@@ -6,25 +6,26 @@ the stages, and also metrics, trajectory files and loggers. Written to
 """
 
 import contextlib
+import functools
+import inspect
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from skyrl_fsdp.trainer import FsdpTrainer
-from skyrl_kernel.config import GeneratorConfig, TrainerConfig
+import skyrl_fsdp.plugin
+import skyrl_transformers.plugin
 from skyrl_kernel.hookspecs import hookimpl
-from skyrl_kernel.protocols import Engine, Loss, RunEnd, RunInfo, Settings, StepInfo, Trainer
-from skyrl_kernel.records import (
-    Completion,
-    FloatArray,
-    GenerateRequest,
-    IntArray,
-    TrainingSample,
-    UpdateResult,
+from skyrl_kernel.protocols import (
+    Engine,
+    RunEnd,
+    RunInfo,
+    Settings,
+    StepInfo,
+    Tokenizer,
+    Trainer,
 )
-from skyrl_transformers.engine import TransformersEngine
 
 NAME = "stopwatch"
 
@@ -34,12 +35,14 @@ class Watch:
 
     def __init__(self) -> None:
         self.laps: list[dict[str, float]] = []
+        self.engine: Any = None
         self.folder = Path()
         self.run_started_at = 0.0
         """Seconds since the epoch."""
         self.first_step_at = 0.0
         """The same, of the end of the first step."""
         self._sums: dict[str, float] = {}
+        self._counted = {"prompt_tokens_computed": 0, "tokens_generated": 0}
         self._began = 0.0
 
     def begin(self, folder: Path) -> None:
@@ -64,6 +67,9 @@ class Watch:
         """A step ends."""
         self.first_step_at = self.first_step_at or time.time()
         now = time.perf_counter()
+        for name, before in self._counted.items():
+            self._counted[name] = getattr(self.engine, name)
+            self.add(name, self._counted[name] - before)
         self.laps.append({**self._sums, "wall_s": now - self._began})
         self._sums, self._began = {}, now
 
@@ -71,56 +77,65 @@ class Watch:
 watch = Watch()
 
 
-class TimedEngine(TransformersEngine):
-    """Counts seconds and tokens of `generate`."""
-
-    async def generate(self, requests: Sequence[GenerateRequest]) -> list[Completion]:
-        prompts, tokens = self.prompt_tokens_computed, self.tokens_generated
-        with watch("engine_s"):
-            completions = await super().generate(requests)
-        watch.add("prompt_tokens_computed", self.prompt_tokens_computed - prompts)
-        watch.add("tokens_generated", self.tokens_generated - tokens)
-        return completions
+def time_methods(thing: object, **names: str) -> None:
+    """Put a clock around methods of this one object: method → what its seconds are added to."""
+    for method, name in names.items():
+        setattr(thing, method, _timed(getattr(thing, method), name))
 
 
-class TimedTrainer(FsdpTrainer):
-    """Counts seconds of `score` and `update`, and the tokens of the latter."""
+def _timed(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+    if inspect.iscoroutinefunction(function):
 
-    def score(self, role: str, rows: Sequence[IntArray], *, temperature: float) -> list[FloatArray]:
-        with watch("score_s"):
-            return super().score(role, rows, temperature=temperature)
+        @functools.wraps(function)
+        async def timed_async(*args: Any, **kwargs: Any) -> Any:
+            with watch(name):
+                return await function(*args, **kwargs)
 
-    def update(
-        self, batch: Sequence[TrainingSample], loss: Loss, *, temperature: float
-    ) -> UpdateResult:
-        with watch("update_s"):
-            result = super().update(batch, loss, temperature=temperature)
-        watch.add("tokens_trained", sum(len(sample.tokens) for sample in batch))
-        return result
+        return timed_async
+
+    @functools.wraps(function)
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        with watch(name):
+            return function(*args, **kwargs)
+
+    return timed
 
 
 @hookimpl
 def make_engine(name: str, settings: Settings, model: Path) -> Engine | None:
-    """As the plugin transformers makes it."""
+    """The engine of the plugin transformers, timed."""
     if name != NAME:
         return None
-    return TimedEngine(
-        model,
-        max_rows=settings[GeneratorConfig].inference_engine.max_num_seqs,
-        bf16=settings[TrainerConfig].bf16,
-    )
+    engine = skyrl_transformers.plugin.make_engine(skyrl_transformers.plugin.NAME, settings, model)
+    time_methods(engine, generate="engine_s")
+    watch.engine = engine
+    return engine
 
 
 @hookimpl
 def make_trainer(
     name: str, settings: Settings, models: Mapping[str, Path], total_updates: int
 ) -> Trainer | None:
-    """As the plugin fsdp makes it."""
+    """The trainer of the plugin fsdp, timed."""
     if name != NAME:
         return None
-    trainer = TimedTrainer(models, settings[TrainerConfig])
-    trainer.set_total_updates(total_updates)
+    trainer = skyrl_fsdp.plugin.make_trainer(
+        skyrl_fsdp.plugin.NAME, settings, models, total_updates
+    )
+    time_methods(trainer, score="score_s", update="update_s")
     return trainer
+
+
+@hookimpl
+def make_tokenizer(name: str, model: Path, settings: Settings) -> Tokenizer | None:
+    """The tokenizer of the plugin transformers, timed."""
+    if name != NAME:
+        return None
+    tokenizer = skyrl_transformers.plugin.make_tokenizer(
+        skyrl_transformers.plugin.NAME, model, settings
+    )
+    time_methods(tokenizer, **dict.fromkeys(("encode", "encode_chat", "decode"), "tokenizer_s"))
+    return tokenizer
 
 
 @hookimpl
@@ -131,11 +146,13 @@ def on_run_start(run: RunInfo) -> None:
 
 @hookimpl
 def on_step_end(step: StepInfo) -> None:
-    """A lap: with what the step's rollouts needed at least, to compare with what was computed."""
-    prompts = {one.prompt.uid: one.segments[0].num_prompt_tokens for one in step.trajectories}
+    """A lap, with what its rollouts and updates needed at least."""
+    trajectories = step.trajectories
+    prompts = {one.prompt.uid: one.segments[0].num_prompt_tokens for one in trajectories}
     watch.add("prompt_tokens", sum(prompts.values()))
     watch.add("prompts", len(prompts))
-    watch.add("trajectories", len(step.trajectories))
+    watch.add("trajectories", len(trajectories))
+    watch.add("tokens", sum(len(one.segments[0].tokens) for one in trajectories))
     for name, value in step.metrics.items():
         if name.startswith("timing/"):
             watch.add(name, value)

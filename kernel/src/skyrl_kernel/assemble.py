@@ -300,7 +300,9 @@ def make_session(
         scorer=Scorer(
             trainer=trainer,
             needs=_needs(plan),
-            recompute_old=not same_weights if recompute is None else recompute,
+            recompute_old=not (same_weights and not config.trainer.bf16)
+            if recompute is None
+            else recompute,
             temperature=temperature,
         ),
         advantage=plan.stages["advantage"].value,

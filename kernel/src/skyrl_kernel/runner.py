@@ -88,11 +88,9 @@ def carry_out(plan: Plan, *, progress: Progress | None = None) -> RunResult:
                 config.run_name, total_steps, start_step=step, lines="console" not in config.loggers
             )
             with progress, RunLogs(folder.logs, console=progress.console):
-                if moved is not None:
-                    progress.warning(f"{path} held another run; it is now {moved}")
-                for note in (*data.notes, *start.notes):
-                    progress.warning(note)
                 if start.checkpoint is not None and step >= total_steps:
+                    for note in start.notes:
+                        progress.warning(note)
                     progress.message(
                         f"{path} is finished: its newest checkpoint is of step {step} of {total_steps}, "
                         "so nothing is trained. Start another with trainer.run_name=NAME, go on with "
@@ -100,7 +98,9 @@ def carry_out(plan: Plan, *, progress: Progress | None = None) -> RunResult:
                         "with trainer.resume_mode=none"
                     )
                     return RunResult(status="already finished", folder=path, step=step)
-                return _start(plan, folder, progress, start, models, tokenizer, data, lock)
+                notes = [f"{path} held another run; it is now {moved}"] if moved else []
+                notes += [*data.notes, *start.notes]
+                return _start(plan, folder, progress, start, models, tokenizer, data, lock, notes)
         except BaseException:
             _undo(folder, moved)
             raise
@@ -161,7 +161,9 @@ def _start(
     tokenizer: Tokenizer,
     data: assemble.Data,
     lock: Sequence[dict[str, str]],
+    notes: Sequence[str],
 ) -> RunResult:
+    """Make everything; from the first file written on, the run has begun."""
     name = plan.tree.trainer.runtime
     runtime: Runtime = plan.manager.make("make_runtime", name, name=name, settings=plan.config)
     try:
@@ -180,6 +182,8 @@ def _start(
         folder.write_plugins(list(lock))
         folder.truncate_after(session.first_step - 1 if start.checkpoint else -1)
         set_aside_later(folder.checkpoints, session.first_step - 1)
+        for note in notes:
+            progress.warning(note)
         if session.first_step > 1:
             progress.message(
                 f"going on after step {session.first_step - 1} of {session.total_steps}"

@@ -228,6 +228,9 @@ class Session:
         """Write a checkpoint, and the Hugging Face export where it is due."""
         with self.progress.stage("checkpoint"):
             self.folder.sync()
+            interval = self.config.hf_save_interval
+            if step == self.total_steps or (interval > 0 and step % interval == 0):
+                self.export(step)  # first: after its last checkpoint a run counts as finished
             path = save_checkpoint(
                 self.folder.checkpoints,
                 step,
@@ -236,9 +239,6 @@ class Session:
                 self.config.max_ckpts_to_keep,
             )
             self.saved_step = step
-            interval = self.config.hf_save_interval
-            if step == self.total_steps or (interval > 0 and step % interval == 0):
-                self.export(step)
         self.observe("on_checkpoint", step=step, folder=path)
 
     def export(self, step: int) -> Path:

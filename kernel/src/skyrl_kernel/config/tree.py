@@ -63,9 +63,9 @@ class OptimizerConfig(Section):
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """Gradients are scaled down to this norm."""
     num_warmup_steps: Annotated[int, Field(ge=0)] = 0
-    """Updates over which the rate rises linearly from 0."""
+    """Updates over which the rate rises linearly to its peak; the first already has 1/n of it."""
     scheduler: Literal["constant_with_warmup", "linear"] = "constant_with_warmup"
-    """``linear`` falls to ``min_lr_frac`` of the peak at the last update."""
+    """``linear`` falls after the warm-up towards ``min_lr_frac`` of the peak."""
     min_lr_frac: Fraction = 0.0
     """Where ``linear`` ends, as a fraction of the peak."""
 
@@ -130,8 +130,8 @@ class AlgorithmConfig(Section):
     temperature: Annotated[float, Field(gt=0)] | None = None
     """Divides the trainer's logits; default: the sampling temperature."""
     recompute_old_logprobs: bool | None = None
-    """Compute old log-probs with the trainer; default: only if the engine holds a copy of the weights
-    rather than the weights themselves."""
+    """Compute old log-probs with the trainer. Default: not where the engine computes with the trainer's
+    own weights in float32, since its log-probs are the same to rounding."""
     dynamic_sampling: DynamicSamplingConfig = Field(default_factory=DynamicSamplingConfig)
     """Which groups are trained on."""
 

@@ -16,7 +16,9 @@ class _Jump(selectors.DefaultSelector):
         self.now_s = 0.0
 
     def select(self, timeout: float | None = None) -> Any:
-        ready = super().select(0 if timeout is not None else None)
+        ready = super().select(0)
+        if not ready and timeout is None:
+            raise RuntimeError("every task waits, and no timer will wake one: a deadlock")
         if not ready and timeout:
             self.now_s += timeout
         return ready
@@ -36,6 +38,9 @@ def run_without_waiting(main: Coroutine[Any, Any, T]) -> T:
 
     ``asyncio.sleep`` orders events as ever, and hours of it take no time. Only
     for code that uses no threads: the clock does not wait for them.
+
+    Raises:
+        RuntimeError: Everything waits for something that cannot happen any more.
 
     Example:
         >>> async def an_hour() -> float:

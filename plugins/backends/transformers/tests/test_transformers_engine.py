@@ -161,7 +161,6 @@ def test_a_stop_string_ends_a_completion_and_stays_in_it(llama: Path) -> None:
     tokenizer = engine._text()
     (free,) = run(engine, [request(PROMPTS[1], seed=1, max_tokens=30)])
     text = tokenizer.decode(free.tokens[5:8])
-    assert text.isprintable() or len(text) == 3
     (stopped,) = run(engine, [request(PROMPTS[1], seed=1, max_tokens=30, stop=("never", text))])
     assert stopped.finish_reason == "stop"
     assert tokenizer.decode(stopped.tokens).endswith(text)
@@ -281,7 +280,7 @@ def test_an_update_is_committed_as_a_whole_with_its_version(
         (lambda w: w.update(extra=torch.ones(1)), "the tensor 'extra' is not in the engine's"),
         (
             lambda w: w.update({"model.norm.weight": torch.ones(5)}),
-            r"'model.norm.weight' has shape \(5,\), the engine's has \(32,\)",
+            r"the tensor 'model.norm.weight' has shape \(5,\), the engine's has \(32,\)",
         ),
     ],
     ids=["missing", "unknown", "shape"],

@@ -1,15 +1,14 @@
 """A plugin of fakes, so that the whole stack runs in a blink, without torch or a model.
 
-Everything is real but the numbers: `runner.run(["scripted"])` goes through
+Everything is real but the numbers: ``skyrl run --plugin scripted`` goes through
 discovery, config, the loop and the run folder. What the fakes do is a `Script`;
-what they were asked is written down in it. Nothing is installed before
-`install` was called::
+what they were asked is written down in it. Nothing is installed outside of
+`installed`::
 
-    with on_path(tmp_path / "site") as site:
-        install(site)
-        with perform(Script(reply=lambda ask: "7")) as script:
-            run(["scripted"], overrides=[f"trainer.ckpt_path={tmp_path}"])
-    assert script.trainer.updates == 4
+    script = Script(reply=lambda ask: "1")
+    with installed(tmp_path / "site"):
+        result = run_scripted(tmp_path, "trainer.epochs=2", script=script)
+    assert script.trainer.updates == 8
 
 Rows come from ``scripted:N`` (N rows) or from files; see `env.ScriptedEnv` for
 the columns that make an env misbehave.
@@ -25,14 +24,12 @@ from pydantic import BaseModel, Field
 from skyrl_kernel.config.tree import Section
 from skyrl_kernel.env import Env
 from skyrl_kernel.hookspecs import hookimpl
-from skyrl_kernel.plugins import discover
 from skyrl_kernel.protocols import Advantage, Engine, Loss, Settings, SyncWeights, Trainer
 from skyrl_kernel.records import Scored, TokenAdvantages
-from skyrl_kernel.slots import ALGORITHMS, BACKENDS, ENVS, PLUGINS
-from skyrl_kernel.testing.distributions import make_distribution
 from skyrl_kernel.testing.scripted.engine import ScriptedEngine
 from skyrl_kernel.testing.scripted.env import AsyncScriptedEnv, ScriptedEnv
-from skyrl_kernel.testing.scripted.script import Ask, Script, current, perform
+from skyrl_kernel.testing.scripted.script import NAME, Ask, Script, current, perform
+from skyrl_kernel.testing.scripted.stack import installed, read_metrics, run_scripted
 from skyrl_kernel.testing.scripted.tokenizer import CharTokenizer
 from skyrl_kernel.testing.scripted.trainer import ScriptedTrainer
 
@@ -50,13 +47,13 @@ __all__ = [
     "ScriptedEngine",
     "ScriptedEnv",
     "ScriptedTrainer",
-    "install",
+    "installed",
     "make_scripted_env",
     "perform",
+    "read_metrics",
+    "run_scripted",
     "scripted_rows",
 ]
-
-NAME = "scripted"
 
 
 class ScriptedConfig(Section):
@@ -66,23 +63,6 @@ class ScriptedConfig(Section):
     """Turns of a row that lists no rewards."""
     right_reward: float = 1.0
     """Reward of a reply that holds the row's answer."""
-
-
-def install(folder: Path, version: str = "0.1.0") -> Path:
-    """Install the distribution ``skyrl-scripted`` into a folder on ``sys.path``.
-
-    Returns:
-        Its metadata folder.
-    """
-    groups = (ALGORITHMS, BACKENDS, ENVS, PLUGINS)
-    metadata = make_distribution(
-        folder,
-        "skyrl-scripted",
-        version,
-        entry_points={group: {NAME: __name__} for group in groups},
-    )
-    discover(refresh=True)
-    return metadata
 
 
 def scripted_rows(count: int) -> list[dict[str, Any]]:

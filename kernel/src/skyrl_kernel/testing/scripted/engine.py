@@ -75,14 +75,14 @@ class ScriptedEngine:
         logprobs: list[FloatArray] = []
         aborts = self._aborts
         for place in range(len(wanted)):
-            if pause_s:
-                await asyncio.sleep(pause_s)
+            await asyncio.sleep(pause_s)
             await self._going.wait()
             if self._aborts > aborts:
                 finish = "abort"
                 break
             versions.append(self.version)
             logprobs.append(token_logprobs(self.weight, wanted[place : place + 1]))
+        self._script.note(f"answer {ask.number}")
         return Completion(
             tokens=wanted[: len(versions)],
             logprobs=np.concatenate(logprobs) if logprobs else np.zeros(0, dtype=np.float32),

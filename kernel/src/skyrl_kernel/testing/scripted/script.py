@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from skyrl_kernel.testing.scripted.engine import ScriptedEngine
     from skyrl_kernel.testing.scripted.trainer import ScriptedTrainer
 
+NAME = "scripted"
+"""The plugin's name, in every group."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ask:
@@ -53,7 +56,7 @@ class Script:
     on_update: Callable[[int], None] = lambda number: None
     """Called inside each update, in the trainer's thread, with the updates before it."""
     events: list[str] = field(default_factory=list)
-    """What happened, in order: ``ask 3``, ``update``, ``sync 1``, ``save``, ``export``."""
+    """What happened, in order: ``ask 3``, ``answer 3``, ``update``, ``sync 1``, ``save``, ``export``."""
     engine: "ScriptedEngine | None" = None
     """The engine made last."""
     trainer: "ScriptedTrainer | None" = None
