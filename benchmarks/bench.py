@@ -2,7 +2,8 @@
 
 Commands are started as a user starts them, each in a process of its own with
 one thread. Times of commands are the best of several, which other users of the
-machine disturb least; the kernel's share is a ratio within one run.
+machine disturb least. The parts of a step are ratios of CPU seconds within one run, which
+others do not change.
 """
 
 import json
@@ -185,30 +186,32 @@ def install_stopwatch(folder: Path) -> list[Path]:
     return [folder, commands.HERE / "stopwatch"]
 
 
+PARTS = {
+    "engine_s": "engine: prompts, decoding, sampling",
+    "update_s": "trainer: updates",
+    "score_s": "trainer: scores",
+    "tokenizer_s": "tokenizer: prompts to ids, ids to text",
+    "rollouts_s": "agent loop, envs, rewards",
+    "batches_s": "advantages, weights of tokens, checks",
+    "reports_s": "metrics, trajectory file, loggers",
+}
+"""What the stopwatch counts, and what it means."""
+
+
 def step_numbers(laps: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     """Where the time of a step goes, and what was computed in it."""
 
     def total(name: str) -> float:
         return sum(lap.get(name, 0.0) for lap in laps)
 
-    wall = total("wall_s")
-    computing = total("engine_s") + total("update_s") + total("score_s")
-    # In `timing/step`, generating and updating are timed apart; the rest of it is between them.
-    rollouts = total("timing/generate") - total("engine_s") - total("tokenizer_s")
-    batches = total("timing/step") - total("timing/generate") - total("update_s") - total("score_s")
+    cpu = sum(map(total, PARTS))
+    rest = cpu - total("engine_s") - total("update_s") - total("score_s")
     return {
-        "step_s": wall / len(laps),
-        "engine_share": total("engine_s") / wall,
-        "update_share": total("update_s") / wall,
-        "score_share": total("score_s") / wall,
-        "kernel_share": 1 - computing / wall,
-        "rest_shares": {
-            "tokenizer: prompts to ids, ids to text": total("tokenizer_s") / wall,
-            "agent loop, env calls, reward": rollouts / wall,
-            "advantages, weights, checks": batches / wall,
-            "metrics, trajectory file, loggers": 1 - total("timing/step") / wall,
-        },
-        "rest_ms_per_trajectory": 1e3 * (wall - computing) / total("trajectories"),
+        "step_s": total("wall_s") / len(laps),
+        "step_cpu_s": cpu / len(laps),
+        "parts": {text: total(name) / cpu for name, text in PARTS.items()},
+        "kernel_share": rest / cpu,
+        "kernel_ms_per_trajectory": 1e3 * rest / total("trajectories"),
         "generated_tokens_per_s": total("tokens_generated") / total("engine_s"),
         "trained_tokens_per_s": total("tokens") / total("update_s"),
         "prompt_computations": total("prompt_tokens_computed") / total("prompt_tokens"),

@@ -270,12 +270,6 @@ def speed_section(results: Numbers) -> str:
             "",
         ),
     ]
-    parts = [
-        ["engine", "decoding, sampling", n["engine_share"]],
-        ["trainer", "updates", n["update_share"]],
-        ["trainer", "scores", n["score_share"]],
-        *(["rest", name, share] for name, share in n["rest_shares"].items()),
-    ]
     return "\n".join(
         [
             "## Speed and memory",
@@ -285,9 +279,15 @@ def speed_section(results: Numbers) -> str:
             "Commands: best of several, each in a fresh process. An empty Python program takes "
             f"{n['python_s']:.3f} s here.",
             "",
-            f"### A step of the demo, {n['step_s']:.2f} s",
+            f"### A step of the demo: {n['step_cpu_s']:.2f} s of one core",
             "",
-            table(["", "", "share"], [[a, b, f"{100 * share:.1f} %"] for a, b, share in parts]),
+            table(
+                ["", "share", "ms"],
+                [
+                    [text, f"{100 * share:.1f} %", f"{1e3 * share * n['step_cpu_s']:.0f}"]
+                    for text, share in n["parts"].items()
+                ],
+            ),
             "",
             table(
                 ["", ""],
@@ -306,7 +306,7 @@ def speed_section(results: Numbers) -> str:
                 ],
             ),
             "",
-            "One thread. Shares are ratios within one run; tokens/s and seconds depend on who else "
+            "One thread. Shares and tokens/s are of CPU seconds; other seconds depend on who else "
             "uses the machine.",
             "",
             machine_line(results["machine"]),

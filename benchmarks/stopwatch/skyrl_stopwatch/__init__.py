@@ -1,8 +1,14 @@
-"""Times what engine and trainer compute in a run; what is left of a step is the kernel's.
+"""Says where a step's time goes: what engine, trainer and tokenizer compute, and what is left.
 
-Everything that happens between the ends of two steps belongs to the later one:
-the stages, and also metrics, trajectory files and loggers. Written to
-``stopwatch.json`` in the run folder when the run ends.
+Between the ends of two steps, in order, with the mark that ends each part::
+
+    rollouts   begins groups, plays episodes, judges them     `select` is called
+    batches    advantages, weights of tokens, checks          `sync_weights` is called
+    reports    metrics, trajectory file, loggers              `on_step_end`
+
+What engine, trainer and tokenizer compute meanwhile is taken out of the parts and
+counted by itself. Seconds are of CPU time, all threads together: others who use
+the machine do not change them. The numbers go to ``stopwatch.json`` in the run folder.
 """
 
 import contextlib
@@ -10,9 +16,11 @@ import functools
 import inspect
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 import skyrl_fsdp.plugin
 import skyrl_transformers.plugin
@@ -21,33 +29,41 @@ from skyrl_kernel.protocols import (
     Engine,
     RunEnd,
     RunInfo,
+    Select,
     Settings,
     StepInfo,
+    SyncWeights,
     Tokenizer,
     Trainer,
 )
+from skyrl_kernel.records import Group, Selection
 
 NAME = "stopwatch"
+ENGINE_COUNTERS = ("prompt_tokens_computed", "tokens_generated")
 
 
 class Watch:
-    """Sums since the last lap."""
+    """Sums since the last lap; a lap is a step."""
 
     def __init__(self) -> None:
-        self.laps: list[dict[str, float]] = []
         self.engine: Any = None
         self.folder = Path()
+        self.laps: list[dict[str, float]] = []
         self.run_started_at = 0.0
         """Seconds since the epoch."""
         self.first_step_at = 0.0
         """The same, of the end of the first step."""
         self._sums: dict[str, float] = {}
-        self._counted = {"prompt_tokens_computed": 0, "tokens_generated": 0}
+        self._counted = dict.fromkeys(ENGINE_COUNTERS, 0)
+        self._computed = 0.0
+        self._marked = (0.0, 0.0)
+        """CPU seconds, and those of them computed in timed blocks, at the last mark."""
         self._began = 0.0
 
     def begin(self, folder: Path) -> None:
         """A run starts."""
         self.folder, self.run_started_at = folder, time.time()
+        self._marked = time.process_time(), self._computed
         self._sums, self._began = {}, time.perf_counter()
 
     def add(self, name: str, amount: float) -> None:
@@ -56,20 +72,28 @@ class Watch:
 
     @contextlib.contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Time the block."""
-        began = time.perf_counter()
+        """Time the block; blocks do not nest."""
+        began = time.process_time()
         try:
             yield
         finally:
-            self.add(name, time.perf_counter() - began)
+            seconds = time.process_time() - began
+            self._computed += seconds
+            self.add(name, seconds)
+
+    def mark(self, name: str) -> None:
+        """What passed since the last mark outside of timed blocks belongs to ``name``."""
+        now, computed = time.process_time(), self._computed
+        self.add(name, (now - self._marked[0]) - (computed - self._marked[1]))
+        self._marked = now, computed
 
     def lap(self) -> None:
         """A step ends."""
         self.first_step_at = self.first_step_at or time.time()
-        now = time.perf_counter()
         for name, before in self._counted.items():
             self._counted[name] = getattr(self.engine, name)
             self.add(name, self._counted[name] - before)
+        now = time.perf_counter()
         self.laps.append({**self._sums, "wall_s": now - self._began})
         self._sums, self._began = {}, now
 
@@ -99,6 +123,9 @@ def _timed(function: Callable[..., Any], name: str) -> Callable[..., Any]:
             return function(*args, **kwargs)
 
     return timed
+
+
+# --- what computes --------------------------------------------------------------------
 
 
 @hookimpl
@@ -138,6 +165,33 @@ def make_tokenizer(name: str, model: Path, settings: Settings) -> Tokenizer | No
     return tokenizer
 
 
+# --- marks ----------------------------------------------------------------------------
+
+
+@hookimpl(wrapper=True)
+def select() -> Generator[None, Select, Select]:
+    """Generating ends here."""
+    inner = yield
+
+    def marked(candidates: Sequence[Group], target: int, rng: np.random.Generator) -> Selection:
+        watch.mark("rollouts_s")
+        return inner(candidates, target, rng)
+
+    return marked
+
+
+@hookimpl(wrapper=True)
+def sync_weights() -> Generator[None, SyncWeights, SyncWeights]:
+    """Training ends here."""
+    inner = yield
+
+    async def marked(trainer: Trainer, engine: Engine, version: int) -> None:
+        watch.mark("batches_s")
+        await inner(trainer, engine, version)
+
+    return marked
+
+
 @hookimpl
 def on_run_start(run: RunInfo) -> None:
     """Start the clock."""
@@ -147,15 +201,13 @@ def on_run_start(run: RunInfo) -> None:
 @hookimpl
 def on_step_end(step: StepInfo) -> None:
     """A lap, with what its rollouts and updates needed at least."""
+    watch.mark("reports_s")
     trajectories = step.trajectories
     prompts = {one.prompt.uid: one.segments[0].num_prompt_tokens for one in trajectories}
     watch.add("prompt_tokens", sum(prompts.values()))
     watch.add("prompts", len(prompts))
     watch.add("trajectories", len(trajectories))
     watch.add("tokens", sum(len(one.segments[0].tokens) for one in trajectories))
-    for name, value in step.metrics.items():
-        if name.startswith("timing/"):
-            watch.add(name, value)
     watch.lap()
 
 

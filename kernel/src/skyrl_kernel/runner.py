@@ -219,10 +219,11 @@ def _drive(session: Session) -> RunResult:
     except StopRun as stop:
         status, message, step = "stopped", str(stop), session.saved_step
     except (KeyboardInterrupt, asyncio.CancelledError):
-        status = "interrupted"
+        status, step = "interrupted", session.saved_step
         message = f"interrupted; {_kept(session)}"
         raise KeyboardInterrupt(message) from None
     except BaseException as error:
+        step = session.saved_step
         message = f"{error}; {_kept(session)}" if is_disk_full(error) else str(error)
         raise
     finally:

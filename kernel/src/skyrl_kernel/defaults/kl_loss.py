@@ -29,20 +29,17 @@ def loss(settings: Settings) -> Generator[None, Loss | None, Loss | None]:
 def with_kl(inner: Loss, estimator: str, coefficient: float) -> Loss:
     """``inner`` plus ``coefficient`` × KL(policy ‖ reference) per token.
 
-    Reports ``policy_kl``, the token mean of the estimate in nats.
+    The trainer reports the term as ``policy_kl``: its mean over each trajectory's
+    tokens, then over trajectories, in nats (SkyRL's definition).
     """
 
     def fn(inputs: "LossInputs") -> "LossTerms":
-        from skyrl_kernel.torch import TokenMetric, kl_estimate
+        from skyrl_kernel.torch import kl_estimate
 
         assert inputs.ref_logprobs is not None
         kl = kl_estimate(inputs.logprobs, inputs.ref_logprobs, estimator)
         out = inner(inputs)
-        return replace(
-            out,
-            terms={**out.terms, "kl": kl},
-            metrics={**out.metrics, "policy_kl": TokenMetric(values=kl.detach())},
-        )
+        return replace(out, terms={**out.terms, "kl": kl})
 
     return replace(
         inner,

@@ -134,6 +134,10 @@ def objective(
     return total, out
 
 
+_TERM_METRICS = {"kl": "policy_kl"}
+"""Where SkyRL has a name for a term's weighted sum; others are ``<term>_loss``."""
+
+
 class MetricSums:
     """Collects per-token metrics over micro-batches and reduces each as it declared."""
 
@@ -145,7 +149,7 @@ class MetricSums:
     def add(self, inputs: LossInputs, out: LossTerms, weights: Mapping[str, Tensor]) -> None:
         """Count one micro-batch: each term's weighted sum, and the loss's own metrics."""
         for name, term in out.terms.items():
-            self._add(f"{name}_loss", "sum", (weights[name] * term).detach())
+            self._add(_TERM_METRICS.get(name, f"{name}_loss"), "sum", (weights[name] * term).detach())
         self._add("policy_entropy", "mean", inputs.entropy.detach())
         for name, metric in out.metrics.items():
             self._add(name, metric.reduction, metric.values.detach())

@@ -80,18 +80,18 @@ class ScriptedEnv(TextEnv):
         fault: str = extras.get("fault") or ""
         self._method, _, self._what = fault.partition(" ")
         self._right = False
-        self._fault("__init__")
+        if self._goes_wrong("__init__"):
+            self._wrong()
 
     def init(self, prompt: Sequence[Message]) -> Any:
         """The row's prompt."""
-        return self._fault("init") or (prompt, {"pid": os.getpid()})
+        return self._wrong() if self._goes_wrong("init") else (prompt, {})
 
     def step(self, action: str) -> Any:
         """The row's next reward."""
         self.turns += 1
-        wrong = self._fault("step")
-        if wrong is not None or (self._method, self._what) == ("step", "none"):
-            return wrong
+        if self._goes_wrong("step"):
+            return self._wrong()
         self._right = self._extras.get("answer") is not None and self._extras["answer"] in action
         right_reward = self._extras.get("right_reward")
         if self._rewards is not None:
@@ -113,17 +113,21 @@ class ScriptedEnv(TextEnv):
 
     def get_metrics(self) -> Any:
         """``exact_match`` and ``turns``."""
-        if self._method == "get_metrics":
-            return self._fault("get_metrics")
+        if self._goes_wrong("get_metrics"):
+            return self._wrong()
         return {"exact_match": float(self._right), "turns": float(self.turns)}
 
     def close(self) -> None:
         """Count the call."""
-        type(self).closed += 1
-        self._fault("close")
+        ScriptedEnv.closed += 1
+        if self._goes_wrong("close"):
+            self._wrong()
 
-    def _fault(self, method: str) -> Any:
-        return FAULTS[self._what]() if method == self._method else None
+    def _goes_wrong(self, method: str) -> bool:
+        return method == self._method
+
+    def _wrong(self) -> Any:
+        return FAULTS[self._what]()
 
 
 class AsyncScriptedEnv(ScriptedEnv):
@@ -150,7 +154,7 @@ class AsyncScriptedEnv(ScriptedEnv):
         super().close()
 
     async def _wait(self, method: str) -> None:
-        hangs = (self._method, self._what) == (method, "hang")
+        hangs = self._goes_wrong(method) and self._what == "hang"
         await asyncio.sleep(HANG_S if hangs else 0)
 
 

@@ -53,7 +53,8 @@ async def read_row(prompt: Prompt, context: RolloutContext) -> Trajectory:
         )
     tokenizer = context.tokenizer
     start = tokenizer.encode_chat(prompt.messages, add_generation_prompt=True)
-    answer = [*tokenizer.encode(response), end_of_turn(tokenizer)]
+    end = end_of_turn(tokenizer)  # type: ignore[arg-type]  # mypy takes no protocol for hashable
+    answer = [*tokenizer.encode(response), end]
     tokens = np.concatenate([start, answer]).astype(np.int32)
     return Trajectory(
         prompt=prompt,
