@@ -334,7 +334,11 @@ def machine_line(machine: Numbers) -> str:
 def to_json(results: Numbers) -> str:
     """Indented, but lists of numbers on one line."""
     text = json.dumps(results, indent=1)
-    return re.sub(r"\[[^\[\]{}\"]*\]", lambda found: " ".join(found[0].split()), text) + "\n"
+    return re.sub(r"\[[^\[\]{}\"]*\]", _on_one_line, text) + "\n"
+
+
+def _on_one_line(found: "re.Match[str]") -> str:
+    return "[" + " ".join(found[0][1:-1].split()) + "]"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -97,8 +97,8 @@ def test_a_synchronous_run_generates_updates_and_syncs_in_turn(tmp_path: Path) -
         *round_of(8),
         "update",
         "sync 3",
-        "save",
         "export",
+        "save",
     ]
     assert (result.status, result.step) == ("finished", 3)
 

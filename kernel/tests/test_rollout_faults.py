@@ -20,8 +20,11 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-def run_rows(folder: Path, rows: Sequence[Mapping[str, Any]], *overrides: str) -> RunResult:
-    """One step on these rows, two samples each, in the order of the file."""
+def run_rows(
+    folder: Path, rows: Sequence[Mapping[str, Any]], *overrides: str, kept: int | None = None
+) -> RunResult:
+    """One step, two samples a row, rows in order, until ``kept`` groups have a trajectory left."""
+    kept = len(rows) if kept is None else kept
     path = folder / "rows.jsonl"
     prompt = [{"role": "user", "content": "x"}]
     path.write_text("".join(json.dumps({"prompt": prompt, **row}) + "\n" for row in rows))
@@ -30,8 +33,9 @@ def run_rows(folder: Path, rows: Sequence[Mapping[str, Any]], *overrides: str) -
         f"data.train_data=['{path}']",
         "data.val_data=[]",
         "data.shuffle=false",
-        f"trainer.train_batch_size={len(rows)}",
-        f"trainer.policy_mini_batch_size={len(rows)}",
+        f"trainer.train_batch_size={kept}",
+        f"trainer.policy_mini_batch_size={kept}",
+        "trainer.max_training_steps=1",
         *overrides,
     )
 
@@ -49,34 +53,39 @@ def test_every_fault_costs_its_trajectories_and_is_counted_by_kind(tmp_path: Pat
         "step nan",
         "step bool",
         "step stop_iteration",
-        "step sys_exit",
+        "step sys_exit",  # its turn does not come: 15 groups fill the batch
     ]
-    rows = [*({"fault": fault} for fault in faults), *({"answer": "1"} for _ in range(8))]
-    result = run_rows(tmp_path, rows)
+    # good, bad, good, bad, …: never are more than half of the trajectories lost
+    rows = [{"fault": faults[i // 2]} if i % 2 else {"answer": "1"} for i in range(16)]
+    result = run_rows(tmp_path, rows, kept=8)
 
     assert result.status == "finished"
     (line,) = read_metrics(result)
-    # 8 faults × 2 samples of 16 × 2 trajectories: just within max_failed_frac=0.5
-    assert (line["failures/trajectories"], line["failures/task"]) == (16, 16)
+    # 7 faults × 2 samples; a group that lost all of them is replaced by the next
+    assert (line["failures/trajectories"], line["failures/task"]) == (14, 14)
+    assert line["generate/groups_dropped"] == 7
     records = failures(result)
-    assert len(records) == 16
-    assert {record["uid"] for record in records} == {f"0:{row}" for row in range(8)}
+    assert sorted({record["uid"] for record in records}, key=lambda uid: int(uid[2:])) == [
+        f"0:{row}" for row in range(1, 15, 2)
+    ]
     assert {(record["step"], record["kind"], record["plugin"]) for record in records} == {
         (1, "task", "scripted")
     }
-    kept = read_trajectories(result.folder / "trajectories" / "step_1.parquet")
-    assert {row["uid"] for row in kept} == {f"0:{row}" for row in range(8, 16)}
+    trained = read_trajectories(result.folder / "trajectories" / "step_1.parquet")
+    assert {row["uid"] for row in trained} == {f"0:{row}" for row in range(0, 15, 2)}
     # the mean is over those that were judged; a failure is no reward of 0
-    assert line["reward/avg_raw_reward"] == sum(row["reward"] for row in kept) / 16
+    assert line["reward/avg_raw_reward"] == sum(row["reward"] for row in trained) / 16
 
 
 def test_a_hang_is_a_timeout_and_a_dead_process_is_infrastructure(tmp_path: Path) -> None:
     rows = [
+        {"answer": "1"},
         {"fault": "step hang", "is_async": True},
+        {"answer": "1"},
         {"fault": "step die", "isolate": True},
-        *({"answer": "1"} for _ in range(3)),
+        *({"answer": "1"} for _ in range(4)),
     ]
-    result = run_rows(tmp_path, rows, "environment.timeout_s=3")
+    result = run_rows(tmp_path, rows, "environment.timeout_s=3", kept=4)
 
     (line,) = read_metrics(result)
     assert (line["failures/timeout"], line["failures/infrastructure"]) == (2, 2)

@@ -1,6 +1,7 @@
 """A run from its plan to its end, whichever end that is."""
 
 import asyncio
+import gc
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -249,9 +250,14 @@ def _kept(session: Session) -> str:
 
 
 async def _train_and_close(session: Session) -> int:
+    # Start-up left a million objects that live as long as the run (torch, the model classes); every
+    # full collection would look at each of them again.
+    gc.collect()
+    gc.freeze()
     try:
         return await train(session)
     finally:
+        gc.unfreeze()
         await session.producer.close()
         await session.rollouts.close()
         await session.engine.close()

@@ -233,16 +233,12 @@ def _key_problem(
 
 
 def _nearest(key: str, known: Iterable[str]) -> str | None:
-    """The known key most like ``key``: by its whole path, or by its last part anywhere."""
+    """The known key most like ``key``: of those that end alike if there are any, else of all."""
     names = list(known)
-    close = difflib.get_close_matches(key, names, n=1, cutoff=0.75)
-    if close:
-        return close[0]
     leaf = key.rpartition(".")[2]
     by_leaf = [name for name in names if name.rpartition(".")[2] == leaf]
-    if by_leaf:
-        return difflib.get_close_matches(key, by_leaf, n=1, cutoff=0.0)[0]
-    close = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(key, by_leaf, n=1, cutoff=0.0)
+    close = close or difflib.get_close_matches(key, names, n=1, cutoff=0.5)
     return close[0] if close else None
 
 

@@ -73,7 +73,8 @@ class ScriptedEnv(TextEnv):
 
     def __init__(self, extras: Mapping[str, Any], cap: int | None = None) -> None:
         rewards = extras.get("rewards")
-        super().__init__(extras, max_turns=len(rewards) if rewards else 1, cap=cap)
+        limits = {"max_turns": len(rewards)} if rewards else extras
+        super().__init__(limits, max_turns=1, cap=cap)
         self.isolate = bool(extras.get("isolate"))
         self._extras = extras
         self._rewards: Sequence[float] | None = rewards or None

@@ -1,0 +1,53 @@
+"""What the benchmarks compute from what they measure."""
+
+import bench
+import pytest
+import report
+
+
+@pytest.mark.parametrize(
+    ("start", "rl", "random", "sft", "verdict"),
+    [
+        (0.40, 0.65, 0.45, 0.45, True),
+        (0.40, 0.59, 0.30, 0.30, False),  # gains 0.19
+        (0.40, 0.65, 0.51, 0.40, False),  # leads random rewards by 0.14
+        (0.40, 0.65, 0.40, 0.51, False),  # leads SFT by 0.14
+    ],
+)
+def test_a_seed_passes_with_both_gain_and_lead(
+    start: float, rl: float, random: float, sft: float, verdict: bool
+) -> None:
+    numbers = {"start": start, "rl": rl, "random": random, "sft": sft}
+    assert report.passes(numbers, 0.2, 0.15) is verdict
+
+
+def test_the_parts_of_a_step_add_up_and_what_does_not_compute_is_the_kernels() -> None:
+    lap = {
+        "wall_s": 2.0,
+        "engine_s": 0.3,
+        "update_s": 0.5,
+        "tokenizer_s": 0.02,
+        "rollouts_s": 0.1,
+        "batches_s": 0.05,
+        "reports_s": 0.03,
+        "trajectories": 16.0,
+        "prompts": 2.0,
+        "prompt_tokens": 100.0,
+        "prompt_tokens_computed": 100.0,
+        "tokens_generated": 600.0,
+        "tokens": 1500.0,
+    }
+    numbers = bench.step_numbers([lap, lap])
+    assert sum(numbers["parts"].values()) == pytest.approx(1.0)
+    assert numbers["step_cpu_s"] == pytest.approx(1.0)
+    assert numbers["kernel_share"] == pytest.approx(0.2)  # 0.02 + 0.1 + 0.05 + 0.03
+    assert numbers["kernel_ms_per_trajectory"] == pytest.approx(12.5)  # 200 ms / 16
+    assert numbers["generated_tokens_per_s"] == pytest.approx(2000)  # 600 / 0.3
+    assert numbers["trained_tokens_per_s"] == pytest.approx(3000)  # 1500 / 0.5
+    assert numbers["group_size"] == 8
+
+
+def test_lists_of_numbers_stand_on_one_line() -> None:
+    text = report.to_json({"curve": [[0, 0.5], [3, 0.75]], "names": ["a", "b"]})
+    assert "[0, 0.5]" in text
+    assert text.endswith("}\n")
