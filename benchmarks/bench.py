@@ -6,6 +6,7 @@ machine disturb least. The parts of a step are ratios of CPU seconds within one 
 others do not change.
 """
 
+import importlib.util
 import json
 import os
 import re
@@ -23,6 +24,7 @@ import click
 import commands
 import report
 from machine import describe_machine
+from text import to_json
 
 from skyrl_kernel.testing.distributions import make_distribution
 
@@ -30,7 +32,7 @@ NUM_PLUGINS = 40
 REPEATS = 10
 STEPS = 16
 """Of the measured demo; the first and the last, which evaluate, are left out."""
-RESULTS = commands.HERE / "speed.json"
+RESULTS = report.SPEED
 LIMITS = {
     "help_s": 0.3,
     "plugins_list_s": 0.5,
@@ -62,7 +64,7 @@ def main() -> None:
         "plugins": NUM_PLUGINS,
         "numbers": numbers,
     }
-    RESULTS.write_text(report.to_json(results))
+    RESULTS.write_text(to_json(results))
     report.write()
     late = [name for name, limit in LIMITS.items() if numbers[name] > limit]
     for name, limit in LIMITS.items():
@@ -111,7 +113,8 @@ def imported_packages(words: Sequence[str], env: Mapping[str, str]) -> list[str]
     command = [sys.executable, "-X", "importtime", str(commands.SKYRL), *words]
     done = subprocess.run(command, env=dict(env), capture_output=True, text=True, check=True)
     names = re.findall(r"^import time:.*\|\s*([A-Za-z]\w*)$", done.stderr, flags=re.MULTILINE)
-    return sorted(set(names) - sys.stdlib_module_names - {"site", "sitecustomize"})
+    tried = set(names) - sys.stdlib_module_names - {"site", "sitecustomize"}
+    return sorted(name for name in tried if importlib.util.find_spec(name))
 
 
 def timed(command: Sequence[str | Path], env: Mapping[str, str], log: Path | None = None) -> Cost:

@@ -28,8 +28,10 @@ from typing import Any
 
 import click
 import commands
+import learning_report
 import report
 from machine import describe_machine
+from text import to_json
 
 from skyrl_kernel.plugins import discover
 from skyrl_multiply.problems import messages
@@ -42,7 +44,7 @@ SAMPLES = 8
 """Samples per problem where answers are sampled."""
 CONTROL_STEPS = 4000
 """Examples of control B are for this many steps; its time must be up before."""
-RESULTS = commands.HERE / "learning.json"
+RESULTS = report.LEARNING
 RUNS = commands.HERE.parent / "runs" / "benchmarks"
 CURVE = {"trainer.eval_interval": 3, "trainer.max_ckpts_to_keep": 1}
 """More points than the demo has; evaluation is greedy and changes no weight."""
@@ -67,12 +69,10 @@ def main(seeds: str, fresh: bool) -> None:
                 click.echo(f"seed {seed}: finished before; --fresh repeats it")
             else:
                 results["seeds"][str(seed)] = measure(seed, env, fresh=fresh)
-                RESULTS.write_text(report.to_json(results))
+                RESULTS.write_text(to_json(results))
                 report.write()
             click.echo(verdict(seed, results["seeds"][str(seed)]))
-    passed = all(
-        report.passes(numbers, LEAST_GAIN, LEAST_LEAD) for numbers in results["seeds"].values()
-    )
+    passed = all(map(passes, results["seeds"].values()))
     click.echo(f"{'PASS' if passed else 'FAIL'}: {len(results['seeds'])} seeds")
     sys.exit(0 if passed else 1)
 
@@ -93,10 +93,15 @@ def load_results() -> dict[str, Any]:
     }
 
 
+def passes(numbers: Mapping[str, Any]) -> bool:
+    """The promise, for one seed."""
+    return learning_report.passes(numbers, LEAST_GAIN, LEAST_LEAD)
+
+
 def verdict(seed: int, numbers: Mapping[str, Any]) -> str:
     """One line about one seed."""
     return (
-        f"{'PASS' if report.passes(numbers, LEAST_GAIN, LEAST_LEAD) else 'FAIL'} seed {seed}: {numbers['start']:.3f} → "
+        f"{'PASS' if passes(numbers) else 'FAIL'} seed {seed}: {numbers['start']:.3f} → "
         f"{numbers['rl']:.3f}; random rewards {numbers['random']:.3f}, more SFT "
         f"{numbers['sft']:.3f}"
     )
@@ -121,7 +126,8 @@ def measure(seed: int, env: Mapping[str, str], *, fresh: bool) -> dict[str, Any]
     commands.train(["demo", "random_reward"], {**values, **CURVE}, env, folder / "random")
     coin = commands.read_metrics(folder / "random")
     say(f"control B, {seconds:.0f} s of supervised training")
-    continue_warm_start(seed, seconds, env, folder / "sft")
+    if not (folder / "sft" / "export").is_dir():  # a stopped run would go on
+        continue_warm_start(seed, seconds, env, folder / "sft")
     sft = commands.read_metrics(folder / "sft")
     say("evaluations")
     sampling = {

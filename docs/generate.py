@@ -11,7 +11,7 @@ import sys
 import tomllib
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ NOTICE = "<!-- Written by docs/generate.py. Change the code, then run `make docs
 WIDTH = 90
 """Columns of the help texts."""
 
-HELP = (
+HELP: tuple[list[str], ...] = (
     [],
     ["run"],
     ["eval"],
@@ -295,7 +295,7 @@ def help_of(words: list[str]) -> str:
 # --- markdown ---------------------------------------------------------------------------
 
 
-def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     """A markdown table; bars inside cells are escaped."""
     lines = [header, tuple("---" for _ in header), *rows]
     cells = [[cell.replace("|", "\\|") for cell in line] for line in lines]

@@ -1,8 +1,9 @@
 """What the benchmarks compute from what they measure."""
 
 import bench
+import learning_report
 import pytest
-import report
+import text
 
 
 @pytest.mark.parametrize(
@@ -18,7 +19,7 @@ def test_a_seed_passes_with_both_gain_and_lead(
     start: float, rl: float, random: float, sft: float, verdict: bool
 ) -> None:
     numbers = {"start": start, "rl": rl, "random": random, "sft": sft}
-    assert report.passes(numbers, 0.2, 0.15) is verdict
+    assert learning_report.passes(numbers, 0.2, 0.15) is verdict
 
 
 def test_the_parts_of_a_step_add_up_and_what_does_not_compute_is_the_kernels() -> None:
@@ -48,6 +49,6 @@ def test_the_parts_of_a_step_add_up_and_what_does_not_compute_is_the_kernels() -
 
 
 def test_lists_of_numbers_stand_on_one_line() -> None:
-    text = report.to_json({"curve": [[0, 0.5], [3, 0.75]], "names": ["a", "b"]})
-    assert "[0, 0.5]" in text
-    assert text.endswith("}\n")
+    written = text.to_json({"curve": [[0, 0.5], [3, 0.75]], "names": ["a", "b"]})
+    assert "[0, 0.5]" in written
+    assert written.endswith("}\n")

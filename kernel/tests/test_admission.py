@@ -18,7 +18,9 @@ def begun(admission: Admission) -> int:
     return count
 
 
-def test_with_staleness_1_and_batches_of_2_four_groups_may_begin_and_a_fifth_for_each_dropped() -> None:
+def test_with_staleness_1_and_batches_of_2_four_groups_may_begin_and_a_fifth_for_each_dropped() -> (
+    None
+):
     # SkyRL's case: (version 0 + 1 + staleness 1) × 2 = 4
     admission = Admission(target=2, max_staleness=1, total=100)
     assert begun(admission) == 4

@@ -10,7 +10,6 @@ code point + 8, roles are 1-4, END is 0. A prompt "x" is [USER, x, END, ASSISTAN
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -266,7 +265,9 @@ def test_an_aborted_completion_ends_the_trajectory() -> None:
 
 def test_a_prompt_that_the_env_made_too_long_costs_the_trajectory() -> None:
     closed = ScriptedEnv.closed
-    with pytest.raises(TrajectoryError, match=r"made a prompt of 13 tokens; .*max_prompt_length is 12"):
+    with pytest.raises(
+        TrajectoryError, match=r"made a prompt of 13 tokens; .*max_prompt_length is 12"
+    ):
         play(["a"], content="0123456789", max_prompt_tokens=12)
     assert ScriptedEnv.closed == closed + 1
 

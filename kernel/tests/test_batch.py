@@ -173,9 +173,7 @@ def test_segments_number_one_trajectory() -> None:
     ),
     cut=st.integers(0, 12),
 )
-def test_a_split_into_micro_batches_changes_no_sum(
-    masks: list[list[list[int]]], cut: int
-) -> None:
+def test_a_split_into_micro_batches_changes_no_sum(masks: list[list[list[int]]], cut: int) -> None:
     samples = training_samples(credited(*masks), token_mean, {"policy": 1.0, "kl": 1.0})
     values = [np.arange(len(s.tokens)) * 0.5 + s.trajectory for s in samples]
 
@@ -236,7 +234,9 @@ def test_a_masked_group_keeps_its_place_and_trains_on_nothing() -> None:
 
 def test_an_advantage_may_mask_more_but_not_less() -> None:
     credit(returning(loss_mask=np.array([False, False])), scored([0, 1]), ())
-    with pytest.raises(HookError, match="unmasked tokens of trajectory p/0 that the policy did not"):
+    with pytest.raises(
+        HookError, match="unmasked tokens of trajectory p/0 that the policy did not"
+    ):
         credit(returning(loss_mask=np.array([True, True])), scored([0, 1]), ())
 
 

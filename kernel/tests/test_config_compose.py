@@ -57,7 +57,9 @@ def test_words_win_over_files_over_presets_over_defaults(tmp_path: Path) -> None
         12,
     )
     assert trainer.eval_batch_size == TrainerConfig().eval_batch_size
-    assert {key: config.origins[f"trainer.{key}"] for key in ("epochs", "seed", "eval_interval")} == {
+    assert {
+        key: config.origins[f"trainer.{key}"] for key in ("epochs", "seed", "eval_interval")
+    } == {
         "epochs": "command line",
         "seed": f"file {later}",
         "eval_interval": f"file {path}",
@@ -111,7 +113,9 @@ def test_a_key_that_the_user_sets_settles_the_clash() -> None:
 
 
 def test_a_layer_knows_defaults_sections_and_types() -> None:
-    layers = merge_layers([], [], ["trainer.algorithm.use_kl_loss=yes", "trainer.policy.model.path=x"])
+    layers = merge_layers(
+        [], [], ["trainer.algorithm.use_kl_loss=yes", "trainer.policy.model.path=x"]
+    )
     assert layers.get("trainer.algorithm.use_kl_loss") is True
     assert layers.get("trainer.policy") == {"model": {"path": "x"}}
     assert layers.get("trainer.strategy") == "fsdp"
@@ -148,13 +152,13 @@ def test_an_unknown_key_is_refused_with_the_nearest_one(word: str, nearest: str)
     key = word.partition("=")[0]
     with pytest.raises(ConfigError) as caught:
         resolve(word)
-    assert str(caught.value) == (
-        f"no config key '{key}' (command line); did you mean '{nearest}'?"
-    )
+    assert str(caught.value) == (f"no config key '{key}' (command line); did you mean '{nearest}'?")
 
 
 def test_a_key_like_no_other_points_to_the_reference() -> None:
-    with pytest.raises(ConfigError, match=r"no config key 'zzz\.qqq' .*; docs/reference/config\.md"):
+    with pytest.raises(
+        ConfigError, match=r"no config key 'zzz\.qqq' .*; docs/reference/config\.md"
+    ):
         resolve("zzz.qqq=1")
 
 
@@ -190,14 +194,32 @@ def test_a_key_of_a_plugin_that_is_not_selected_names_it() -> None:
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("trainer.epochs=many", "trainer.epochs='many' (command line): input should be a valid int"),
+        (
+            "trainer.epochs=many",
+            "trainer.epochs='many' (command line): input should be a valid int",
+        ),
         ("trainer.epochs=0", "trainer.epochs=0 (command line): input should be greater than or eq"),
-        ("trainer.epochs=1.5", "trainer.epochs=1.5 (command line): input should be a valid integer"),
-        ("trainer.run_name=", "trainer.run_name=None (command line): input should be a valid string"),
+        (
+            "trainer.epochs=1.5",
+            "trainer.epochs=1.5 (command line): input should be a valid integer",
+        ),
+        (
+            "trainer.run_name=",
+            "trainer.run_name=None (command line): input should be a valid string",
+        ),
         ("trainer.seed=[1]", "trainer.seed=[1] (command line): input should be a valid integer"),
-        ("trainer.policy.optimizer_config.lr=.nan", "=nan (command line): input should be a finite"),
-        ("data.train_data=a.parquet", "data.train_data='a.parquet' (command line): input should be"),
-        ("environment.foo.size=0", "environment.foo.size=0 (command line): input should be greater"),
+        (
+            "trainer.policy.optimizer_config.lr=.nan",
+            "=nan (command line): input should be a finite",
+        ),
+        (
+            "data.train_data=a.parquet",
+            "data.train_data='a.parquet' (command line): input should be",
+        ),
+        (
+            "environment.foo.size=0",
+            "environment.foo.size=0 (command line): input should be greater",
+        ),
         (
             "trainer.policy.optimizer_config.scheduler=cosine",
             "scheduler='cosine' (command line): input should be 'constant_with_warmup' or 'linear'",

@@ -118,7 +118,11 @@ def test_anchors_merge_and_an_empty_file_sets_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.yaml", "trainer: {epochs: 1}\ntrainer: {seed: 2}\n", "the key 'trainer' stands there twi"),
+        (
+            "a.yaml",
+            "trainer: {epochs: 1}\ntrainer: {seed: 2}\n",
+            "the key 'trainer' stands there twi",
+        ),
         ("a.yaml", "a: [1", "is not valid"),
         ("a.toml", "a = ", "is not valid"),
         ("a.toml", "a = 1\na = 2\n", "is not valid"),

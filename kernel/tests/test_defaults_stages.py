@@ -6,7 +6,16 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from skyrl_kernel.defaults import accuracy, agent, env_reward, keep_all, local, none, shared, token_mean
+from skyrl_kernel.defaults import (
+    accuracy,
+    agent,
+    env_reward,
+    keep_all,
+    local,
+    none,
+    shared,
+    token_mean,
+)
 from skyrl_kernel.errors import CapabilityError
 from skyrl_kernel.records import Failure, Group, Prompt, Segment, StopReason, Trajectory, Turn
 from skyrl_kernel.testing.scripted import Script, ScriptedEngine, ScriptedTrainer

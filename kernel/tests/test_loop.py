@@ -69,9 +69,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def trajectories(result: RunResult, step: int) -> list[dict]:
-    return read_trajectories(
-        result.folder / "trajectories" / f"step_{step}.parquet", timings=False
-    )
+    return read_trajectories(result.folder / "trajectories" / f"step_{step}.parquet", timings=False)
 
 
 def round_of(first: int) -> list[str]:
@@ -127,7 +125,9 @@ def test_every_step_trains_on_batch_size_times_samples_trajectories(
         rows = trajectories(result, step)
         assert len(rows) == 12
         assert [row["sample"] for row in rows] == [0, 1, 2] * 4
-    first, second, third, fourth = ([s.trajectory_id for s in b] for b in script.trainer.batches[:4])
+    first, second, third, fourth = (
+        [s.trajectory_id for s in b] for b in script.trainer.batches[:4]
+    )
     assert first == third
     assert second == fourth
     assert not set(first) & set(second)
@@ -284,7 +284,9 @@ def test_masked_groups_stay_in_the_batch_and_train_on_nothing(tmp_path: Path) ->
 def test_a_selection_that_never_fills_the_batch_ends_the_run_with_its_reasons(
     tmp_path: Path,
 ) -> None:
-    with pytest.raises(RunError, match=r"3 rounds .* 0 of 2 groups .*6 dropped: no variance.*max_s"):
+    with pytest.raises(
+        RunError, match=r"3 rounds .* 0 of 2 groups .*6 dropped: no variance.*max_s"
+    ):
         run_scripted(
             tmp_path,
             NO_EVALUATION,

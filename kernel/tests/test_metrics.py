@@ -63,7 +63,8 @@ def trajectory(
 def group(*trajectories: Trajectory, lost: int = 0, index: int = 0) -> Group:
     prompt = Prompt(uid=f"p{index}", messages=(), env_class="e")
     failures = tuple(
-        Failure(step=1, uid="p", sample=i, kind="task", plugin=None, message="") for i in range(lost)
+        Failure(step=1, uid="p", sample=i, kind="task", plugin=None, message="")
+        for i in range(lost)
     )
     return Group(index=index, prompt=prompt, trajectories=trajectories, failures=failures)
 
@@ -170,8 +171,12 @@ def test_advantage_metrics_look_at_trained_tokens_only() -> None:
 
 def test_updates_are_averaged_and_extremes_stay_extremes() -> None:
     results = [
-        UpdateResult(metrics={"final_loss": 1.0, "ratio_max": 2.0, "lp_min": -3.0}, weights_changed=True),
-        UpdateResult(metrics={"final_loss": 3.0, "ratio_max": 5.0, "lp_min": -1.0}, weights_changed=True),
+        UpdateResult(
+            metrics={"final_loss": 1.0, "ratio_max": 2.0, "lp_min": -3.0}, weights_changed=True
+        ),
+        UpdateResult(
+            metrics={"final_loss": 3.0, "ratio_max": 5.0, "lp_min": -1.0}, weights_changed=True
+        ),
     ]
     assert metrics.update_metrics(results) == {
         "policy/final_loss": 2.0,

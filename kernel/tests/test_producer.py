@@ -43,9 +43,7 @@ class World:
 
     def start(self, state: dict[str, Any] | None = None) -> tuple[Producer, Admission, PromptOrder]:
         prompts = tuple(Prompt(uid=f"0:{i}", messages=(), env_class="e") for i in range(PROMPTS))
-        order = PromptOrder(
-            Dataset(prompts=prompts), batch_size=self.target, seed=3, epochs=EPOCHS
-        )
+        order = PromptOrder(Dataset(prompts=prompts), batch_size=self.target, seed=3, epochs=EPOCHS)
         admission = Admission(
             target=self.target,
             max_staleness=self.max_staleness,
@@ -239,7 +237,9 @@ def test_select_gets_the_same_random_numbers_in_every_run() -> None:
 
 
 def test_a_bound_on_rounds_ends_the_run_with_the_reasons() -> None:
-    world = World(select=lambda groups, target, rng: _verdicts(["drop"] * len(groups)), max_rounds=4)
+    world = World(
+        select=lambda groups, target, rng: _verdicts(["drop"] * len(groups)), max_rounds=4
+    )
     with pytest.raises(
         RunError, match=r"step 1: 4 rounds.*left 0 of 2 groups.*8 dropped: why.*max_sample_batches"
     ):

@@ -24,14 +24,14 @@ def test_seeds_fit_what_takes_seeds(key: list[int | str]) -> None:
 
 
 def test_a_generator_gives_the_same_numbers_each_time_it_is_asked_for() -> None:
-    first, second, other = (
-        generator(1, "select", step).random(5).tolist() for step in (7, 7, 8)
-    )
+    first, second, other = (generator(1, "select", step).random(5).tolist() for step in (7, 7, 8))
     assert first == second != other
 
 
 def test_seeds_are_the_same_in_every_process() -> None:
     code = "from skyrl_kernel.rng import derive_seed; print(derive_seed(42, 'train', 7, 0))"
     # hash() would differ from process to process. Another number would change every seeded run.
-    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    printed = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     assert int(printed.stdout) == derive_seed(42, "train", 7, 0) == 1811380709030052622

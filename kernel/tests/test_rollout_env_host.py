@@ -192,9 +192,7 @@ def test_a_row_that_an_env_changes_is_whole_for_the_next_one() -> None:
         env_class="scripted",
         extras={"reward_spec": {"ground_truth": "1"}},
     )
-    hosting(
-        lambda host: episode(host.host(prompt)), make=lambda name, extras, cap: Empties(extras)
-    )
+    hosting(lambda host: episode(host.host(prompt)), make=lambda name, extras, cap: Empties(extras))
     assert prompt.extras == {"reward_spec": {"ground_truth": "1"}}
     assert prompt.messages == [{"role": "user", "content": "x"}]
 

@@ -60,7 +60,10 @@ def rounds_of(delays: Sequence[Sequence[float]], engine: Rounds) -> list[Any]:
     async def main() -> list[Any]:
         lockstep = Lockstep(engine)  # type: ignore[arg-type]  # all that it uses
         seats = [lockstep.enter(place) for place in range(len(delays))]
-        tasks = [play(seat, one, name) for name, (seat, one) in enumerate(zip(seats, delays, strict=True))]
+        tasks = [
+            play(seat, one, name)
+            for name, (seat, one) in enumerate(zip(seats, delays, strict=True))
+        ]
         return await asyncio.gather(*tasks, return_exceptions=True)
 
     return run_without_waiting(main())

@@ -55,7 +55,9 @@ def test_a_healthy_step_says_nothing() -> None:
 
 def test_constant_rewards_are_said_with_their_value() -> None:
     (warning,) = warnings([group(0.5, 0.5), group(0.5)])
-    assert warning.startswith("step 3: every trajectory earned 0.5: no reward tells one from another")
+    assert warning.startswith(
+        "step 3: every trajectory earned 0.5: no reward tells one from another"
+    )
 
 
 def test_data_that_nobody_judges_has_no_constant_reward() -> None:

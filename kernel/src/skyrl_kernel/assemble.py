@@ -17,6 +17,7 @@ from skyrl_kernel.data import Dataset, PromptOrder, filter_long, load_prompts
 from skyrl_kernel.errors import DataError
 from skyrl_kernel.models import locate_model
 from skyrl_kernel.plan import Plan
+from skyrl_kernel.plugins import Lock, plugin_lock
 from skyrl_kernel.plugins.wording import did_you_mean, listed
 from skyrl_kernel.producer import Producer
 from skyrl_kernel.progress import Progress
@@ -41,10 +42,51 @@ class Data:
 
     train: Dataset
     val: Dataset
-    order: PromptOrder | None
-    """None where nothing is trained."""
     notes: tuple[str, ...]
     """What was dropped, in full sentences."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prepared:
+    """A plan with everything that it reads: nothing was written yet, nothing allocated."""
+
+    plan: Plan
+    models: dict[str, Path]
+    """Role → model directory."""
+    tokenizer: Tokenizer
+    data: Data
+    order: PromptOrder
+    """Of the training prompts."""
+    lock: Lock
+    """Exactly which plugins."""
+
+
+def prepare(plan: Plan) -> Prepared:
+    """Find the models, read and check the data, record the plugins.
+
+    Raises:
+        UsageError: A model or a data set is not what it must be; says which and why.
+    """
+    models = load_models(plan)
+    tokenizer = make_tokenizer(plan, models["policy"])
+    data = load_data(plan, tokenizer)
+    config = plan.tree.trainer
+    order = PromptOrder(
+        data.train,
+        batch_size=config.train_batch_size,
+        seed=config.seed,
+        shuffle=plan.tree.data.shuffle,
+        epochs=config.epochs,
+        max_steps=config.max_training_steps,
+    )
+    return Prepared(
+        plan=plan,
+        models=models,
+        tokenizer=tokenizer,
+        data=data,
+        order=order,
+        lock=plugin_lock(plan.entries),
+    )
 
 
 def load_models(plan: Plan) -> dict[str, Path]:
@@ -108,19 +150,7 @@ def load_data(plan: Plan, tokenizer: Tokenizer, *, training: bool = True) -> Dat
 
     train = load(config.data.train_data if training else [], "data.train_data")
     val = load(config.data.val_data, "data.val_data")
-    order = (
-        PromptOrder(
-            train,
-            batch_size=config.trainer.train_batch_size,
-            seed=config.trainer.seed,
-            shuffle=config.data.shuffle,
-            epochs=config.trainer.epochs,
-            max_steps=config.trainer.max_training_steps,
-        )
-        if training
-        else None
-    )
-    return Data(train=train, val=val, order=order, notes=tuple(notes))
+    return Data(train=train, val=val, notes=tuple(notes))
 
 
 def _refuse_unselected_envs(plan: Plan, dataset: Dataset, key: str) -> None:
@@ -226,21 +256,11 @@ def make_trainer(plan: Plan, runtime: Runtime, models: dict[str, Path], updates:
 
 
 def make_session(
-    plan: Plan,
-    *,
-    folder: RunFolder,
-    progress: Progress,
-    runtime: Runtime,
-    start: Start,
-    models: dict[str, Path],
-    tokenizer: Tokenizer,
-    data: Data,
-    lock: Sequence[dict[str, Any]],
+    prepared: Prepared, *, folder: RunFolder, progress: Progress, runtime: Runtime, start: Start
 ) -> Session:
     """Make everything that the loop calls, and bring it to where the run begins."""
+    plan, order = prepared.plan, prepared.order
     config = plan.tree
-    order = data.order
-    assert order is not None, "a session trains"
     state = start.state
     first_step = int(state["step"]) + 1 if state else 1
     updates_per_step = (
@@ -248,8 +268,8 @@ def make_session(
         * config.trainer.train_batch_size
         // config.trainer.policy_mini_batch_size
     )
-    trainer = make_trainer(plan, runtime, models, order.total_steps * updates_per_step)
-    engine = make_engine(plan, runtime, models["policy"])
+    trainer = make_trainer(plan, runtime, prepared.models, order.total_steps * updates_per_step)
+    engine = make_engine(plan, runtime, prepared.models["policy"])
     admission = Admission(
         target=config.trainer.train_batch_size,
         max_staleness=config.trainer.max_staleness,
@@ -263,7 +283,7 @@ def make_session(
         order.load_state_dict(state["producer"]["prompts"])
         for hook, saved in state["stages"].items():
             plan.stages[hook].value.load_state_dict(saved)
-    rollouts = make_rollouts(plan, engine, tokenizer, progress)
+    rollouts = make_rollouts(plan, engine, prepared.tokenizer, progress)
     sampling = training_sampling(config.generator)
     size = config.generator.n_samples_per_prompt
 
@@ -310,13 +330,13 @@ def make_session(
         reduction=plan.manager.make("make_reduction", name, name=name, settings=plan.config),
         sync_weights=plan.stages["sync_weights"].value,
         evaluate=plan.stages["evaluate"].value,
-        val_prompts=data.val.prompts,
+        val_prompts=prepared.data.val.prompts,
         eval_sampling=eval_sampling(config.generator),
         temperature=temperature,
         first_step=first_step,
         total_steps=order.total_steps,
         steps_per_epoch=order.steps_per_epoch,
-        lock=lock,
+        lock=prepared.lock,
         sentinels=sentinels,
         warnings=list(state["warnings"]) if state else [],
         saved_step=first_step - 1,

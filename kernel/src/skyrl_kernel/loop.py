@@ -46,7 +46,6 @@ async def train(run: Session) -> int:
                 results = await update(run, credited)
             with clock("sync_weights"), run.stage("sync_weights", step):
                 await run.sync_weights(run.trainer, run.engine, step)
-                run.admission.advance()
         numbers = measure(run, step, batch, credited, results)
         if run.eval_due(step):
             with clock("eval"):
@@ -58,6 +57,7 @@ async def train(run: Session) -> int:
             await run.compute(run.save, step)
         if stop:
             raise StopRun(stop)
+        run.admission.advance()  # last, so that synchronous runs evaluate and save undisturbed
     return step
 
 

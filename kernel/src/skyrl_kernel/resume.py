@@ -1,4 +1,8 @@
-"""Whether a run folder may be continued by this command, and from where."""
+"""Whether a run folder may be continued by this command, and from where.
+
+`make_room` and `hold` come first, then `find_start`; if the run is refused after
+all, `undo` puts everything back.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,7 +11,8 @@ from typing import Any
 
 from skyrl_kernel.config import TrainerConfig
 from skyrl_kernel.config.sources import flatten
-from skyrl_kernel.errors import CheckpointError, ResumeError
+from skyrl_kernel.errors import CheckpointError, ConfigError, ResumeError, is_disk_full
+from skyrl_kernel.logs import FILE_NAME
 from skyrl_kernel.masking import mask_secrets
 from skyrl_kernel.plugins import diff_locks
 from skyrl_kernel.run import (
@@ -17,6 +22,7 @@ from skyrl_kernel.run import (
     latest_checkpoint,
     load_state,
 )
+from skyrl_kernel.run.lock import LOCK_NAME
 
 MAY_CHANGE = frozenset(
     {
@@ -53,6 +59,50 @@ class Start:
     """The controller's state in the checkpoint."""
     notes: tuple[str, ...] = ()
     """What the user must be told: damaged checkpoints, changed plugins."""
+
+
+def make_room(folder: RunFolder, config: TrainerConfig) -> Path | None:
+    """Move an old run aside for one that begins anew; the new place, or None if nothing was moved.
+
+    A run that goes back to a checkpoint in its own folder stays there.
+    """
+    if config.resume_mode == "latest" or folder.is_empty:
+        return None
+    if config.resume_path is not None:
+        origin = Path(config.resume_path).expanduser().resolve()
+        if origin.is_relative_to(folder.path.resolve()):
+            return None
+    return folder.set_aside()
+
+
+def hold(folder: RunFolder) -> RunFolder:
+    """The same folder, made and held by this process.
+
+    Raises:
+        ConfigError: It cannot be made.
+        ResumeError: Another process holds it.
+    """
+    try:
+        return RunFolder.create(folder.path, export=folder.export, logs=folder.logs)
+    except OSError as error:
+        if is_disk_full(error):
+            raise
+        raise ConfigError(
+            f"the run folder {folder.path} cannot be made: {error.strerror}; set trainer.ckpt_path to "
+            "a folder that can be written to"
+        ) from error
+
+
+def undo(folder: RunFolder, moved: Path | None) -> None:
+    """A run that never began leaves no folder behind, and the one that it moved where it was."""
+    if folder.config.exists():
+        return
+    for name in (LOCK_NAME, FILE_NAME):
+        (folder.path / name).unlink(missing_ok=True)
+    if not any(folder.path.iterdir()):
+        folder.path.rmdir()
+        if moved is not None:
+            moved.rename(folder.path)
 
 
 def find_start(

@@ -1,25 +1,23 @@
 """A run from its plan to its end, whichever end that is."""
 
 import asyncio
+import contextlib
 import gc
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from skyrl_kernel import assemble
-from skyrl_kernel.config import TrainerConfig
-from skyrl_kernel.errors import ConfigError, StopRun, is_disk_full
-from skyrl_kernel.logs import FILE_NAME, RunLogs
+from skyrl_kernel.assemble import make_session, prepare
+from skyrl_kernel.errors import StopRun, is_disk_full
+from skyrl_kernel.logs import RunLogs
 from skyrl_kernel.loop import train
 from skyrl_kernel.masking import mask_secrets
 from skyrl_kernel.plan import Plan, make_plan
-from skyrl_kernel.plugins import plugin_lock
 from skyrl_kernel.progress import Progress
-from skyrl_kernel.protocols import RunEnd, RunInfo, Runtime, Tokenizer
-from skyrl_kernel.resume import Start, find_start
+from skyrl_kernel.protocols import RunEnd, RunInfo, Runtime
+from skyrl_kernel.resume import Start, find_start, hold, make_room, undo
 from skyrl_kernel.run import RunFolder, set_aside_later
-from skyrl_kernel.run.lock import LOCK_NAME
 from skyrl_kernel.session import Session
 from skyrl_kernel.slots import LOGGERS
 
@@ -74,21 +72,19 @@ def carry_out(plan: Plan, *, progress: Progress | None = None) -> RunResult:
         export=Path(config.export_path).expanduser() if config.export_path else None,
         logs=Path(config.log_path).expanduser() if config.log_path else None,
     )
-    models = assemble.load_models(plan)
-    tokenizer = assemble.make_tokenizer(plan, models["policy"])
-    data = assemble.load_data(plan, tokenizer)
-    assert data.order is not None
-    total_steps = data.order.total_steps
-    lock = plugin_lock(plan.entries)
-    moved = _move_old_run(folder, config)
-    with _hold(folder) as folder:
+    prepared = prepare(plan)
+    total_steps = prepared.order.total_steps
+    moved = make_room(folder, config)
+    with hold(folder) as folder:
         try:
-            start = find_start(folder, config, plan.config.tree, lock, _logger_sections(plan))
+            start = find_start(
+                folder, config, plan.config.tree, prepared.lock, _logger_sections(plan)
+            )
             step = int(start.state["step"]) if start.state else 0
             progress = progress or Progress(
                 config.run_name, total_steps, start_step=step, lines="console" not in config.loggers
             )
-            with progress, RunLogs(folder.logs, console=progress.console):
+            with progress, RunLogs(folder.logs, console=progress.console) as logs:
                 if start.checkpoint is not None and step >= total_steps:
                     for note in start.notes:
                         progress.warning(note)
@@ -99,48 +95,42 @@ def carry_out(plan: Plan, *, progress: Progress | None = None) -> RunResult:
                         "with trainer.resume_mode=none"
                     )
                     return RunResult(status="already finished", folder=path, step=step)
-                notes = [f"{path} held another run; it is now {moved}"] if moved else []
-                notes += [*data.notes, *start.notes]
-                return _start(plan, folder, progress, start, models, tokenizer, data, lock, notes)
+                with _running(plan) as runtime:
+                    session = make_session(
+                        prepared, folder=folder, progress=progress, runtime=runtime, start=start
+                    )
+                    logs.adopt_libraries()  # those that were imported just now
+                    notes = [f"{path} held another run; it is now {moved}"] if moved else []
+                    _begin(session, start, [*notes, *prepared.data.notes, *start.notes])
+                    return _drive(session)
         except BaseException:
-            _undo(folder, moved)
+            undo(folder, moved)
             raise
 
 
-def _move_old_run(folder: RunFolder, config: TrainerConfig) -> Path | None:
-    """Make room for a run that begins anew; one that goes back in its own folder stays there."""
-    if config.resume_mode == "latest" or folder.is_empty:
-        return None
-    if config.resume_path is not None:
-        origin = Path(config.resume_path).expanduser().resolve()
-        if origin.is_relative_to(folder.path.resolve()):
-            return None
-    return folder.set_aside()
-
-
-def _hold(folder: RunFolder) -> RunFolder:
-    """The same folder, made and held."""
+@contextlib.contextmanager
+def _running(plan: Plan) -> Iterator[Runtime]:
+    """The runtime, ended whatever happens."""
+    name = plan.tree.trainer.runtime
+    runtime: Runtime = plan.manager.make("make_runtime", name, name=name, settings=plan.config)
     try:
-        return RunFolder.create(folder.path, export=folder.export, logs=folder.logs)
-    except OSError as error:
-        if is_disk_full(error):
-            raise
-        raise ConfigError(
-            f"the run folder {folder.path} cannot be made: {error.strerror}; set trainer.ckpt_path to "
-            "a folder that can be written to"
-        ) from error
+        yield runtime
+    finally:
+        runtime.close()
 
 
-def _undo(folder: RunFolder, moved: Path | None) -> None:
-    """A run that never began leaves no folder behind, and the one that it moved where it was."""
-    if folder.config.exists():
-        return
-    for name in (LOCK_NAME, FILE_NAME):
-        (folder.path / name).unlink(missing_ok=True)
-    if not any(folder.path.iterdir()):
-        folder.path.rmdir()
-        if moved is not None:
-            moved.rename(folder.path)
+def _begin(session: Session, start: Start, notes: Sequence[str]) -> None:
+    """Write the first files, and take away what is later than where the run begins."""
+    folder, config = session.folder, session.plan.config
+    done = session.first_step - 1
+    folder.write_config(config.tree, config.origins)
+    folder.write_plugins(list(session.lock))
+    folder.truncate_after(done if start.checkpoint else -1)
+    set_aside_later(folder.checkpoints, done)
+    for note in notes:
+        session.progress.warning(note)
+    if done:
+        session.progress.message(f"going on after step {done} of {session.total_steps}")
 
 
 def _logger_sections(plan: Plan) -> list[str]:
@@ -151,47 +141,6 @@ def _logger_sections(plan: Plan) -> list[str]:
         if entry.group == LOGGERS
         for section in entry.manifest.config
     ]
-
-
-def _start(
-    plan: Plan,
-    folder: RunFolder,
-    progress: Progress,
-    start: Start,
-    models: dict[str, Path],
-    tokenizer: Tokenizer,
-    data: assemble.Data,
-    lock: Sequence[dict[str, str]],
-    notes: Sequence[str],
-) -> RunResult:
-    """Make everything; from the first file written on, the run has begun."""
-    name = plan.tree.trainer.runtime
-    runtime: Runtime = plan.manager.make("make_runtime", name, name=name, settings=plan.config)
-    try:
-        session = assemble.make_session(
-            plan,
-            folder=folder,
-            progress=progress,
-            runtime=runtime,
-            start=start,
-            models=models,
-            tokenizer=tokenizer,
-            data=data,
-            lock=lock,
-        )
-        folder.write_config(plan.config.tree, plan.config.origins)
-        folder.write_plugins(list(lock))
-        folder.truncate_after(session.first_step - 1 if start.checkpoint else -1)
-        set_aside_later(folder.checkpoints, session.first_step - 1)
-        for note in notes:
-            progress.warning(note)
-        if session.first_step > 1:
-            progress.message(
-                f"going on after step {session.first_step - 1} of {session.total_steps}"
-            )
-        return _drive(session)
-    finally:
-        runtime.close()
 
 
 def _drive(session: Session) -> RunResult:

@@ -149,7 +149,9 @@ class MetricSums:
     def add(self, inputs: LossInputs, out: LossTerms, weights: Mapping[str, Tensor]) -> None:
         """Count one micro-batch: each term's weighted sum, and the loss's own metrics."""
         for name, term in out.terms.items():
-            self._add(_TERM_METRICS.get(name, f"{name}_loss"), "sum", (weights[name] * term).detach())
+            self._add(
+                _TERM_METRICS.get(name, f"{name}_loss"), "sum", (weights[name] * term).detach()
+            )
         self._add("policy_entropy", "mean", inputs.entropy.detach())
         for name, metric in out.metrics.items():
             self._add(name, metric.reduction, metric.values.detach())

@@ -1,0 +1,170 @@
+"""Everything that is decided, and refused, before anything is made."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from skyrl_kernel.errors import CapabilityError, ConfigError, PluginSelectionError
+from skyrl_kernel.plan import Plan, make_plan, named_source
+from skyrl_kernel.plugins import discover
+from skyrl_kernel.slots import BACKENDS, ENVS, LOGGERS, PLUGINS, STAGES
+from skyrl_kernel.testing.distributions import make_distribution
+from skyrl_kernel.testing.scripted import installed
+
+OBSERVER = "from skyrl_kernel.hookspecs import hookimpl\n@hookimpl\ndef on_step_end(step): ...\n"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with installed(tmp_path_factory.mktemp("site")) as folder:
+        for name in ("first", "second"):
+            make_distribution(
+                folder,
+                f"skyrl-{name}",
+                modules={f"skyrl_{name}": OBSERVER},
+                entry_points={LOGGERS: {name: f"skyrl_{name}"}},
+            )
+        discover(refresh=True)
+        yield folder
+
+
+def plan(*overrides: str, plugins: tuple[str, ...] = ("scripted",)) -> Plan:
+    return make_plan(plugins, [], overrides)
+
+
+def names(made: Plan, group: str) -> set[str]:
+    return {entry.name for entry in made.entries if entry.group == group}
+
+
+def test_a_preset_fills_the_slots_and_their_plugins_are_selected() -> None:
+    made = plan()
+
+    assert list(made.stages) == [slot.hook for slot in STAGES]
+    providers = {hook: resolved.provider.name for hook, resolved in made.stages.items()}
+    assert providers == {
+        "generate": "agent",
+        "reward": "env_reward",
+        "select": "keep_all",
+        "advantage": "scripted",
+        "loss": "scripted",
+        "sync_weights": "scripted",
+        "evaluate": "accuracy",
+    }
+    assert names(made, ENVS) == {"scripted"}
+    assert made.selected("scripted", BACKENDS)
+    assert not made.selected("fsdp", BACKENDS)
+
+
+def test_naming_an_implementation_in_a_slot_selects_its_plugin_without_its_preset() -> None:
+    made = plan("trainer.strategy=scripted", plugins=("scripted",))
+    other = plan("trainer.algorithm.advantage_estimator=grpo")
+
+    assert other.stages["advantage"].provider.name == "grpo"
+    assert other.tree.trainer.algorithm.policy_loss_type == "scripted"  # grpo's preset says regular
+    assert other.config.origins["trainer.algorithm.policy_loss_type"] == "preset scripted"
+    assert made.config.origins["trainer.strategy"] == "command line"
+
+
+@pytest.mark.parametrize("word", ["true", "1", "yes"])
+def test_a_switch_selects_its_wrapper(word: str) -> None:
+    made = plan(f"trainer.algorithm.use_entropy_loss={word}")
+
+    assert "entropy_loss" in names(made, PLUGINS)
+    assert [entry.name for entry in made.stages["loss"].wrappers] == ["entropy_loss"]
+    assert "entropy" in made.stages["loss"].value.coefficients
+    assert plan().stages["loss"].wrappers == ()
+
+
+def test_loggers_of_the_key_and_of_the_command_add_up() -> None:
+    assert names(plan(), LOGGERS) == set()
+    both = plan("trainer.logger=[first]", plugins=("scripted", "second"))
+    assert names(both, LOGGERS) == {"first", "second"}
+    assert both.tree.trainer.loggers == ("first", "second")
+    assert both.config.origins["trainer.logger"] == "command line and --plugin"
+    assert plan("trainer.logger=first").tree.trainer.loggers == ("first",)
+
+
+def test_an_unknown_plugin_is_refused_with_the_nearest_name_and_how_to_install_it() -> None:
+    with pytest.raises(
+        PluginSelectionError,
+        match=r"no plugin named 'scriptd' is installed\. Did you mean 'scripted'\?.*"
+        r"pip install skyrl-scriptd",
+    ):
+        plan(plugins=("scriptd",))
+
+
+def test_an_unknown_name_in_a_slot_is_refused_with_its_key() -> None:
+    with pytest.raises(
+        PluginSelectionError, match=r"^trainer\.strategy=megatrn: no backend named 'megatrn'"
+    ):
+        plan("trainer.strategy=megatrn")
+
+
+def test_a_slot_holds_a_name() -> None:
+    with pytest.raises(ConfigError, match=r"trainer\.strategy=\[1\] names no implementation"):
+        plan("trainer.strategy=[1]")
+
+
+def test_a_plugin_of_another_kind_does_not_fill_a_slot() -> None:
+    with pytest.raises(PluginSelectionError, match="agent.*which is of another kind"):
+        plan("trainer.strategy=agent")
+
+
+def test_staleness_needs_an_engine_that_generates_while_the_trainer_trains() -> None:
+    assert plan("trainer.fully_async.enabled=true").tree.trainer.max_staleness == 4
+    with pytest.raises(
+        CapabilityError, match=r"trainer\.fully_async\.enabled.*concurrent_generation.*scripted"
+    ):
+        plan("trainer.fully_async.enabled=true", plugins=("grpo", "fsdp", "transformers", "multiply"))
+
+
+@pytest.mark.parametrize("word", ["top_p=0.9", "top_k=5", "min_p=0.1"])
+def test_truncated_sampling_is_refused_in_training_and_allowed_in_evaluation(word: str) -> None:
+    with pytest.raises(ConfigError, match=rf"sampling_params\.{word.partition('=')[0]} truncates"):
+        plan(f"generator.sampling_params.{word}")
+    plan(f"generator.eval_sampling_params.{word}")
+
+
+def test_a_section_of_an_unselected_plugin_is_refused_and_of_a_selected_one_read() -> None:
+    with pytest.raises(ConfigError, match=r"'environment\.multiply\.num_digits'.*add --plugin mul"):
+        plan("environment.multiply.num_digits=2x2")
+    made = plan("environment.scripted.max_turns=3")
+    assert made.config.tree["environment"]["scripted"]["max_turns"] == 3
+
+
+def test_data_sets_and_models_by_name_select_their_plugins() -> None:
+    made = plan("data.val_data=['multiply:validation']")
+    assert names(made, ENVS) == {"scripted", "multiply"}
+    assert "scripted" in names(made, PLUGINS)  # of trainer.policy.model.path=scripted:model
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("builtin:tiny", "builtin"),
+        ("multiply:train", "multiply"),
+        ("Qwen/Qwen3-0.6B", None),
+        ("data/train.parquet", None),
+        ("https://example.org/model", None),
+        ("C:\\models\\tiny", None),
+        ("C:/models/tiny", None),
+        ("name:", None),
+    ],
+)
+def test_names_are_told_from_paths_and_addresses(text: str, name: str | None) -> None:
+    assert named_source(text) == name
+
+
+def test_a_file_with_a_colon_in_its_name_is_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("multiply:train").touch()
+    assert named_source("multiply:train") is None
+
+
+def test_planning_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    plan()
+    assert list(tmp_path.iterdir()) == []
