@@ -20,6 +20,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -65,6 +66,8 @@ class RunFolder:
         self.export = path / "export" if export is None else export
         self.logs = path if logs is None else logs
         self._lock: FolderLock | None = None
+        self._thread: ThreadPoolExecutor | None = None
+        self._writing: Future[None] | None = None
 
     @classmethod
     def create(cls, path: Path, *, export: Path | None = None, logs: Path | None = None) -> Self:
@@ -78,10 +81,16 @@ class RunFolder:
         return folder
 
     def close(self) -> None:
-        """Give the folder back."""
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
+        """Finish writing, and give the folder back."""
+        try:
+            self._wait()
+        finally:
+            if self._thread is not None:
+                self._thread.shutdown()
+                self._thread = None
+            if self._lock is not None:
+                self._lock.release()
+                self._lock = None
 
     def __enter__(self) -> Self:
         return self
@@ -159,17 +168,37 @@ class RunFolder:
         return self.trajectories / f"step_{step}.parquet"
 
     def write_trajectories(self, step: int, groups: Sequence["Group"]) -> Path:
-        """Write what a step trained on; the file."""
+        """Begin to write what a step trained on, in a thread beside the next step; the file.
+
+        `sync`, `close` and the next call wait until it is there.
+
+        Raises:
+            OSError: The call before this one could not write its file.
+        """
+        self._wait()
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, "skyrl-trajectories")
         path = self.trajectory_file(step)
-        write_trajectories(path, groups)
+        self._writing = self._thread.submit(write_trajectories, path, groups)
         return path
+
+    def _wait(self) -> None:
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
 
     def read_trajectories(self, step: int, *, timings: bool = True) -> list[dict[str, Any]]:
         """What a step trained on, one dict per trajectory."""
+        self._wait()
         return read_trajectories(self.trajectory_file(step), timings=timings)
 
     def sync(self) -> None:
-        """Bring the appended lines to the disk; call it before a checkpoint that counts on them."""
+        """Bring everything written to the disk; call it before a checkpoint that counts on it.
+
+        Raises:
+            OSError: Something could not be written.
+        """
+        self._wait()
         for path in (self.metrics, self.failures):
             if path.exists():
                 sync_file(path)

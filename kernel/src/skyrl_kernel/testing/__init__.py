@@ -1,0 +1,7 @@
+"""For the tests of plugins: what a kind of plugin must keep, and fakes of everything else.
+
+- `contracts`: a suite to subclass for each kind: env, engine, trainer, algorithm, observer.
+- `scripted`: fakes that run the whole stack without torch or a model.
+- `distributions`: installed packages made in a folder.
+- `clock`: an event loop in which waiting takes no time.
+"""

@@ -1,0 +1,39 @@
+"""What every plugin of a kind must keep, as test classes to subclass.
+
+A subclass says how to make the thing; the tests come with the class::
+
+    class TestFoo(EnvContract):
+        actions = ("wrong", "right")
+
+        def make(self, cap=None):
+            return FooEnv({"reward_spec": {"ground_truth": "right"}}, cap=cap)
+
+They check what the kernel relies on and cannot check at run time without paying
+for it at every call.
+"""
+
+# ruff: noqa: E402
+import pytest
+
+pytest.register_assert_rewrite(__name__)  # a failed assert shows its two sides
+
+from skyrl_kernel.testing.contracts.algorithm import (
+    AdvantageContract,
+    AlgorithmContract,
+    LossContract,
+)
+from skyrl_kernel.testing.contracts.engine import EngineContract
+from skyrl_kernel.testing.contracts.env import EnvContract
+from skyrl_kernel.testing.contracts.observer import LoggerContract, ObserverContract
+from skyrl_kernel.testing.contracts.trainer import TrainerContract
+
+__all__ = [
+    "AdvantageContract",
+    "AlgorithmContract",
+    "EngineContract",
+    "EnvContract",
+    "LoggerContract",
+    "LossContract",
+    "ObserverContract",
+    "TrainerContract",
+]

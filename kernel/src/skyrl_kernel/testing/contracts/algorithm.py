@@ -1,0 +1,237 @@
+"""What an algorithm must keep: its advantage and its loss."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from skyrl_kernel.batch import credit
+from skyrl_kernel.protocols import Advantage, Loss
+from skyrl_kernel.records import (
+    Prompt,
+    Reward,
+    Scored,
+    Scores,
+    Segment,
+    StopReason,
+    TokenAdvantages,
+    Trajectory,
+    Turn,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from skyrl_kernel.torch import LossInputs
+
+Credited = list[list[tuple[TokenAdvantages, ...]]]
+
+
+class AdvantageContract:
+    """Subclass and override `advantage`."""
+
+    knows_groups = True
+    """False if a trajectory's advantage does not depend on the others of its group."""
+
+    def advantage(self) -> Advantage:
+        """What ``trainer.algorithm.advantage_estimator`` names."""
+        raise NotImplementedError("override advantage()")
+
+    def test_every_segment_is_credited_with_finite_numbers_of_its_own_shape(self) -> None:
+        """Groups of one, of equal rewards, of several turns and of several segments."""
+        groups = [
+            _group([[0.0], [1.0], [0.5]]),
+            _group([[1.0], [1.0]]),
+            _group([[0.25]]),
+            _group([[0.0, 1.0], [0.5, 0.5]]),
+            _group([[1.0], [-3.0]], num_segments=2),
+        ]
+        credit(self.advantage(), groups, masked=())
+
+    def test_an_empty_batch_and_an_empty_group_are_no_error(self) -> None:
+        """Every trajectory of a group may have been lost."""
+        assert self._credit([]) == []
+        assert [len(group) for group in self._credit([_group([[1.0], [0.0]]), []])] == [2, 0]
+
+    def test_nothing_that_comes_in_is_changed(self) -> None:
+        """The same records are written to the run folder."""
+        groups = [_group([[0.0], [1.0]])]
+        before = copy.deepcopy(groups)
+        self._credit(groups)
+        for one, two in zip(groups[0], before[0], strict=True):
+            for left, right in zip(one.trajectory.segments, two.trajectory.segments, strict=True):
+                np.testing.assert_array_equal(left.loss_mask, right.loss_mask)
+                np.testing.assert_array_equal(left.tokens, right.tokens)
+
+    def test_equal_inputs_give_equal_advantages(self) -> None:
+        """No hidden random numbers, no state of the call before."""
+        groups = [_group([[0.0], [1.0], [0.25]])]
+        _assert_equal(self._credit(groups), self._credit(groups))
+
+    def test_the_order_within_a_group_and_of_groups_changes_nothing(self) -> None:
+        """Trajectories arrive in no particular order."""
+        first, second = _group([[0.0], [1.0], [0.25]]), _group([[2.0], [1.0], [1.0]])
+        straight = self._credit([first, second])
+        turned = self._credit([second[::-1], first[::-1]])
+        _assert_equal(straight, [group[::-1] for group in turned[::-1]])
+
+    def test_a_better_trajectory_is_not_credited_less(self) -> None:
+        """Within a group that differs in nothing but the reward."""
+        ((worse,), (middle,), (better,)) = self._credit([_group([[0.0], [0.5], [1.0]])])[0]
+        means = [entry.advantages[entry.loss_mask].mean() for entry in (worse, middle, better)]
+        assert means == sorted(means)
+        if self.knows_groups:
+            assert means[0] < means[2]
+
+    def _credit(self, groups: Sequence[Sequence[Scored]]) -> Credited:
+        return self.advantage()(groups)
+
+
+class LossContract:
+    """Subclass and override `loss`. Needs torch."""
+
+    def loss(self) -> Loss:
+        """What ``trainer.algorithm.policy_loss_type`` names."""
+        raise NotImplementedError("override loss()")
+
+    def test_every_term_is_per_token_and_has_a_coefficient(self) -> None:
+        """``policy`` is among them."""
+        inputs = _inputs(self.loss())
+        terms = self._terms(inputs)
+        assert "policy" in terms
+        for name, term in terms.items():
+            assert term.shape == inputs.logprobs.shape, name
+            assert name in self.loss().coefficients
+
+    def test_a_micro_batch_without_tokens_is_no_error(self) -> None:
+        """All its rows may be masked."""
+        for term in self._terms(_inputs(self.loss(), count=0)).values():
+            assert term.shape == (0,)
+
+    def test_terms_and_gradients_are_finite(self) -> None:
+        """Also where the policy has moved far from the old one."""
+        import torch
+
+        for shift in (0.0, 3.0, -30.0, 30.0):
+            inputs = _inputs(self.loss(), shift=shift)
+            terms = self._terms(inputs)
+            torch.stack([term.sum() for term in terms.values()]).sum().backward()  # type: ignore[no-untyped-call]
+            assert all(bool(torch.isfinite(term).all()) for term in terms.values())
+            assert inputs.logprobs.grad is not None
+            assert bool(torch.isfinite(inputs.logprobs.grad).all())
+
+    def test_it_is_a_pure_function(self) -> None:
+        """The same inputs give the same bits, and stay as they were."""
+        import torch
+
+        loss = self.loss()
+        inputs = _inputs(loss)
+        before = inputs.logprobs.detach().clone()
+        first, second = self._terms(inputs), self._terms(inputs)
+        for name, term in first.items():
+            torch.testing.assert_close(term, second[name], rtol=0, atol=0)
+        torch.testing.assert_close(inputs.logprobs.detach(), before, rtol=0, atol=0)
+
+    def test_atoms_do_not_see_each_other(self) -> None:
+        """What a micro-batch holds beside a trajectory (or group) does not change its terms."""
+        import torch
+
+        loss = self.loss()
+        if loss.prepare is not None:
+            pytest.skip("not checked: its terms depend on statistics of the mini-batch")
+        inputs = _inputs(loss)
+        owner = inputs.trajectory if loss.atom == "trajectory" else inputs.group
+        whole = self._terms(inputs)
+        for number in set(owner.tolist()):
+            part = self._terms(_select(inputs, owner == number))
+            for name, term in part.items():
+                torch.testing.assert_close(term, whole[name][owner == number])
+
+    def _terms(self, inputs: "LossInputs") -> "dict[str, Tensor]":
+        loss = self.loss()
+        if loss.prepare is not None:
+            inputs = replace(inputs, statistics=loss.prepare(inputs))
+        return dict(loss(inputs).terms)
+
+
+class AlgorithmContract(AdvantageContract, LossContract):
+    """Both, for a plugin that brings both."""
+
+
+def _group(rewards: Sequence[Sequence[float]], num_segments: int = 1) -> list[Scored]:
+    """A trajectory per entry, with a turn of two tokens per reward and one token between turns."""
+    prompt = Prompt(uid="0:0", messages=(), env_class="any")
+    members = []
+    for sample, turns in enumerate(rewards):
+        mask = np.array([False, False] + [False, True, True] * len(turns))
+        count = len(mask)
+        rng = np.random.default_rng(sample)
+        segment = Segment(
+            tokens=rng.integers(0, 50, count).astype(np.int32),
+            num_prompt_tokens=2,
+            loss_mask=mask,
+            logprobs=np.where(mask, -0.5, 0).astype(np.float32),
+            versions=np.where(mask, 0, -1).astype(np.int32),
+        )
+        zeros = np.zeros(count, dtype=np.float32)
+        scores = Scores(old_logprobs=segment.logprobs, ref_logprobs=segment.logprobs, values=zeros)
+        trajectory = Trajectory(
+            prompt=prompt,
+            sample=sample,
+            segments=(segment,) * num_segments,
+            turns=tuple(
+                Turn(segment=num_segments - 1, start=3 * i + 3, stop=3 * i + 5, reward=r, action="")
+                for i, r in enumerate(turns)
+            ),
+            stop_reason=StopReason.STOP,
+            reward=Reward(turns=tuple(turns)),
+        )
+        members.append(Scored(trajectory=trajectory, scores=(scores,) * num_segments))
+    return members
+
+
+def _assert_equal(left: Credited, right: Credited) -> None:
+    for one, two in zip(left, right, strict=True):
+        for a, b in zip(one, two, strict=True):
+            for x, y in zip(a, b, strict=True):
+                np.testing.assert_allclose(x.advantages, y.advantages, atol=1e-6)
+                np.testing.assert_array_equal(x.loss_mask, y.loss_mask)
+
+
+def _inputs(loss: Loss, *, count: int = 12, shift: float = 0.0) -> "LossInputs":
+    """Tokens of three trajectories in two groups; the policy is ``shift`` nats off the old one."""
+    import torch
+
+    from skyrl_kernel.torch import LossInputs
+
+    numbers = torch.Generator().manual_seed(0)
+    old = -torch.rand(count, generator=numbers) - 0.1
+    trajectory = torch.arange(count) * 3 // max(count, 1)
+
+    def score(name: str) -> Any:
+        return old.clone() if name in loss.needs else None
+
+    return LossInputs(
+        logprobs=(old + shift).requires_grad_(),
+        entropy=torch.rand(count, generator=numbers),
+        advantages=torch.randn(count, generator=numbers),
+        trajectory=trajectory,
+        group=trajectory // 2,
+        position=torch.arange(count),
+        old_logprobs=score("old_logprobs"),
+        ref_logprobs=score("ref_logprobs"),
+        values=score("values"),
+        sampler_logprobs=old.clone(),
+        returns=torch.zeros(count),
+        seed=5,
+    )
+
+
+def _select(inputs: "LossInputs", chosen: "Tensor") -> "LossInputs":
+    import torch
+
+    names = [name for name in inputs.__slots__ if isinstance(getattr(inputs, name), torch.Tensor)]
+    return replace(inputs, **{name: getattr(inputs, name)[chosen] for name in names})
