@@ -40,7 +40,8 @@ fix: $(INSTALLED) ## Repair what ruff can repair
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(INSTALLED) ## Check the docs against the code, and run their commands
+docs: $(INSTALLED) ## Write the generated pages, check all pages against the code, run their commands
+	$(BIN)/python docs/generate.py
 	$(PYTEST) tests/test_docs.py $(ARGS)
 
 bench: $(INSTALLED) ## Measure speed and memory into benchmarks/RESULTS.md (minutes)

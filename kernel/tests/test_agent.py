@@ -330,7 +330,7 @@ def test_what_is_trained_on_is_what_was_sampled(
     row = {"rewards": [0.0] * len(texts), "replies": replies}
     trajectory = play([], row, engine=engine, sampling=Sampling(max_tokens=max_tokens))
 
-    sampled = [(char(text) + [END])[:max_tokens] for text in texts]
+    sampled = [[*char(text), END][:max_tokens] for text in texts]
     assert trained(trajectory) == [token for completion in sampled for token in completion]
     (segment,) = trajectory.segments
     assert segment.versions is not None

@@ -295,7 +295,7 @@ def test_asking_for_a_section_of_nobody_names_its_package() -> None:
 def test_a_config_cannot_be_changed() -> None:
     config = resolve()
     with pytest.raises(ValueError, match="frozen"):
-        config.config.trainer.epochs = 3  # type: ignore[misc]
+        config.config.trainer.epochs = 3
 
 
 def test_the_bound_on_staleness_counts_only_when_asynchronous() -> None:

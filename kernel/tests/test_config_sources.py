@@ -142,7 +142,7 @@ def test_a_file_that_cannot_be_used_is_named_with_the_reason(
 
 
 def test_a_missing_file_is_named() -> None:
-    with pytest.raises(ConfigError, match="config file '/no/such.yaml' cannot be read"):
+    with pytest.raises(ConfigError, match=r"config file '/no/such.yaml' cannot be read"):
         read_file(Path("/no/such.yaml"))
 
 

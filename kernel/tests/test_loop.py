@@ -49,12 +49,24 @@ def on_step_end(step):
         raise StopRun("the curve is flat")
 """
 
+SATISFIED = """
+from skyrl_kernel.errors import StopRun
+from skyrl_kernel.hookspecs import hookimpl
+
+@hookimpl
+def {hook}:
+    if {event} == 2:
+        raise StopRun("good enough")
+"""
+
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with installed(tmp_path_factory.mktemp("site")) as folder:
         for name, source in {
             "stops": STOPS,
+            "on_eval": SATISFIED.format(hook="on_eval_end(evaluation)", event="evaluation.step"),
+            "on_save": SATISFIED.format(hook="on_checkpoint(step)", event="step"),
             "drops": SELECT.format(name="drops", verdict="drop", rule="no_variance"),
             "masks": SELECT.format(name="masks", verdict="mask", rule="no_variance"),
         }.items():
@@ -309,6 +321,16 @@ def test_an_observer_can_stop_the_run_and_the_same_command_goes_on(tmp_path: Pat
     assert (goes_on.status, goes_on.step) == ("finished", 4)
     assert script.trainer is not None
     assert (len(script.trainer.batches), script.trainer.updates) == (2, 4)
+
+
+@pytest.mark.usefixtures("site")
+@pytest.mark.parametrize("plugin", ["on_eval", "on_save"])
+def test_every_observation_can_stop_the_run_after_its_step(tmp_path: Path, plugin: str) -> None:
+    every_step = ("trainer.eval_interval=1", "trainer.ckpt_interval=1")
+    result = run_scripted(tmp_path, *every_step, plugins=[plugin])
+
+    assert (result.status, result.step) == ("stopped", 2)
+    assert len(read_metrics(result)) == 3  # steps 0, 1 and 2
 
 
 @pytest.mark.usefixtures("site")

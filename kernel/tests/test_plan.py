@@ -13,6 +13,15 @@ from skyrl_kernel.testing.distributions import make_distribution
 from skyrl_kernel.testing.scripted import installed
 
 OBSERVER = "from skyrl_kernel.hookspecs import hookimpl\n@hookimpl\ndef on_step_end(step): ...\n"
+ENV = """
+from skyrl_kernel.hookspecs import hookimpl
+
+@hookimpl
+def make_env(name): ...
+
+@hookimpl
+def load_dataset(source): ...
+"""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -25,6 +34,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
                 modules={f"skyrl_{name}": OBSERVER},
                 entry_points={LOGGERS: {name: f"skyrl_{name}"}},
             )
+        make_distribution(
+            folder,
+            "skyrl-env-dice",
+            modules={"skyrl_env_dice": ENV},
+            entry_points={ENVS: {"dice": "skyrl_env_dice"}},
+        )
         discover(refresh=True)
         yield folder
 
@@ -107,7 +122,7 @@ def test_a_slot_holds_a_name() -> None:
 
 
 def test_a_plugin_of_another_kind_does_not_fill_a_slot() -> None:
-    with pytest.raises(PluginSelectionError, match="agent.*which is of another kind"):
+    with pytest.raises(PluginSelectionError, match=r"agent.*which is of another kind"):
         plan("trainer.strategy=agent")
 
 
@@ -116,7 +131,11 @@ def test_staleness_needs_an_engine_that_generates_while_the_trainer_trains() -> 
     with pytest.raises(
         CapabilityError, match=r"trainer\.fully_async\.enabled.*concurrent_generation.*scripted"
     ):
-        plan("trainer.fully_async.enabled=true", plugins=("grpo", "fsdp", "transformers", "multiply"))
+        plan(
+            "trainer.fully_async.enabled=true",
+            "environment.env_class=dice",
+            plugins=("grpo", "fsdp", "transformers"),
+        )
 
 
 @pytest.mark.parametrize("word", ["top_p=0.9", "top_k=5", "min_p=0.1"])
@@ -134,8 +153,8 @@ def test_a_section_of_an_unselected_plugin_is_refused_and_of_a_selected_one_read
 
 
 def test_data_sets_and_models_by_name_select_their_plugins() -> None:
-    made = plan("data.val_data=['multiply:validation']")
-    assert names(made, ENVS) == {"scripted", "multiply"}
+    made = plan("data.val_data=['dice:validation']")
+    assert names(made, ENVS) == {"scripted", "dice"}
     assert "scripted" in names(made, PLUGINS)  # of trainer.policy.model.path=scripted:model
 
 

@@ -282,7 +282,7 @@ def test_an_exception_while_prompts_are_drawn_reaches_the_consumer() -> None:
     async def main() -> None:
         world = World()
         producer, _, order = world.start()
-        order.next = lambda: 1 / 0  # type: ignore[method-assign, assignment, return-value]
+        order.next = lambda: 1 / 0
         await producer.batch(1)
 
     with pytest.raises(ZeroDivisionError):

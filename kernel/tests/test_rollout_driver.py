@@ -159,7 +159,7 @@ def altered(**changes: Any) -> Generate:
 
     async def generate(prompt: Prompt, context: RolloutContext) -> Trajectory:
         trajectory = await Agent()(prompt, context)
-        return replace(trajectory, **changes) if changes else "text"  # type: ignore[return-value]
+        return replace(trajectory, **changes) if changes else "text"
 
     return generate
 
@@ -242,7 +242,7 @@ def test_a_reward_of_the_wrong_shape_is_a_task_failure(rewards: Any, message: st
 
 
 def test_a_reward_that_hangs_is_a_timeout() -> None:
-    (group,) = roll_out({}, reward=lambda t: time.sleep(3), size=1, reward_timeout_s=0.1)  # type: ignore[arg-type, return-value]
+    (group,) = roll_out({}, reward=lambda t: time.sleep(3), size=1, reward_timeout_s=0.1)
 
     (failure,) = group.failures
     assert failure.kind is FailureKind.TIMEOUT

@@ -58,7 +58,7 @@ async def play(seat: LockstepSeat, delays_s: Sequence[float], name: int) -> list
 
 def rounds_of(delays: Sequence[Sequence[float]], engine: Rounds) -> list[Any]:
     async def main() -> list[Any]:
-        lockstep = Lockstep(engine)  # type: ignore[arg-type]  # all that it uses
+        lockstep = Lockstep(engine)
         seats = [lockstep.enter(place) for place in range(len(delays))]
         tasks = [
             play(seat, one, name)
@@ -107,7 +107,7 @@ def test_an_engine_error_reaches_all_that_wait_and_the_next_round_works() -> Non
     engine = Rounds(fails=lambda call: call == 1)
 
     async def main() -> list[Any]:
-        lockstep = Lockstep(engine)  # type: ignore[arg-type]
+        lockstep = Lockstep(engine)
 
         async def again(seat: LockstepSeat, name: int) -> list[int]:
             try:
@@ -139,7 +139,7 @@ def test_a_cancelled_trajectory_releases_the_round() -> None:
     engine = Rounds()
 
     async def main() -> list[int]:
-        lockstep = Lockstep(engine)  # type: ignore[arg-type]
+        lockstep = Lockstep(engine)
         seats = [lockstep.enter(place) for place in (0, 1)]
         slow = asyncio.create_task(play(seats[0], [50.0], 0))
         quick = asyncio.create_task(play(seats[1], [0.0], 1))
@@ -153,7 +153,7 @@ def test_a_cancelled_trajectory_releases_the_round() -> None:
 
 
 def test_a_seat_is_taken_once() -> None:
-    lockstep = Lockstep(Rounds())  # type: ignore[arg-type]
+    lockstep = Lockstep(Rounds())
     lockstep.enter(3)
     with pytest.raises(ValueError, match="place 3 is taken"):
         lockstep.enter(3)

@@ -1,9 +1,11 @@
 """Threads under deadlines."""
 
 import asyncio
+import random
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TypeVar
 
 import pytest
@@ -57,7 +59,7 @@ def test_a_call_past_its_deadline_is_given_up_and_its_thread_replaced() -> None:
         hung = [asyncio.ensure_future(workers.call(release.wait, 0.1)) for _ in range(2)]
         after = [asyncio.ensure_future(workers.call(lambda n=n: n, 5)) for n in range(4)]
         for call in hung:
-            with pytest.raises(CallTimeout, match="no answer within 0.1 s"):
+            with pytest.raises(CallTimeout, match=r"no answer within 0.1 s"):
                 await call
         return await asyncio.gather(*after)
 
@@ -108,7 +110,7 @@ def test_a_coroutines_own_timeout_error_is_not_its_deadline() -> None:
     async def main() -> None:
         with pytest.raises(TimeoutError, match="a service"):
             await within(impatient(), 5)
-        with pytest.raises(CallTimeout, match="no answer within 0.01 s"):
+        with pytest.raises(CallTimeout, match=r"no answer within 0.01 s"):
             await within(slow(), 0.01)
 
     asyncio.run(main())
@@ -117,3 +119,36 @@ def test_a_coroutines_own_timeout_error_is_not_its_deadline() -> None:
 def test_ordinary_exceptions_are_contained_as_they_are() -> None:
     error = ValueError("x")
     assert contained(error) is error
+
+
+def test_every_one_of_many_calls_comes_back_whoever_hangs_or_is_slow() -> None:
+    numbers = random.Random(0)
+    release = threading.Event()
+
+    def function(kind: str, number: int) -> int:
+        if kind == "hang":
+            release.wait(20)
+        elif kind == "slow":
+            time.sleep(0.003)
+        elif kind == "raise":
+            raise ValueError(number)
+        return number
+
+    async def caller(workers: Workers, number: int) -> None:
+        for _ in range(20):
+            kind = numbers.choices(["quick", "slow", "raise", "hang"], [80, 10, 9, 1])[0]
+            found: object
+            try:
+                timeout_s = 0.3 if kind == "hang" else 20
+                found = await workers.call(partial(function, kind, number), timeout_s)
+            except (ValueError, CallTimeout) as error:
+                found = type(error)
+            assert found == {"raise": ValueError, "hang": CallTimeout}.get(kind, number)
+
+    async def use(workers: Workers) -> int:
+        return len(await asyncio.gather(*(caller(workers, number) for number in range(60))))
+
+    try:
+        assert with_workers(use, size=8) == 60
+    finally:
+        release.set()

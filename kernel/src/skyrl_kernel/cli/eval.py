@@ -59,7 +59,7 @@ def eval(
     as_json: bool,
     overrides: tuple[str, ...],
 ) -> None:
-    r"""Evaluate a run, or a model.
+    """Evaluate a run, or a model.
 
     \b
     skyrl eval runs/demo                        the newest checkpoint, on the run's held-out data
@@ -69,7 +69,7 @@ def eval(
 
     A run brings its config and its plugins; a model gets both from the words behind it.
     Nothing is written into the run folder.
-    """
+    """  # noqa: D301 -- click's \\b
     from skyrl_kernel import progress
 
     if as_json:

@@ -15,7 +15,8 @@ for it at every call.
 # ruff: noqa: E402
 import pytest
 
-pytest.register_assert_rewrite(__name__)  # a failed assert shows its two sides
+for _kind in ("algorithm", "engine", "env", "observer", "trainer"):
+    pytest.register_assert_rewrite(f"{__name__}.{_kind}")  # a failed assert shows its two sides
 
 from skyrl_kernel.testing.contracts.algorithm import (
     AdvantageContract,
