@@ -194,9 +194,9 @@ PARTS = {
     "update_s": "trainer: updates",
     "score_s": "trainer: scores",
     "tokenizer_s": "tokenizer: prompts to ids, ids to text",
-    "rollouts_s": "agent loop, envs, rewards",
+    "rollouts_s": "agent loop, envs, rewards; writing the last step's trajectories",
     "batches_s": "advantages, weights of tokens, checks",
-    "reports_s": "metrics, trajectory file, loggers",
+    "reports_s": "metrics, loggers",
 }
 """What the stopwatch counts, and what it means."""
 

@@ -8,7 +8,8 @@ Between the ends of two steps, in order, with the mark that ends each part::
 
 What engine, trainer and tokenizer compute meanwhile is taken out of the parts and
 counted by itself. Seconds are of CPU time, all threads together: others who use
-the machine do not change them. The numbers go to ``stopwatch.json`` in the run folder.
+the machine do not change them. What a thread does beside the next step, such as
+writing files, counts where it happens. It all goes to ``stopwatch.json`` in the run folder.
 """
 
 import contextlib
@@ -73,11 +74,11 @@ class Watch:
     @contextlib.contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         """Time the block; blocks do not nest."""
-        began = time.process_time()
+        began = time.thread_time()  # what other threads do meanwhile is not the block's
         try:
             yield
         finally:
-            seconds = time.process_time() - began
+            seconds = time.thread_time() - began
             self._computed += seconds
             self.add(name, seconds)
 
