@@ -334,11 +334,11 @@ def test_a_name_whose_plugin_lacks_the_hook_is_said_to(site: Path) -> None:
 
 
 def test_a_name_that_no_loaded_plugin_has_is_refused_with_the_nearest(site: Path) -> None:
-    install(site, "multiply", ENV.format(name="multiply"), group=ENVS)
+    install(site, "division", ENV.format(name="division"), group=ENVS)
     with pytest.raises(
-        PluginSelectionError, match=r"no loaded plugin has that name\. Did you mean 'multiply'"
+        PluginSelectionError, match=r"no loaded plugin has that name\. Did you mean 'division'"
     ):
-        loaded("multiply").make("make_env", "multipy", name="multipy")
+        loaded("division").make("make_env", "divison", name="divison")
 
 
 def test_a_plugin_that_answers_for_every_name_is_refused(site: Path) -> None:

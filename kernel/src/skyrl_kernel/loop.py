@@ -50,13 +50,12 @@ async def train(run: Session) -> int:
         if run.eval_due(step):
             with clock("eval"):
                 numbers |= await evaluate(run, step=step)
-        stop = run.report(
-            step, batch, credited, results, numbers | metrics.timing_metrics(clock.seconds)
-        )
-        if stop or run.checkpoint_due(step):
+        times = metrics.timing_metrics(clock.seconds)
+        run.report(step, batch, credited, results, numbers | times)
+        if run.stop or run.checkpoint_due(step):
             await run.compute(run.save, step)
-        if stop:
-            raise StopRun(stop)
+        if run.stop:
+            raise StopRun(run.stop)
         run.admission.advance()  # last, so that synchronous runs evaluate and save undisturbed
     return step
 

@@ -213,12 +213,12 @@ class Trajectory:
     @property
     def version(self) -> int | None:
         """Oldest policy version among its tokens; None if nothing was sampled."""
-        oldest = [
-            int(segment.versions[segment.versions != NOT_SAMPLED].min())
+        sampled = [
+            segment.versions[segment.versions != NOT_SAMPLED]
             for segment in self.segments
-            if segment.versions is not None and (segment.versions != NOT_SAMPLED).any()
+            if segment.versions is not None
         ]
-        return min(oldest) if oldest else None
+        return min((int(versions.min()) for versions in sampled if versions.size), default=None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

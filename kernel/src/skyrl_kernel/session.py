@@ -68,6 +68,8 @@ class Session:
     """The plugin lock that goes into every checkpoint."""
     sentinels: Sentinels = field(default_factory=Sentinels)
     warnings: list[str] = field(default_factory=list)
+    stop: str | None = None
+    """Why an observer wants the run to end after this step; None if none does."""
     saved_step: int = 0
     """Step of the newest checkpoint."""
     eval_numbers: dict[str, float] = field(default_factory=dict)
@@ -154,12 +156,8 @@ class Session:
         credited: Sequence[CreditedGroup],
         results: Sequence[UpdateResult],
         numbers: dict[str, float],
-    ) -> str | None:
-        """Write the step's files and tell the observers.
-
-        Returns:
-            Why an observer wants the run to stop, or None.
-        """
+    ) -> None:
+        """Write the step's files and tell the observers."""
         trajectories = [one for group in batch.groups for one in group.trajectories]
         rewarded = any(one.turns for one in trajectories)
         for warning in self.sentinels.check(step, credited, results, rewarded=rewarded):
@@ -172,7 +170,7 @@ class Session:
         info = StepInfo(
             step=step, total_steps=self.total_steps, metrics=numbers, trajectories=trajectories
         )
-        return self.observe("on_step_end", step=info)
+        self.observe("on_step_end", step=info)
 
     def report_evaluation(
         self,
@@ -208,19 +206,18 @@ class Session:
             self.warnings.append(text)
             self.progress.warning(text)
 
-    def observe(self, hook: str, **kwargs: Any) -> str | None:
+    def observe(self, hook: str, **kwargs: Any) -> None:
         """Call every observer; one that raises is named and the run goes on.
 
-        Returns:
-            The message of a `StopRun`, or None.
+        A `StopRun` sets `stop`; the loop ends after its step.
         """
         try:
-            failures = self.plan.manager.observe(hook, **kwargs)
+            failures = [str(failure) for failure in self.plan.manager.observe(hook, **kwargs)]
         except StopRun as stop:
-            return str(stop) or "an observer stopped the run"
+            self.stop = self.stop or str(stop) or "an observer stopped the run"
+            failures = getattr(stop, "__notes__", [])
         for failure in failures:
-            self.warn(str(failure))
-        return None
+            self.warn(failure)
 
     # --- checkpoints -------------------------------------------------------------------
 
@@ -228,8 +225,7 @@ class Session:
         """Write a checkpoint, and the Hugging Face export where it is due."""
         with self.progress.stage("checkpoint"):
             self.folder.sync()
-            interval = self.config.hf_save_interval
-            if step == self.total_steps or (interval > 0 and step % interval == 0):
+            if self.stop or self._due(step, self.config.hf_save_interval):
                 self.export(step)  # first: after its last checkpoint a run counts as finished
             path = save_checkpoint(
                 self.folder.checkpoints,

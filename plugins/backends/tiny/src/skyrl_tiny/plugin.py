@@ -7,6 +7,7 @@ from pathlib import Path
 
 from skyrl_kernel.errors import ModelError
 from skyrl_kernel.hookspecs import hookimpl
+from skyrl_kernel.progress import say
 from skyrl_kernel.run.atomic import write_folder_atomically
 
 DEFAULT_SEED = 0
@@ -55,11 +56,19 @@ def make_once(folder: Path, make: Callable[[Path], None]) -> None:
         folder: Appears whole or not at all.
         make: Called with an empty folder.
     """
-    from filelock import FileLock
+    from filelock import FileLock, Timeout
 
     if folder.is_dir():
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
+    lock = FileLock(f"{folder}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        say(f"another process is making {folder.name}; waiting for it")
+        lock.acquire()
+    try:
         if not folder.is_dir():
             write_folder_atomically(folder, make)
+    finally:
+        lock.release()
