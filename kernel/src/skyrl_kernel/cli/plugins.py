@@ -13,7 +13,7 @@ from skyrl_kernel.plugins.discovery import discover
 from skyrl_kernel.plugins.wording import listed
 
 
-@click.group()
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def plugins() -> None:
     """See which plugins are installed and what they bring."""
 

@@ -5,8 +5,7 @@ Completions have ``loss_mask`` True, everything else False.
 """
 
 import time
-from collections.abc import Awaitable, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -27,8 +26,6 @@ from skyrl_kernel.records import (
     Turn,
 )
 from skyrl_kernel.rng import derive_seed
-
-Result = TypeVar("Result")
 
 _BASE: tuple[Message, ...] = (
     {"role": "user", "content": "Hello."},
@@ -59,7 +56,8 @@ class Agent:
         env = context.host_env(prompt)
         timings = {"llm": 0.0, "env": 0.0}
         try:
-            messages = await _timed(timings, "env", env.init())
+            messages = await env.init()
+            timings["env"] += time.perf_counter() - started
             tokens = context.tokenizer.encode_chat(messages, add_generation_prompt=True)
             if len(tokens) > context.max_prompt_tokens:
                 raise TrajectoryError(
@@ -71,12 +69,14 @@ class Agent:
             row.add(tokens)
             num_prompt_tokens = len(tokens)
             while True:
-                completion = await _timed(
-                    timings, "llm", self._complete(row.tokens, len(turns), context)
-                )
+                began = time.perf_counter()
+                completion = await self._complete(row.tokens, len(turns), context)
+                timings["llm"] += time.perf_counter() - began
                 start = row.length
                 action = context.tokenizer.decode(completion.tokens)
-                step = await _timed(timings, "env", env.step(action))
+                began = time.perf_counter()
+                step = await env.step(action)
+                timings["env"] += time.perf_counter() - began
                 processed = step.get("postprocessed_action")
                 if processed is None:
                     row.add_completion(completion)
@@ -100,7 +100,9 @@ class Agent:
                     stop_reason = StopReason.LENGTH
                     break
                 row.add(reply)
-            env_metrics = await _timed(timings, "env", env.finish())
+            began = time.perf_counter()
+            env_metrics = await env.finish()
+            timings["env"] += time.perf_counter() - began
         except BaseException:
             await env.discard()
             raise
@@ -156,7 +158,8 @@ class _Row:
     def _extend(
         self, tokens: IntArray, mask: np.ndarray, logprobs: np.ndarray, versions: np.ndarray
     ) -> None:
-        self.tokens = np.concatenate([self.tokens, tokens.astype(np.int32, copy=False)])
+        tokens = tokens.astype(np.int32, copy=False)
+        self.tokens = np.concatenate([self.tokens, tokens]) if self._masks else tokens
         self._masks.append(mask)
         self._logprobs.append(logprobs.astype(np.float32, copy=False))
         self._versions.append(versions.astype(np.int32, copy=False))
@@ -206,11 +209,3 @@ def _reply_tokens(observations: Sequence[Message], last: int, tokenizer: Tokeniz
     if ends and int(last) not in tokenizer.eos_token_ids:
         reply = np.concatenate([base[ends[-1] : end], reply])
     return reply
-
-
-async def _timed(timings: dict[str, float], kind: str, awaitable: Awaitable[Result]) -> Result:
-    started = time.perf_counter()
-    try:
-        return await awaitable
-    finally:
-        timings[kind] += time.perf_counter() - started

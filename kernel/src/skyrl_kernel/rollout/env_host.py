@@ -7,6 +7,7 @@ out as a `TrajectoryError` of the right kind, never as a reward of 0.
 import asyncio
 import contextlib
 import copy
+import functools
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -21,6 +22,9 @@ from skyrl_kernel.rollout.env_process import EnvProcessPool, ProcessEnv, RemoteE
 from skyrl_kernel.rollout.workers import Workers
 
 T = TypeVar("T")
+
+_ANSWERS = frozenset({dict, list, tuple, type(None)})
+"""What envs mostly return: nothing to await."""
 
 MakeEnv = Callable[[str, Mapping[str, Any], int | None], Env]
 """(name, row's columns, cap on turns) → a fresh env."""
@@ -100,7 +104,7 @@ class _Hosted:
         return await self._guard(env.call("init", messages))
 
     def _extras(self) -> dict[str, Any]:
-        return copy.deepcopy(dict(self._prompt.extras))
+        return {key: _copied(value) for key, value in self._prompt.extras.items()}
 
     async def step(self, action: str) -> EnvStep:
         return self._checked("step", check_step, await self._call("step", action))
@@ -108,7 +112,12 @@ class _Hosted:
     async def finish(self) -> Mapping[str, float]:
         env = self._env
         assert env is not None, "init comes first"
-        if isinstance(env, ProcessEnv) or _is_async(env, "get_metrics") or _is_async(env, "close"):
+        kind = type(env)
+        if (
+            isinstance(env, ProcessEnv)
+            or _is_async(kind, "get_metrics")
+            or _is_async(kind, "close")
+        ):
             metrics = await self._call("get_metrics")
             self._env, self._doing = None, "close"  # closed once, whether that works or not
             if isinstance(env, ProcessEnv):
@@ -144,7 +153,7 @@ class _Hosted:
         self._doing = method
         if isinstance(env, ProcessEnv):
             return await self._guard(env.call(method, *args))
-        if _is_async(env, method):
+        if _is_async(type(env), method):
             awaitable = getattr(env, method)(*args)
             return await self._guard(within(awaitable, self._host.timeout_s))
         return await self._in_thread(lambda: getattr(env, method)(*args))
@@ -152,8 +161,12 @@ class _Hosted:
     async def _in_thread(self, function: Callable[[], Any]) -> Any:
         """Call in a worker thread; await what comes out there, if it can be awaited."""
         timeout_s = self._host.timeout_s
-        result = await self._guard(self._host.workers.call(function, timeout_s))
-        if inspect.isawaitable(result):
+        try:
+            result = await self._host.workers.submit(function, timeout_s)
+        except BaseException as error:
+            self._type(error)
+            raise
+        if type(result) not in _ANSWERS and inspect.isawaitable(result):
             result = await self._guard(within(result, timeout_s))
         return result
 
@@ -161,10 +174,15 @@ class _Hosted:
         """Await the call; type whatever goes wrong."""
         try:
             return await call
-        except asyncio.CancelledError:
-            self._is_broken = True
+        except BaseException as error:
+            self._type(error)
             raise
-        except CallTimeout as error:
+
+    def _type(self, error: BaseException) -> None:
+        """Raise what the call raised as a `TrajectoryError`; return if it shall pass as it is."""
+        if isinstance(error, asyncio.CancelledError):
+            self._is_broken = True
+        elif isinstance(error, CallTimeout):
             self._is_broken = True
             self._host.in_processes.add(self._name)
             raise self._lost(
@@ -172,11 +190,11 @@ class _Hosted:
                 f"did not answer {self._doing} within {self._host.timeout_s:g} s "
                 "(environment.timeout_s)",
             ) from error
-        except RemoteEnvError as error:
+        elif isinstance(error, RemoteEnvError):
             self._is_broken = error.died
             kind = FailureKind.INFRASTRUCTURE if error.died else FailureKind.TASK
             raise self._lost(kind, f"failed in {self._doing}: {error}") from error
-        except Exception as error:
+        elif isinstance(error, Exception):
             cause = error.cause if isinstance(error, PluginError) else _described(error)
             raise self._lost(FailureKind.TASK, f"failed in {self._doing}: {cause}") from error
 
@@ -190,8 +208,21 @@ class _Hosted:
         return TrajectoryError(kind, f"env '{self._name}' {what}", self._name)
 
 
-def _is_async(env: Env, method: str) -> bool:
+@functools.lru_cache(maxsize=256)
+def _is_async(env: type[Env], method: str) -> bool:
+    """Whether to await it here instead of calling it in a thread."""
     return inspect.iscoroutinefunction(getattr(env, method, None))
+
+
+def _copied(value: Any) -> Any:
+    """A deep copy; quick for what a data file holds."""
+    if type(value) is dict:
+        return {key: _copied(item) for key, item in value.items()}
+    if type(value) is list:
+        return [_copied(item) for item in value]
+    if type(value) in (str, int, float, bool, type(None)):
+        return value
+    return copy.deepcopy(value)
 
 
 def _described(error: BaseException) -> str:

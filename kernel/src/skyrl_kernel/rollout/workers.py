@@ -59,14 +59,19 @@ class Workers:
         self._watch: asyncio.TimerHandle | None = None
 
     async def call(self, function: Callable[[], Any], timeout_s: float) -> Any:
-        """Run ``function`` in a thread and wait for it.
+        """Run ``function`` in a thread and wait for it: `submit`, awaited."""
+        return await self.submit(function, timeout_s)
+
+    def submit(self, function: Callable[[], Any], timeout_s: float) -> "asyncio.Future[Any]":
+        """Run ``function`` in a thread; the future has what comes of it.
 
         Args:
             function: Takes nothing; its result or exception is passed on.
             timeout_s: Seconds it may run, its time in the queue not counted.
 
-        Raises:
-            CallTimeout: It was still running then; its thread is abandoned.
+        Returns:
+            Of the running loop. It raises `CallTimeout` if the call was still
+            running at its deadline; its thread is abandoned then.
         """
         loop = asyncio.get_running_loop()
         call = _Call(function, loop.create_future(), timeout_s)
@@ -74,7 +79,7 @@ class Workers:
         self._waiting.append(call)
         if self._flush is None:
             self._flush = loop.call_soon(self._wake_first, loop)
-        return await call.future
+        return call.future
 
     def close(self) -> None:
         """Let idle threads end; hung ones die with the process."""

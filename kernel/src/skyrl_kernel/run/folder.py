@@ -228,6 +228,7 @@ class RunFolder:
         Returns:
             The steps of which something was removed, in order.
         """
+        self._wait()
         removed: set[int] = set()
         for path in (self.metrics, self.failures):
             removed.update(_truncate_lines(path, step))
