@@ -6,16 +6,20 @@ Between the ends of two steps, in order, with the mark that ends each part::
     batches    advantages, weights of tokens, checks          `sync_weights` is called
     reports    metrics, trajectory file, loggers              `on_step_end`
 
-What engine, trainer and tokenizer compute meanwhile is taken out of the parts and
-counted by itself. Seconds are of CPU time, all threads together: others who use
-the machine do not change them. What a thread does beside the next step, such as
-writing files, counts where it happens. It all goes to ``stopwatch.json`` in the run folder.
+What engine, trainer, tokenizer and the stages reward and advantage compute meanwhile
+is taken out of the parts and counted by itself; the agent loop, the envs and the
+trajectory file are measured when the run has ended (see `replay`). Seconds are of CPU
+time, all threads together: others who use the machine do not change them. What a
+thread does beside the next step, such as writing files, counts where it happens. It
+all goes to ``stopwatch.json`` in the run folder.
 """
 
 import contextlib
+import dataclasses
 import functools
 import inspect
 import json
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,7 +31,9 @@ import skyrl_fsdp.plugin
 import skyrl_transformers.plugin
 from skyrl_kernel.hookspecs import hookimpl
 from skyrl_kernel.protocols import (
+    Advantage,
     Engine,
+    RewardFn,
     RunEnd,
     RunInfo,
     Select,
@@ -37,7 +43,8 @@ from skyrl_kernel.protocols import (
     Tokenizer,
     Trainer,
 )
-from skyrl_kernel.records import Group, Selection
+from skyrl_kernel.records import Group, Selection, Trajectory
+from skyrl_stopwatch import replay
 
 NAME = "stopwatch"
 ENGINE_COUNTERS = ("prompt_tokens_computed", "tokens_generated")
@@ -48,6 +55,9 @@ class Watch:
 
     def __init__(self) -> None:
         self.engine: Any = None
+        self.settings: Settings | None = None
+        self.trajectories: Sequence[Trajectory] = ()
+        """Of the last step."""
         self.folder = Path()
         self.laps: list[dict[str, float]] = []
         self.run_started_at = 0.0
@@ -60,6 +70,7 @@ class Watch:
         self._marked = (0.0, 0.0)
         """CPU seconds, and those of them computed in timed blocks, at the last mark."""
         self._began = 0.0
+        self._lock = threading.Lock()
 
     def begin(self, folder: Path) -> None:
         """A run starts."""
@@ -79,8 +90,9 @@ class Watch:
             yield
         finally:
             seconds = time.thread_time() - began
-            self._computed += seconds
-            self.add(name, seconds)
+            with self._lock:  # rewards are judged in threads
+                self._computed += seconds
+                self.add(name, seconds)
 
     def mark(self, name: str) -> None:
         """What passed since the last mark outside of timed blocks belongs to ``name``."""
@@ -151,6 +163,7 @@ def make_trainer(
         skyrl_fsdp.plugin.NAME, settings, models, total_updates
     )
     time_methods(trainer, score="score_s", update="update_s")
+    watch.settings = settings
     return trainer
 
 
@@ -164,6 +177,19 @@ def make_tokenizer(name: str, model: Path, settings: Settings) -> Tokenizer | No
     )
     time_methods(tokenizer, **dict.fromkeys(("encode", "encode_chat", "decode"), "tokenizer_s"))
     return tokenizer
+
+
+@hookimpl(wrapper=True)
+def reward() -> Generator[None, RewardFn, RewardFn]:
+    """The stage, timed."""
+    return _timed((yield), "reward_s")
+
+
+@hookimpl(wrapper=True)
+def advantage() -> Generator[None, Advantage, Advantage]:
+    """The stage, timed."""
+    inner = yield
+    return dataclasses.replace(inner, fn=_timed(inner.fn, "advantage_s"))
 
 
 # --- marks ----------------------------------------------------------------------------
@@ -203,7 +229,7 @@ def on_run_start(run: RunInfo) -> None:
 def on_step_end(step: StepInfo) -> None:
     """A lap, with what its rollouts and updates needed at least."""
     watch.mark("reports_s")
-    trajectories = step.trajectories
+    trajectories = watch.trajectories = step.trajectories
     prompts = {one.prompt.uid: one.segments[0].num_prompt_tokens for one in trajectories}
     watch.add("prompt_tokens", sum(prompts.values()))
     watch.add("prompts", len(prompts))
@@ -214,10 +240,12 @@ def on_step_end(step: StepInfo) -> None:
 
 @hookimpl
 def on_run_end(end: RunEnd) -> None:
-    """Write everything."""
+    """Play the last step again, and write everything."""
+    assert watch.settings is not None, "the run has made its trainer"
     record: dict[str, Any] = {
         "run_started_at": watch.run_started_at,
         "first_step_at": watch.first_step_at,
         "laps": watch.laps,
+        "replayed": replay.measure(watch.trajectories, watch.settings, watch.folder),
     }
     (watch.folder / "stopwatch.json").write_text(json.dumps(record, indent=1))

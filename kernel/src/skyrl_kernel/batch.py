@@ -8,12 +8,14 @@ import numpy as np
 from skyrl_kernel.errors import HookError, NonFiniteError
 from skyrl_kernel.protocols import Advantage, Reduction, Trainer
 from skyrl_kernel.records import (
+    BoolArray,
     FloatArray,
     Group,
     Scored,
     Scores,
     TokenAdvantages,
     TrainingSample,
+    Trajectory,
 )
 
 CreditedGroup = list[tuple[Scored, tuple[TokenAdvantages, ...]]]
@@ -61,21 +63,39 @@ class Scorer:
         for group in groups:
             members = []
             for trajectory in group.trajectories:
-                one = Scored(
-                    trajectory=trajectory, scores=tuple(next(scores) for _ in trajectory.segments)
-                )
-                _check_scores(one)
-                members.append(one)
+                own = tuple([next(scores) for _ in trajectory.segments])
+                members.append(Scored(trajectory=trajectory, scores=own))
             scored.append(members)
+        masks = [segment.loss_mask for segment in segments]
+        owners = [one for one in trajectories for _ in one.segments]
+        for name, column in (("old_logprobs", old), ("ref_logprobs", ref), ("values", values)):
+            _check_finite(name, column, masks, owners)
         return scored
 
 
-def _check_scores(scored: Scored) -> None:
-    for segment, scores in zip(scored.trajectory.segments, scored.scores, strict=True):
-        for name in ("old_logprobs", "ref_logprobs", "values"):
-            row = getattr(scores, name)
-            if row is not None and not np.isfinite(row[segment.loss_mask]).all():
-                raise NonFiniteError(f"trajectory {scored.trajectory.id}: {name} are not finite")
+def _check_finite(
+    name: str,
+    rows: Sequence[FloatArray | None],
+    masks: Sequence[BoolArray],
+    owners: Sequence[Trajectory],
+) -> None:
+    """Refuse a number that is not finite where a row's mask is True; a row may be missing.
+
+    All rows are looked at together, and one by one only to find the owner of a bad one.
+    """
+    found = [
+        (row, mask, owner)
+        for row, mask, owner in zip(rows, masks, owners, strict=True)
+        if row is not None
+    ]
+    if not found:
+        return
+    flat = np.concatenate([row for row, _, _ in found])
+    if np.isfinite(flat[np.concatenate([mask for _, mask, _ in found])]).all():
+        return
+    for row, mask, owner in found:
+        if not np.isfinite(row[mask]).all():
+            raise NonFiniteError(f"trajectory {owner.id}: {name} are not finite")
 
 
 def credit(
@@ -100,26 +120,39 @@ def credit(
             "the advantage stage must return one entry per trajectory of each group; it returned "
             f"{[len(result) for result in results]} for {[len(group) for group in scored]}"
         )
-    credited: list[CreditedGroup] = []
-    for place, (group, result) in enumerate(zip(scored, results, strict=True)):
-        members: CreditedGroup = []
-        for one, tokens in zip(group, result, strict=True):
-            _check_advantages(one, tokens)
-            if place in masked:
-                tokens = tuple(
-                    TokenAdvantages(
-                        advantages=entry.advantages,
-                        loss_mask=np.zeros_like(entry.loss_mask),
-                        returns=entry.returns,
-                    )
-                    for entry in tokens
-                )
-            members.append((one, tokens))
-        credited.append(members)
-    return credited
+    pairs = [
+        (one, tokens)
+        for group, result in zip(scored, results, strict=True)
+        for one, tokens in zip(group, result, strict=True)
+    ]
+    for one, tokens in pairs:
+        _check_shapes(one, tokens)
+    entries = [entry for _, tokens in pairs for entry in tokens]
+    masks = [entry.loss_mask for entry in entries]
+    owners = [one.trajectory for one, tokens in pairs for _ in tokens]
+    _check_finite("advantages", [entry.advantages for entry in entries], masks, owners)
+    _check_finite("returns", [entry.returns for entry in entries], masks, owners)
+    return [
+        [
+            (one, _all_masked(tokens) if place in masked else tokens)
+            for one, tokens in zip(group, result, strict=True)
+        ]
+        for place, (group, result) in enumerate(zip(scored, results, strict=True))
+    ]
 
 
-def _check_advantages(scored: Scored, tokens: Sequence[TokenAdvantages]) -> None:
+def _all_masked(tokens: Sequence[TokenAdvantages]) -> tuple[TokenAdvantages, ...]:
+    return tuple(
+        TokenAdvantages(
+            advantages=entry.advantages,
+            loss_mask=np.zeros_like(entry.loss_mask),
+            returns=entry.returns,
+        )
+        for entry in tokens
+    )
+
+
+def _check_shapes(scored: Scored, tokens: Sequence[TokenAdvantages]) -> None:
     segments = scored.trajectory.segments
     if len(tokens) != len(segments):
         raise HookError(
@@ -135,15 +168,13 @@ def _check_advantages(scored: Scored, tokens: Sequence[TokenAdvantages]) -> None
                 f"the advantage stage returned shapes {entry.advantages.shape} and {entry.loss_mask.shape} "
                 f"for trajectory {scored.trajectory.id}, whose segment has {segment.tokens.shape}"
             )
+        if entry.loss_mask is segment.loss_mask:
+            continue
         if (entry.loss_mask & ~segment.loss_mask).any():
             raise HookError(
                 f"the advantage stage unmasked tokens of trajectory {scored.trajectory.id} that the policy "
                 "did not sample; it may only mask more"
             )
-        for name in ("advantages", "returns"):
-            row = getattr(entry, name)
-            if row is not None and not np.isfinite(row[entry.loss_mask]).all():
-                raise NonFiniteError(f"trajectory {scored.trajectory.id}: {name} are not finite")
 
 
 def training_samples(
@@ -172,8 +203,11 @@ def training_samples(
                 parts.append((one.trajectory.id, segment, scores, entry))
             trajectory_number += 1
     masks = [entry.loss_mask for _, _, _, entry in parts]
-    policy = reduction(masks, [t for _, t in owners], [g for g, _ in owners])
-    others = trajectory_mean(masks, [t for _, t in owners], trajectory_number)
+    trajectories = [number for _, number in owners]
+    weights = {"policy": reduction(masks, trajectories, [group for group, _ in owners])}
+    others = [term for term in terms if term != "policy"]
+    if others:
+        weights |= dict.fromkeys(others, trajectory_mean(masks, trajectories, trajectory_number))
     return [
         TrainingSample(
             trajectory_id=name,
@@ -185,7 +219,7 @@ def training_samples(
             returns=entry.returns,
             sampler_logprobs=segment.logprobs,
             scores=scores,
-            loss_weights={term: policy[row] if term == "policy" else others[row] for term in terms},
+            loss_weights={term: weights[term][row] for term in terms},
         )
         for row, ((group_number, number), (name, segment, scores, entry)) in enumerate(
             zip(owners, parts, strict=True)
@@ -194,7 +228,7 @@ def training_samples(
 
 
 def trajectory_mean(
-    masks: Sequence[np.ndarray], trajectories: Sequence[int], count: int
+    masks: Sequence[BoolArray], trajectories: Sequence[int], count: int
 ) -> list[FloatArray]:
     """Weight 1 / (count × trained tokens of the trajectory) for each trained token.
 
@@ -210,8 +244,8 @@ def trajectory_mean(
     """
     lengths = np.zeros(max(count, 1), dtype=np.int64)
     for mask, trajectory in zip(masks, trajectories, strict=True):
-        lengths[trajectory] += int(mask.sum())
+        lengths[trajectory] += np.count_nonzero(mask)
     return [
-        (mask / (max(count, 1) * max(int(lengths[trajectory]), 1))).astype(np.float32)
+        mask * np.float32(1 / (max(count, 1) * max(int(lengths[trajectory]), 1)))
         for mask, trajectory in zip(masks, trajectories, strict=True)
     ]

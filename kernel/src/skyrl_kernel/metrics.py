@@ -46,7 +46,7 @@ def generation_metrics(
         return {}
     lengths = np.array([one.num_completion_tokens for one in trajectories], dtype=np.float64)
     rewarded = np.array([_total(one) != 0 for one in trajectories])
-    turns = [turn.stop - turn.start for one in trajectories for turn in one.turns] or [0]
+    turns = [turn.stop - turn.start for one in trajectories for turn in one.turns]
     out = {
         f"{prefix}/min_num_tokens": float(lengths.min()),
         f"{prefix}/max_num_tokens": float(lengths.max()),
@@ -61,7 +61,7 @@ def generation_metrics(
         f"{prefix}/tokens_per_turn_mean": float(np.mean(turns)),
         f"{prefix}/turns_mean": float(np.mean([len(one.turns) for one in trajectories])),
     }
-    endings = collections.Counter(str(one.stop_reason) for one in trajectories)
+    endings = collections.Counter([one.stop_reason for one in trajectories])
     for reason, count in sorted(endings.items()):
         out[f"{prefix}/stop_{reason}_frac"] = count / len(trajectories)
     if prefix == "generate":
@@ -82,13 +82,11 @@ def failure_metrics(batch: Batch) -> dict[str, float]:
 
 def advantage_metrics(groups: Sequence[CreditedGroup]) -> dict[str, float]:
     """``loss/…``: what the batch's trained tokens were credited with."""
-    rows = [
-        entry.advantages[entry.loss_mask]
-        for group in groups
-        for _, tokens in group
-        for entry in tokens
-    ]
-    flat = np.concatenate(rows) if rows else np.zeros(0)
+    entries = [entry for group in groups for _, tokens in group for entry in tokens]
+    flat = np.zeros(0)
+    if entries:
+        masks = np.concatenate([entry.loss_mask for entry in entries])
+        flat = np.concatenate([entry.advantages for entry in entries])[masks]
     totals = [_total(one.trajectory) for group in groups for one, _ in group]
     return {
         "loss/avg_final_rewards": float(np.mean(totals)) if totals else 0.0,
@@ -122,7 +120,8 @@ def timing_metrics(seconds: Mapping[str, float]) -> dict[str, float]:
 
 def staleness_metrics(trajectories: Sequence[Trajectory], version: int) -> dict[str, float]:
     """``async/…``: versions between the weights that sampled and those that are trained."""
-    lags = [version - one.version for one in trajectories if one.version is not None]
+    sampled = [one.version for one in trajectories]
+    lags = [version - oldest for oldest in sampled if oldest is not None]
     if not lags:
         return {}
     return {
@@ -138,7 +137,7 @@ def _total(trajectory: Trajectory) -> float:
 
 def _positive(trajectory: Trajectory) -> float:
     turns = trajectory.reward.turns if trajectory.reward is not None else ()
-    return float(sum(max(turn, 0.0) for turn in turns))
+    return float(sum([turn for turn in turns if turn > 0]))
 
 
 def _any_last_positive(group: Group) -> bool:

@@ -28,5 +28,6 @@ def token_mean(
         >>> [w.tolist() for w in weights]
         [[0.0, 0.5], [0.5, 0.0]]
     """
-    count = max(sum(int(mask.sum()) for mask in masks), 1)
-    return [(mask / count).astype(np.float32) for mask in masks]
+    count = max(sum(map(np.count_nonzero, masks)), 1)
+    weight = np.float32(1 / count)
+    return [mask * weight for mask in masks]

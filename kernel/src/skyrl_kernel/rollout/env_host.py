@@ -112,7 +112,7 @@ class _Hosted:
     async def finish(self) -> Mapping[str, float]:
         env = self._env
         assert env is not None, "init comes first"
-        kind = type(env)
+        kind: Any = type(env)
         if (
             isinstance(env, ProcessEnv)
             or _is_async(kind, "get_metrics")
@@ -209,7 +209,7 @@ class _Hosted:
 
 
 @functools.lru_cache(maxsize=256)
-def _is_async(env: type[Env], method: str) -> bool:
+def _is_async(env: type[object], method: str) -> bool:
     """Whether to await it here instead of calling it in a thread."""
     return inspect.iscoroutinefunction(getattr(env, method, None))
 

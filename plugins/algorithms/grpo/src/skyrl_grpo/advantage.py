@@ -68,7 +68,7 @@ def credit_group(group: Sequence[Scored], normalize_std: bool) -> list[tuple[Tok
     return [
         tuple(
             TokenAdvantages(
-                advantages=(segment.loss_mask * advantage).astype(np.float32),
+                advantages=segment.loss_mask * np.float32(advantage),
                 loss_mask=segment.loss_mask,
             )
             for segment in one.trajectory.segments
