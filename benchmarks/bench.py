@@ -178,7 +178,7 @@ def measure_demo(scratch: Path) -> dict[str, Any]:
         "first_step_s": watch["first_step_at"] - cost.began_at,
         "evaluation_s": evaluated[-1]["timing/eval"],
         "peak_mib": cost.peak_mib,
-        **step_numbers(watch["laps"][1:-1]),
+        **step_numbers(watch["laps"][1:-1], watch["replayed"]),
     }
 
 
@@ -194,27 +194,46 @@ PARTS = {
     "update_s": "trainer: updates",
     "score_s": "trainer: scores",
     "tokenizer_s": "tokenizer: prompts to ids, ids to text",
-    "rollouts_s": "agent loop, envs, rewards; writing the last step's trajectories",
-    "batches_s": "advantages, weights of tokens, checks",
-    "reports_s": "metrics, loggers",
+    "agent_s": "agent loop",
+    "envs_s": "env: multiply",
+    "reward_s": "reward: env_reward",
+    "advantage_s": "advantage: grpo",
+    "rollouts_s": "kernel: rollouts, threads, checks",
+    "files_s": "kernel: the trajectory file, written beside the next step",
+    "batches_s": "kernel: batches, weights of tokens, checks",
+    "reports_s": "kernel: metrics, reports; loggers",
 }
 """What the stopwatch counts, and what it means."""
+MODEL = ("engine_s", "update_s", "score_s")
+KERNEL = ("rollouts_s", "files_s", "batches_s", "reports_s")
 
 
-def step_numbers(laps: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    """Where the time of a step goes, and what was computed in it."""
+def step_numbers(
+    laps: Sequence[Mapping[str, float]], replayed: Mapping[str, float]
+) -> dict[str, Any]:
+    """Where the time of a step goes, and what was computed in it.
+
+    Args:
+        laps: What the stopwatch counted, step by step.
+        replayed: CPU seconds of one step, within each lap's ``rollouts_s``.
+    """
 
     def total(name: str) -> float:
         return sum(lap.get(name, 0.0) for lap in laps)
 
-    cpu = sum(map(total, PARTS))
-    rest = cpu - total("engine_s") - total("update_s") - total("score_s")
+    seconds = {name: total(name) for name in PARTS}
+    for name, one_step in replayed.items():
+        seconds[name] = one_step * len(laps)
+        seconds["rollouts_s"] -= seconds[name]
+    cpu = sum(seconds.values())
+    kernel = sum(seconds[name] for name in KERNEL)
     return {
         "step_s": total("wall_s") / len(laps),
         "step_cpu_s": cpu / len(laps),
-        "parts": {text: total(name) / cpu for name, text in PARTS.items()},
-        "kernel_share": rest / cpu,
-        "kernel_ms_per_trajectory": 1e3 * rest / total("trajectories"),
+        "parts": {text: seconds[name] / cpu for name, text in PARTS.items()},
+        "kernel_share": kernel / cpu,
+        "kernel_us_per_trajectory": 1e6 * kernel / total("trajectories"),
+        "outside_share": 1 - sum(seconds[name] for name in MODEL) / cpu,
         "generated_tokens_per_s": total("tokens_generated") / total("engine_s"),
         "trained_tokens_per_s": total("tokens") / total("update_s"),
         "prompt_computations": total("prompt_tokens_computed") / total("prompt_tokens"),

@@ -21,7 +21,9 @@ Commands: the best of several, each in a fresh process. An empty Python program 
 {_figures(n)}
 
 One thread. Shares and tokens/s are of CPU seconds; other seconds depend on who else uses the \
-machine.
+machine. Agent loop, env and trajectory file are measured by doing a step's work of theirs once \
+more; what they leave of the rollouts is the kernel's. The file's first moments are counted under \
+metrics, and taken from the rollouts instead.
 
 {machine_line(results["machine"])}
 """
@@ -54,7 +56,8 @@ def _promises(results: Numbers) -> str:
                 "kernel_share",
                 "%",
                 ".1f",
-                "of a step: all but engine and trainer, that is also tokenizer, envs and files",
+                f"of a step: {n['kernel_us_per_trajectory']:.0f} µs per trajectory; no plugin's code, "
+                f"but files and loggers. All but engine and trainer: {100 * n['outside_share']:.1f} %",
             ),
             row(
                 "computations of a prompt per group",

@@ -22,7 +22,7 @@ def test_a_seed_passes_with_both_gain_and_lead(
     assert learning_report.passes(numbers, 0.2, 0.15) is verdict
 
 
-def test_the_parts_of_a_step_add_up_and_what_does_not_compute_is_the_kernels() -> None:
+def test_the_parts_of_a_step_add_up_and_what_no_plugin_computes_is_the_kernels() -> None:
     lap = {
         "wall_s": 2.0,
         "engine_s": 0.3,
@@ -38,11 +38,13 @@ def test_the_parts_of_a_step_add_up_and_what_does_not_compute_is_the_kernels() -
         "tokens_generated": 600.0,
         "tokens": 1500.0,
     }
-    numbers = bench.step_numbers([lap, lap])
+    replayed = {"agent_s": 0.03, "envs_s": 0.01, "files_s": 0.02}  # all of it in rollouts_s
+    numbers = bench.step_numbers([lap, lap], replayed)
     assert sum(numbers["parts"].values()) == pytest.approx(1.0)
     assert numbers["step_cpu_s"] == pytest.approx(1.0)
-    assert numbers["kernel_share"] == pytest.approx(0.2)  # 0.02 + 0.1 + 0.05 + 0.03
-    assert numbers["kernel_ms_per_trajectory"] == pytest.approx(12.5)  # 200 ms / 16
+    assert numbers["kernel_share"] == pytest.approx(0.14)  # 0.1 - 0.03 - 0.01 + 0.05 + 0.03
+    assert numbers["kernel_us_per_trajectory"] == pytest.approx(8750)  # 140 ms / 16
+    assert numbers["outside_share"] == pytest.approx(0.2)  # 1 - 0.3 - 0.5
     assert numbers["generated_tokens_per_s"] == pytest.approx(2000)  # 600 / 0.3
     assert numbers["trained_tokens_per_s"] == pytest.approx(3000)  # 1500 / 0.5
     assert numbers["group_size"] == 8

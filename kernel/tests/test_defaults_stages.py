@@ -61,15 +61,20 @@ def test_the_env_reward_is_what_the_env_gave_turn_by_turn() -> None:
     assert (second.turns, second.total) == ((), 0.0)
 
 
-def test_a_group_is_kept_unless_everything_of_it_was_lost() -> None:
+def test_a_group_is_kept_unless_too_much_of_it_was_lost_to_compare_anything() -> None:
     failure = Failure(step=1, uid="p", sample=0, kind="task", plugin=None, message="")
     groups = [
-        Group(index=0, prompt=PROMPT, trajectories=(trajectory(1.0),), failures=(failure,)),
+        Group(index=0, prompt=PROMPT, trajectories=(trajectory(1.0),) * 2, failures=(failure,)),
         Group(index=1, prompt=PROMPT, trajectories=(), failures=(failure,)),
+        Group(index=2, prompt=PROMPT, trajectories=(trajectory(1.0),), failures=(failure,)),
+        Group(index=3, prompt=PROMPT, trajectories=(trajectory(1.0),)),
     ]
-    selection = keep_all.keep_all(groups, 2, np.random.default_rng(0))
-    assert selection.verdicts == ("keep", "drop")
-    assert selection.reasons == ("", "all trajectories lost")
+    selection = keep_all.keep_all(groups, 4, np.random.default_rng(0))
+    assert selection.verdicts == ("keep", "drop", "mask", "keep")
+    assert selection.reasons[1:3] == (
+        "all trajectories lost",
+        "all trajectories but one lost: nothing to compare it with",
+    )
 
 
 def test_the_engine_that_is_none_refuses_with_the_key_to_set() -> None:

@@ -26,7 +26,7 @@ from skyrl_kernel.testing.scripted import (
 )
 
 
-def blame(error: BaseException, hook: str) -> PluginError:
+def blame(error: BaseException, hook: str, step: int | None) -> PluginError:
     return PluginError("some", "skyrl-some 1", hook, None, "controller", f"{error!r}")
 
 
@@ -56,6 +56,7 @@ def roll_out(
                 "max_prompt_tokens": 99,
                 "max_input_tokens": 999,
                 "reward_timeout_s": 10.0,
+                "request_timeout_s": 60.0,
                 **options,
             },
         )
@@ -123,7 +124,7 @@ def test_one_lost_trajectory_leaves_the_rest_of_its_group() -> None:
     assert "ConnectionError('gone')" in failure.message
 
 
-def test_in_lockstep_a_failing_round_costs_the_trajectories_in_it_alone() -> None:
+def test_in_lockstep_one_bad_engine_call_costs_its_trajectories_alone() -> None:
     def reply(ask: Ask) -> str:
         if "again" in ask.text:  # a second turn
             raise ConnectionError("gone")

@@ -35,15 +35,17 @@ def measure(
     trajectories: Sequence[Trajectory], settings: Settings, folder: Path
 ) -> dict[str, float]:
     """CPU seconds of one step's ``agent_s``, ``envs_s`` and ``files_s``."""
-    one_turn = [one for one in trajectories if len(one.turns) == 1]
-    share = len(trajectories) / len(one_turn)  # the demo's episodes have one turn
+    groups = _groups(trajectories)
     return {
-        "agent_s": share * _seconds(lambda: [_play(one) for one in one_turn]),
-        "envs_s": share * _seconds(lambda: [_judge(one, settings) for one in one_turn]),
-        "files_s": _seconds(
-            lambda: write_trajectories(folder / "replay.parquet", _groups(trajectories))
-        ),
+        "agent_s": _seconds(lambda: _each(_play, trajectories)),
+        "envs_s": _seconds(lambda: _each(lambda one: _judge(one, settings), trajectories)),
+        "files_s": _seconds(lambda: write_trajectories(folder / "replay.parquet", groups)),
     }
+
+
+def _each(function: Callable[[Trajectory], None], trajectories: Sequence[Trajectory]) -> None:
+    for one in trajectories:
+        function(one)
 
 
 def _seconds(function: Callable[[], Any]) -> float:
@@ -57,7 +59,7 @@ def _seconds(function: Callable[[], Any]) -> float:
 
 
 def _play(trajectory: Trajectory) -> None:
-    """The agent loop alone: nothing that it awaits has to be waited for."""
+    """The agent loop alone, in the demo's one turn: nothing that it awaits has to be waited for."""
     recorded = _Recorded(trajectory)
     context = RolloutContext(
         phase="train",
@@ -130,6 +132,7 @@ def _judge(trajectory: Trajectory, settings: Settings) -> None:
     """The env alone."""
     prompt = trajectory.prompt
     env = skyrl_multiply.plugin.make_env(skyrl_multiply.plugin.NAME, settings, prompt.extras, 1)
+    assert env is not None, "the demo's env is multiply"
     env.init(prompt.messages)
     for turn in trajectory.turns:
         env.step(turn.action)

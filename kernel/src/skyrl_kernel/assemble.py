@@ -4,7 +4,7 @@ Nothing is written before everything that can be refused was looked at.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,15 +14,16 @@ from skyrl_kernel.admission import Admission
 from skyrl_kernel.batch import Scorer
 from skyrl_kernel.config import GeneratorConfig, SamplingConfig
 from skyrl_kernel.data import Dataset, PromptOrder, filter_long, load_prompts
-from skyrl_kernel.errors import DataError
+from skyrl_kernel.errors import ConfigError, DataError, ResumeError
 from skyrl_kernel.models import locate_model
 from skyrl_kernel.plan import Plan
 from skyrl_kernel.plugins import Lock, plugin_lock
 from skyrl_kernel.plugins.wording import did_you_mean, listed
+from skyrl_kernel.probe import MAX_ROWS
 from skyrl_kernel.producer import Producer
 from skyrl_kernel.progress import Progress
 from skyrl_kernel.protocols import Engine, Runtime, Tokenizer, Trainer
-from skyrl_kernel.records import Group, Prompt, Sampling
+from skyrl_kernel.records import Group, IntArray, Prompt, Sampling
 from skyrl_kernel.resume import Start
 from skyrl_kernel.rollout.driver import Rollouts
 from skyrl_kernel.rollout.env_host import EnvHost
@@ -214,12 +215,13 @@ def make_rollouts(plan: Plan, engine: Engine, tokenizer: Tokenizer, progress: Pr
         engine=engine,
         tokenizer=tokenizer,
         envs=envs,
-        attribute=lambda error, hook: plan.manager.attribute(error, hook, None),
+        attribute=plan.manager.attribute,
         seed=config.trainer.seed,
         max_prompt_tokens=config.trainer.max_prompt_length,
         max_input_tokens=config.generator.max_input_length
         or (config.trainer.max_prompt_length if one_turn else NO_LIMIT),
         reward_timeout_s=config.generator.reward_timeout_s,
+        request_timeout_s=config.generator.request_timeout_s,
         on_progress=progress.advance,
     )
 
@@ -270,6 +272,8 @@ def make_session(
     )
     trainer = make_trainer(plan, runtime, prepared.models, order.total_steps * updates_per_step)
     engine = make_engine(plan, runtime, prepared.models["policy"])
+    if state:
+        _refuse_other_batch_size(state["producer"], first_step - 1, config.trainer.train_batch_size)
     admission = Admission(
         target=config.trainer.train_batch_size,
         max_staleness=config.trainer.max_staleness,
@@ -293,9 +297,17 @@ def make_session(
         )
 
     algorithm = config.trainer.algorithm
-    temperature = algorithm.temperature or config.generator.sampling_params.temperature
+    sampled_at = config.generator.sampling_params.temperature
+    temperature = algorithm.temperature or sampled_at
     same_weights = "same_weights" in plan.stages["sync_weights"].provider.manifest.offers
+    same_logprobs = same_weights and not config.trainer.bf16 and temperature == sampled_at
     recompute = algorithm.recompute_old_logprobs
+    if recompute is False and temperature != sampled_at:
+        raise ConfigError(
+            f"trainer.algorithm.temperature={temperature:g} differs from the sampling temperature "
+            f"{sampled_at:g}, so the sampler's log-probs cannot stand for the old ones; leave out "
+            "trainer.algorithm.recompute_old_logprobs=false"
+        )
     sentinels = Sentinels()
     if state:
         sentinels.load_state_dict(state["sentinels"])
@@ -320,9 +332,8 @@ def make_session(
         scorer=Scorer(
             trainer=trainer,
             needs=_needs(plan),
-            recompute_old=not (same_weights and not config.trainer.bf16)
-            if recompute is None
-            else recompute,
+            recompute_old=not same_logprobs if recompute is None else recompute,
+            only_sampled=plan.stages["loss"].value.needs_sampler_logprobs,
             temperature=temperature,
         ),
         advantage=plan.stages["advantage"].value,
@@ -336,12 +347,38 @@ def make_session(
         first_step=first_step,
         total_steps=order.total_steps,
         steps_per_epoch=order.steps_per_epoch,
+        probe_rows=_probe_rows(prepared),
         lock=prepared.lock,
         sentinels=sentinels,
         warnings=list(state["warnings"]) if state else [],
         saved_step=first_step - 1,
         first_eval=dict(state["first_eval"]) if state else {},
     )
+
+
+def _probe_rows(prepared: Prepared) -> list[IntArray]:
+    """The first prompts, where the engine says that it can compute log-probs as the trainer does."""
+    plan = prepared.plan
+    name = plan.tree.generator.inference_engine.backend
+    is_able = any(
+        entry.name == name and "exact_logprobs" in entry.manifest.offers for entry in plan.entries
+    )
+    prompts = prepared.data.train.prompts[:MAX_ROWS] if is_able else ()
+    return [
+        prepared.tokenizer.encode_chat(prompt.messages, add_generation_prompt=True)
+        for prompt in prompts
+    ]
+
+
+def _refuse_other_batch_size(saved: Mapping[str, Any], steps: int, batch_size: int) -> None:
+    """Admission counts groups, so a run keeps its batch size."""
+    consumed = int(saved["begun"]) - int(saved["dropped"])
+    if consumed != steps * batch_size:
+        raise ResumeError(
+            f"the checkpoint was written with another trainer.train_batch_size: its {steps} steps "
+            f"trained on {consumed} groups, with {batch_size} they would have on "
+            f"{steps * batch_size}; set it back to {consumed // max(steps, 1)}"
+        )
 
 
 def _needs(plan: Plan) -> frozenset[str]:

@@ -32,6 +32,8 @@ class Scorer:
     recompute_old: bool
     """False where the engine sampled with the trainer's own weights: old = sampler."""
     temperature: float
+    only_sampled: bool = False
+    """True refuses data that was not sampled: ``Loss.needs_sampler_logprobs``."""
 
     def __call__(self, groups: Sequence[Group]) -> list[list[Scored]]:
         """[P] groups of [G] scored trajectories.
@@ -41,6 +43,13 @@ class Scorer:
         """
         trajectories = [trajectory for group in groups for trajectory in group.trajectories]
         segments = [segment for trajectory in trajectories for segment in trajectory.segments]
+        if self.only_sampled:
+            for trajectory in trajectories:
+                if any(segment.logprobs is None for segment in trajectory.segments):
+                    raise HookError(
+                        f"the loss needs the sampler's log-probs, and trajectory {trajectory.id} was "
+                        "not sampled; use another trainer.algorithm.policy_loss_type for such data"
+                    )
         rows = [segment.tokens for segment in segments]
         none: list[FloatArray | None] = [None] * len(rows)
         old = ref = values = none

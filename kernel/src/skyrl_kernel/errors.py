@@ -10,7 +10,9 @@ Plugin authors raise ordinary Python errors; the kernel adds who and where.
 
 import errno
 import re
+from collections.abc import Sequence
 from enum import StrEnum
+from typing import Any
 
 
 class SkyrlError(Exception):
@@ -78,7 +80,20 @@ class WeightSyncError(RunError):
 
 
 class FailureBudgetError(RunError):
-    """More trajectories failed than ``trainer.max_failed_frac`` allows."""
+    """More trajectories failed than ``trainer.max_failed_frac`` allows.
+
+    Args:
+        message: How many, of which kinds, and the most common.
+        failures: `skyrl_kernel.records.Failure` of each, to be written down.
+    """
+
+    def __init__(self, message: str, failures: Sequence[Any] = ()) -> None:
+        super().__init__(message, failures)
+        self.message = message
+        self.failures = failures
+
+    def __str__(self) -> str:
+        return self.message
 
 
 class StopRun(SkyrlError):

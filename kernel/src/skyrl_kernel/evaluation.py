@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Mapping, Sequence
 
-from skyrl_kernel.errors import FailureBudgetError
+from skyrl_kernel.errors import FailureBudgetError, HookError
 from skyrl_kernel.protocols import Evaluate
 from skyrl_kernel.records import Failure, Group, Prompt, Sampling, Trajectory
 from skyrl_kernel.rollout.driver import Rollouts
@@ -32,7 +32,8 @@ async def evaluate(run: Session, *, step: int) -> dict[str, float]:
             raise FailureBudgetError(
                 f"evaluation at step {step}: {len(failures)} of {len(failures) + len(trajectories)} "
                 f"trajectories failed, more than trainer.max_failed_frac={run.max_failed_frac:g} "
-                f"allows; the first: {failures[0].message}"
+                f"allows; the first: {failures[0].message}",
+                failures,
             )
         numbers = by_source(run.evaluate, trajectories, failures)
     run.report_evaluation(step, numbers, trajectories, failures)
@@ -73,10 +74,13 @@ def by_source(
         name = (one.prompt.data_source or "unknown").replace("/", "_")
         sources.setdefault(name, []).append(one)
     named: Mapping[str, Sequence[Trajectory]] = {**sources, "all": trajectories}
-    numbers = {
-        f"eval/{source}/{name}": float(value)
-        for source, members in named.items()
-        for name, value in evaluate(members).items()
-    }
+    numbers: dict[str, float] = {}
+    for source, members in named.items():
+        found = evaluate(members)
+        if not isinstance(found, Mapping):
+            raise HookError(
+                f"the evaluate stage returned a {type(found).__name__}; it must return a mapping of numbers"
+            )
+        numbers |= {f"eval/{source}/{name}": float(value) for name, value in found.items()}
     numbers["eval/all/failed"] = float(len(failures))
     return numbers

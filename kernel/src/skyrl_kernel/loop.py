@@ -29,7 +29,7 @@ async def train(run: Session) -> int:
         The last step that was finished.
     """
     step = run.first_step - 1
-    await run.sync_weights(run.trainer, run.engine, step)
+    await run.sync(step)
     if step == 0 and run.eval_before_train:
         await evaluate(run, step=0)
     while step < run.total_steps:
@@ -45,15 +45,14 @@ async def train(run: Session) -> int:
             with clock("policy_train"), run.stage("loss", step, total=run.updates_per_step):
                 results = await update(run, credited)
             with clock("sync_weights"), run.stage("sync_weights", step):
-                await run.sync_weights(run.trainer, run.engine, step)
+                await run.sync(step)
         numbers = measure(run, step, batch, credited, results)
         if run.eval_due(step):
             with clock("eval"):
                 numbers |= await evaluate(run, step=step)
         times = metrics.timing_metrics(clock.seconds)
         run.report(step, batch, credited, results, numbers | times)
-        if run.stop or run.checkpoint_due(step):
-            await run.compute(run.save, step)
+        await run.compute(run.save, step)
         if run.stop:
             raise StopRun(run.stop)
         run.admission.advance()  # last, so that synchronous runs evaluate and save undisturbed

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from skyrl_kernel.admission import Admission
 from skyrl_kernel.errors import FailureBudgetError, HookError, RunError
 from skyrl_kernel.protocols import Select
-from skyrl_kernel.records import Failure, Group, Prompt
+from skyrl_kernel.records import Failure, Group, Prompt, Selection
 from skyrl_kernel.rng import generator
 
 
@@ -143,6 +143,16 @@ class Producer:
             selection = self._select(
                 candidates, target, generator(self._seed, "select", step, rounds)
             )
+            if not isinstance(selection, Selection):
+                raise HookError(
+                    f"the select stage returned a {type(selection).__name__}; it must return a Selection"
+                )
+            unknown = set(selection.verdicts) - {"keep", "mask", "drop"}
+            if unknown:
+                raise HookError(
+                    f"the select stage returned the verdict {sorted(map(str, unknown))[0]!r}; there are "
+                    "keep, mask and drop"
+                )
             if not len(selection.verdicts) == len(selection.reasons) == len(candidates):
                 raise HookError(
                     f"the select stage returned {len(selection.verdicts)} verdicts and "
@@ -178,7 +188,8 @@ class Producer:
             ]
             raise FailureBudgetError(
                 f"step {step}: {len(failures)} of {total} trajectories failed ({counted}), more than "
-                f"trainer.max_failed_frac={self._max_failed_frac:g} allows; the most common: {common}"
+                f"trainer.max_failed_frac={self._max_failed_frac:g} allows; the most common: {common}",
+                failures,
             )
 
     def state_dict(self) -> dict[str, Any]:

@@ -27,6 +27,10 @@ from skyrl_kernel.run.lock import LOCK_NAME
 MAY_CHANGE = frozenset(
     {
         "data.val_data",
+        "environment.max_env_workers",
+        "environment.timeout_s",
+        "generator.request_timeout_s",
+        "generator.reward_timeout_s",
         "trainer.ckpt_interval",
         "trainer.ckpt_path",
         "trainer.dump_trajectories",
@@ -46,7 +50,8 @@ MAY_CHANGE = frozenset(
         "trainer.resume_path",
     }
 )
-"""Keys that do not change what a step computes: a run may be continued with others."""
+"""Keys with which a run may be continued although they were others: they do not change what a step
+computes. (With ``scheduler=linear`` more ``epochs`` also stretch the schedule from there on.)"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,8 +127,8 @@ def find_start(
         free: Sections that may change besides `MAY_CHANGE`: those of loggers.
 
     Raises:
-        ResumeError: The folder belongs to another config, or the path named is no
-            checkpoint.
+        ResumeError: The folder belongs to another config or is no run folder, or the
+            path named is no checkpoint.
         CheckpointError: The path named is damaged, or every checkpoint is.
     """
     if config.resume_mode == "from_path":
@@ -141,6 +146,11 @@ def find_start(
                 )
             return Start(checkpoint=None, state={})
         chosen = found
+    elif folder.has_results:
+        raise ResumeError(
+            f"{folder.path} holds results but no config.yaml, so it is not known what made them. Choose "
+            "another trainer.run_name, or trainer.resume_mode=none to move that folder aside"
+        )
     else:
         return Start(checkpoint=None, state={})
     state = load_state(chosen)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from skyrl_kernel.assemble import make_session, prepare
-from skyrl_kernel.errors import StopRun, is_disk_full
+from skyrl_kernel.errors import FailureBudgetError, StopRun, is_disk_full
 from skyrl_kernel.logs import RunLogs
 from skyrl_kernel.loop import train
 from skyrl_kernel.masking import mask_secrets
@@ -69,8 +69,8 @@ def carry_out(plan: Plan, *, progress: Progress | None = None) -> RunResult:
     path = Path(config.ckpt_path).expanduser() / config.run_name
     folder = RunFolder(
         path,
-        export=Path(config.export_path).expanduser() if config.export_path else None,
-        logs=Path(config.log_path).expanduser() if config.log_path else None,
+        export=_own_part(config.export_path, config.run_name),
+        logs=_own_part(config.log_path, config.run_name),
     )
     prepared = prepare(plan)
     total_steps = prepared.order.total_steps
@@ -106,6 +106,11 @@ def carry_out(plan: Plan, *, progress: Progress | None = None) -> RunResult:
         except BaseException:
             undo(folder, moved)
             raise
+
+
+def _own_part(root: str | None, run_name: str) -> Path | None:
+    """Where a run's exports or logs go outside of its folder: runs must not overwrite each other."""
+    return Path(root).expanduser() / run_name if root else None
 
 
 @contextlib.contextmanager
@@ -205,6 +210,9 @@ async def _train_and_close(session: Session) -> int:
     gc.freeze()
     try:
         return await train(session)
+    except FailureBudgetError as error:
+        session.report_failures(error.failures)
+        raise
     finally:
         gc.unfreeze()
         await session.producer.close()

@@ -37,8 +37,14 @@ class Sentinels:
         trained = any(
             entry.loss_mask.any() for group in groups for _, tokens in group for entry in tokens
         )
+        credited = any(
+            entry.advantages[entry.loss_mask].any()
+            for group in groups
+            for _, tokens in group
+            for entry in tokens
+        )
         found = {
-            "constant rewards": rewarded and len(totals) == 1,
+            "constant rewards": rewarded and len(totals) == 1 and not credited,
             "nothing to train on": not trained,
             "unchanged weights": not any(result.weights_changed for result in results),
         }

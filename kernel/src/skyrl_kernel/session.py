@@ -6,17 +6,18 @@ by `skyrl_kernel.assemble` and thrown away when the run ends.
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from skyrl_kernel.admission import Admission
 from skyrl_kernel.batch import CreditedGroup, Scorer
 from skyrl_kernel.config import TrainerConfig
-from skyrl_kernel.errors import SkyrlError, StopRun, is_disk_full
+from skyrl_kernel.errors import SkyrlError, StopRun, WeightSyncError, is_disk_full
 from skyrl_kernel.plan import Plan
+from skyrl_kernel.probe import INTERVAL, probe
 from skyrl_kernel.producer import Batch, Producer
 from skyrl_kernel.progress import Progress
 from skyrl_kernel.protocols import (
@@ -30,7 +31,15 @@ from skyrl_kernel.protocols import (
     SyncWeights,
     Trainer,
 )
-from skyrl_kernel.records import Failure, Prompt, Sampling, TrainingSample, Trajectory, UpdateResult
+from skyrl_kernel.records import (
+    Failure,
+    IntArray,
+    Prompt,
+    Sampling,
+    TrainingSample,
+    Trajectory,
+    UpdateResult,
+)
 from skyrl_kernel.rollout.driver import Rollouts
 from skyrl_kernel.run.checkpoint import save_checkpoint
 from skyrl_kernel.run.folder import RunFolder
@@ -64,6 +73,8 @@ class Session:
     first_step: int
     total_steps: int
     steps_per_epoch: int
+    probe_rows: Sequence[IntArray]
+    """[T] tokens each, on which engine and trainer must agree; empty where the engine cannot tell."""
     lock: Sequence[dict[str, Any]]
     """The plugin lock that goes into every checkpoint."""
     sentinels: Sentinels = field(default_factory=Sentinels)
@@ -77,6 +88,8 @@ class Session:
     first_eval: dict[str, float] = field(default_factory=dict)
     """Metrics of the evaluation before training."""
     _thread: ThreadPoolExecutor | None = None
+    _syncs: int = 0
+    _failed_observers: set[tuple[str, str]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         config = self.config
@@ -109,6 +122,25 @@ class Session:
             self._thread, lambda: function(*args, **kwargs)
         )
 
+    async def sync(self, version: int) -> None:
+        """Bring the policy's weights to the engine, and see that they are there.
+
+        Raises:
+            WeightSyncError: The engine holds another version, or other weights.
+        """
+        await self.sync_weights(self.trainer, self.engine, version)
+        if self.engine.version != version:
+            raise WeightSyncError(
+                f"after the sync of policy version {version} the engine says that it has version "
+                f"{self.engine.version}; the sync_weights stage "
+                f"'{self.plan.stages['sync_weights'].provider.name}' must commit the version it was given"
+            )
+        is_due = self._syncs % INTERVAL == 0
+        self._syncs += 1
+        if self.probe_rows and is_due:
+            precision = "bfloat16" if self.config.bf16 else "float32"
+            await probe(self.trainer, self.engine, self.probe_rows, version, precision)
+
     def update(self, samples: Sequence[TrainingSample]) -> UpdateResult:
         """One optimizer step."""
         result = self.trainer.update(samples, self.loss, temperature=self.temperature)
@@ -140,10 +172,6 @@ class Session:
         """After every ``eval_interval`` steps and after the last."""
         return self._due(step, self.config.eval_interval)
 
-    def checkpoint_due(self, step: int) -> bool:
-        """After every ``ckpt_interval`` steps and after the last."""
-        return self._due(step, self.config.ckpt_interval)
-
     def _due(self, step: int, interval: int) -> bool:
         return step == self.total_steps or (interval > 0 and step % interval == 0)
 
@@ -164,7 +192,7 @@ class Session:
             self.warn(warning)
         if self.config.dump_trajectories:
             self.folder.write_trajectories(step, batch.groups)
-        self._report_failures(batch.failures)
+        self.report_failures(batch.failures)
         self.folder.append_metrics(step, numbers)
         self.progress.step(step, numbers)
         info = StepInfo(
@@ -180,7 +208,10 @@ class Session:
         failures: Sequence[Failure],
     ) -> None:
         """Tell the observers; the numbers of step 0 are a line of their own."""
-        self._report_failures(failures)
+        self.report_failures(failures)
+        for name, value in numbers.items():
+            if not math.isfinite(value):
+                self.warn(f"evaluation at step {step}: {name} is {value}")
         if step == 0:
             self.first_eval = numbers
             self.folder.append_metrics(0, numbers)
@@ -190,7 +221,8 @@ class Session:
             evaluation=EvalInfo(step=step, metrics=numbers, trajectories=trajectories),
         )
 
-    def _report_failures(self, failures: Sequence[Failure]) -> None:
+    def report_failures(self, failures: Sequence[Failure]) -> None:
+        """Write lost trajectories down, and say of each kind once that there are some."""
         if not failures:
             return
         self.folder.append_failures(failures)
@@ -212,21 +244,29 @@ class Session:
         A `StopRun` sets `stop`; the loop ends after its step.
         """
         try:
-            failures = [str(failure) for failure in self.plan.manager.observe(hook, **kwargs)]
+            failures = self.plan.manager.observe(hook, **kwargs)
         except StopRun as stop:
             self.stop = self.stop or str(stop) or "an observer stopped the run"
-            failures = getattr(stop, "__notes__", [])
+            for note in getattr(stop, "__notes__", ()):
+                self.warn(note)
+            return
         for failure in failures:
-            self.warn(failure)
+            key = (failure.plugin.qualified, hook)
+            if key not in self._failed_observers:  # one that fails at every step is said once
+                self._failed_observers.add(key)
+                self.warn(str(failure))
 
     # --- checkpoints -------------------------------------------------------------------
 
     def save(self, step: int) -> None:
-        """Write a checkpoint, and the Hugging Face export where it is due."""
+        """Write the Hugging Face export and the checkpoint, each where it is due."""
+        exported = bool(self.stop) or self._due(step, self.config.hf_save_interval)
+        if exported:
+            self._export(step)  # first: after its last checkpoint a run counts as finished
+        if not (self.stop or self._due(step, self.config.ckpt_interval)):
+            return
         with self.progress.stage("checkpoint"):
             self.folder.sync()
-            if self.stop or self._due(step, self.config.hf_save_interval):
-                self.export(step)  # first: after its last checkpoint a run counts as finished
             path = save_checkpoint(
                 self.folder.checkpoints,
                 step,
@@ -236,12 +276,12 @@ class Session:
             )
             self.saved_step = step
         self.observe("on_checkpoint", step=step, folder=path)
+        if self.stop and not exported:  # an observer of the checkpoint stopped the run
+            self._export(step)
 
-    def export(self, step: int) -> Path:
-        """Write the policy as a Hugging Face directory."""
-        root = self.config.export_path
-        folder = Path(root).expanduser() if root else self.folder.export
-        return self.folder.write_aside(folder / f"global_step_{step}", self.trainer.export)
+    def _export(self, step: int) -> None:
+        with self.progress.stage("export"):
+            self.folder.write_aside(self.folder.export / f"global_step_{step}", self.trainer.export)
 
     def state_dict(self, step: int) -> dict[str, Any]:
         """The controller's state after ``step``, JSON-able."""

@@ -27,6 +27,7 @@ class Section(BaseModel):
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Seconds = Annotated[float, Field(gt=0)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class DataConfig(Section):
@@ -56,7 +57,7 @@ class OptimizerConfig(Section):
     """Peak learning rate of AdamW."""
     muon_lr: Annotated[float, Field(ge=0)] = 0.02
     """Peak learning rate of Muon; read only with ``name=muon``."""
-    adam_betas: tuple[float, float] = (0.9, 0.999)
+    adam_betas: tuple[Beta, Beta] = (0.9, 0.999)
     """Decay of AdamW's first and second moments."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """Decoupled weight decay."""
@@ -191,9 +192,9 @@ class TrainerConfig(Section):
     hf_save_interval: int = -1
     """Steps between Hugging Face exports; the last step always exports. 0 or less: only there."""
     export_path: str | None = None
-    """Where exports go; default: ``export/`` in the run folder. SkyRL: ~/exports/."""
+    """Exports go to a folder named after the run in here; default: ``export/`` in the run folder. SkyRL: ~/exports/."""
     log_path: str | None = None
-    """Where process logs go; default: the run folder. SkyRL: a folder for temporary files."""
+    """Logs go to a folder named after the run in here; default: the run folder. SkyRL: a folder for temporary files."""
     logger: str | list[str] = Field(default_factory=lambda: ["console"])
     """Loggers, by plugin name. SkyRL: wandb."""
     project_name: str = "skyrl"

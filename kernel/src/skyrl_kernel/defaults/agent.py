@@ -132,9 +132,8 @@ class _Row:
 
     def __init__(self) -> None:
         self.tokens: IntArray = np.zeros(0, dtype=np.int32)
-        self._masks: list[np.ndarray] = []
-        self._logprobs: list[np.ndarray] = []
-        self._versions: list[np.ndarray] = []
+        self._sampled: list[tuple[int, Completion]] = []
+        """Completions and where they start."""
 
     @property
     def length(self) -> int:
@@ -142,35 +141,29 @@ class _Row:
 
     def add(self, tokens: IntArray) -> None:
         """Tokens that the policy did not sample."""
-        count = len(tokens)
-        self._extend(
-            tokens,
-            np.zeros(count, dtype=np.bool_),
-            np.zeros(count, dtype=np.float32),
-            np.full(count, NOT_SAMPLED, dtype=np.int32),
-        )
+        tokens = tokens.astype(np.int32, copy=False)
+        self.tokens = np.concatenate((self.tokens, tokens)) if self.length else tokens
 
     def add_completion(self, completion: Completion) -> None:
         """Tokens that it did."""
-        mask = np.ones(len(completion.tokens), dtype=np.bool_)
-        self._extend(completion.tokens, mask, completion.logprobs, completion.versions)
-
-    def _extend(
-        self, tokens: IntArray, mask: np.ndarray, logprobs: np.ndarray, versions: np.ndarray
-    ) -> None:
-        tokens = tokens.astype(np.int32, copy=False)
-        self.tokens = np.concatenate([self.tokens, tokens]) if self._masks else tokens
-        self._masks.append(mask)
-        self._logprobs.append(logprobs.astype(np.float32, copy=False))
-        self._versions.append(versions.astype(np.int32, copy=False))
+        self._sampled.append((self.length, completion))
+        self.add(completion.tokens)
 
     def segment(self, num_prompt_tokens: int) -> Segment:
+        loss_mask = np.zeros(self.length, dtype=np.bool_)
+        logprobs = np.zeros(self.length, dtype=np.float32)
+        versions = np.full(self.length, NOT_SAMPLED, dtype=np.int32)
+        for start, completion in self._sampled:
+            place = slice(start, start + len(completion.tokens))
+            loss_mask[place] = True
+            logprobs[place] = completion.logprobs
+            versions[place] = completion.versions
         return Segment(
             tokens=self.tokens,
             num_prompt_tokens=num_prompt_tokens,
-            loss_mask=np.concatenate(self._masks),
-            logprobs=np.concatenate(self._logprobs),
-            versions=np.concatenate(self._versions),
+            loss_mask=loss_mask,
+            logprobs=logprobs,
+            versions=versions,
         )
 
 

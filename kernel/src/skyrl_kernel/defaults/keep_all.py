@@ -6,7 +6,7 @@ import numpy as np
 
 from skyrl_kernel.hookspecs import hookimpl
 from skyrl_kernel.protocols import Select
-from skyrl_kernel.records import Group, Selection
+from skyrl_kernel.records import Group, Selection, Verdict
 
 
 @hookimpl
@@ -16,10 +16,17 @@ def select(name: str) -> Select | None:
 
 
 def keep_all(candidates: Sequence[Group], target: int, rng: np.random.Generator) -> Selection:
-    """Drop only groups of which every trajectory was lost."""
+    """Drop a group of which everything was lost; mask what is alone because all others were lost."""
+    decided = [_decide(group) for group in candidates]
     return Selection(
-        verdicts=tuple("keep" if group.trajectories else "drop" for group in candidates),
-        reasons=tuple(
-            "" if group.trajectories else "all trajectories lost" for group in candidates
-        ),
+        verdicts=tuple(verdict for verdict, _ in decided),
+        reasons=tuple(reason for _, reason in decided),
     )
+
+
+def _decide(group: Group) -> tuple[Verdict, str]:
+    if not group.trajectories:
+        return "drop", "all trajectories lost"
+    if group.failures and len(group.trajectories) == 1:
+        return "mask", "all trajectories but one lost: nothing to compare it with"
+    return "keep", ""

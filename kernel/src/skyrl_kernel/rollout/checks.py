@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from skyrl_kernel.errors import FailureKind, TrajectoryError
-from skyrl_kernel.records import Prompt, Reward, Trajectory
+from skyrl_kernel.records import NOT_SAMPLED, Prompt, Reward, Trajectory
 
 
 def check_trajectory(trajectory: Any, prompt: Prompt, sample: int) -> None:
@@ -29,6 +29,13 @@ def check_trajectory(trajectory: Any, prompt: Prompt, sample: int) -> None:
     if not trajectory.segments:
         raise refuse("it has no segment")
     for segment in trajectory.segments:
+        if len(segment.loss_mask) and segment.loss_mask[0]:
+            raise refuse("it trains on its first token, which nothing predicts")
+        if (
+            segment.versions is not None
+            and (segment.loss_mask & (segment.versions == NOT_SAMPLED)).any()
+        ):
+            raise refuse("its loss_mask marks tokens that no policy sampled")
         if segment.logprobs is None:
             continue
         trained = segment.logprobs[segment.loss_mask]

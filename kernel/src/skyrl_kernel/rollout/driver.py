@@ -2,10 +2,9 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from skyrl_kernel.errors import FailureKind, PluginError, SkyrlError, TrajectoryError
-from skyrl_kernel.protocols import Engine, Generate, Generates, RewardFn, RolloutContext, Tokenizer
+from skyrl_kernel.protocols import Engine, Generate, RewardFn, RolloutContext, Tokenizer
 from skyrl_kernel.records import (
     Failure,
     Group,
@@ -16,14 +15,15 @@ from skyrl_kernel.records import (
     Trajectory,
 )
 from skyrl_kernel.rng import derive_seed
+from skyrl_kernel.rollout.asking import Seat
 from skyrl_kernel.rollout.checks import check_rewards, check_trajectory
 from skyrl_kernel.rollout.deadline import CallTimeout
 from skyrl_kernel.rollout.env_host import EnvHost
 from skyrl_kernel.rollout.lockstep import Lockstep, LockstepSeat
 from skyrl_kernel.rollout.workers import Workers
 
-Attribute = Callable[[BaseException, str], PluginError]
-"""(exception, hook) → who raised it."""
+Attribute = Callable[[Exception, str, int | None], PluginError]
+"""(exception, hook, step) → who raised it."""
 
 
 class Rollouts:
@@ -40,6 +40,7 @@ class Rollouts:
         max_prompt_tokens: ``trainer.max_prompt_length``.
         max_input_tokens: The longest row that may be continued.
         reward_timeout_s: Deadline of the reward stage for one group.
+        request_timeout_s: Deadline of one call to the engine.
         on_progress: Called with 1 for each finished trajectory.
     """
 
@@ -56,6 +57,7 @@ class Rollouts:
         max_prompt_tokens: int,
         max_input_tokens: int,
         reward_timeout_s: float,
+        request_timeout_s: float,
         on_progress: Callable[[int], None] = lambda count: None,
     ) -> None:
         self._generate = generate
@@ -69,7 +71,8 @@ class Rollouts:
         self._max_input_tokens = max_input_tokens
         self._reward_timeout_s = reward_timeout_s
         self._workers = Workers(4, "skyrl-reward")
-        self._lockstep = Lockstep(engine) if engine.lockstep else None
+        self._request_timeout_s = request_timeout_s
+        self._lockstep = Lockstep(engine, request_timeout_s) if engine.lockstep else None
         self._place = 0
         self.on_progress = on_progress
 
@@ -108,9 +111,9 @@ class Rollouts:
         self._workers.close()
         await self._envs.close()
 
-    def _seat(self) -> Generates:
+    def _seat(self) -> Seat | LockstepSeat:
         if self._lockstep is None:
-            return self._engine
+            return Seat(self._engine, self._request_timeout_s)
         self._place += 1
         return self._lockstep.enter(self._place)
 
@@ -138,7 +141,7 @@ class Rollouts:
         except Exception as error:
             return self._failure(error, "generate", prompt, context.sample, step)
         finally:
-            if isinstance(context.engine, LockstepSeat):
+            if isinstance(context.engine, Seat | LockstepSeat):
                 context.engine.leave()
             self.on_progress(1)
 
@@ -151,16 +154,17 @@ class Rollouts:
         try:
             rewards = await self._rewards(played)
         except Exception as error:
-            if len(played) == 1:
-                only = played[0]
-                return [], [self._failure(error, "reward", only.prompt, only.sample, step)]
+            is_late = isinstance(error, TrajectoryError) and error.kind is FailureKind.TIMEOUT
+            if is_late or len(played) == 1:  # asking a late one again would multiply the wait
+                return [], [
+                    self._failure(error, "reward", one.prompt, one.sample, step) for one in played
+                ]
             alone = [await self._judge([trajectory], step) for trajectory in played]
             return [one for kept, _ in alone for one in kept], [
                 f for _, lost in alone for f in lost
             ]
         return [
-            replace(trajectory, reward=reward)
-            for trajectory, reward in zip(played, rewards, strict=True)
+            trajectory.judged(reward) for trajectory, reward in zip(played, rewards, strict=True)
         ], []
 
     async def _rewards(self, played: Sequence[Trajectory]) -> Sequence[Reward]:
@@ -180,7 +184,7 @@ class Rollouts:
         elif isinstance(error, SkyrlError):
             raise error
         else:
-            owner = self._attribute(error, hook)
+            owner = self._attribute(error, hook, step)
             kind, plugin, message = FailureKind.INFRASTRUCTURE, owner.plugin, str(owner)
         return Failure(
             step=step, uid=prompt.uid, sample=sample, kind=kind, plugin=plugin, message=message

@@ -11,9 +11,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from skyrl_kernel.records import Completion, GenerateRequest
+from skyrl_kernel.rollout.asking import ask_each
 
 if TYPE_CHECKING:
     from skyrl_kernel.protocols import Engine
+
+_Waiting = tuple[GenerateRequest, "asyncio.Future[Completion]"]
 
 
 class Lockstep:
@@ -21,12 +24,18 @@ class Lockstep:
 
     Every trajectory takes a seat (`enter`, with its place in the order) before its
     first request and leaves it after its last. Everything runs in one event loop.
+
+    Args:
+        engine: Answers the rounds.
+        timeout_s: Deadline of one round.
     """
 
-    def __init__(self, engine: "Engine") -> None:
+    def __init__(self, engine: "Engine", timeout_s: float) -> None:
         self._engine = engine
+        self._timeout_s = timeout_s
         self._live: set[int] = set()
-        self._waiting: dict[int, tuple[GenerateRequest, asyncio.Future[Completion]]] = {}
+        self._waiting: dict[int, list[_Waiting]] = {}
+        """Place → its requests; more than one where a trajectory asks in parallel."""
         self._round: asyncio.Task[None] | None = None
 
     def enter(self, place: int) -> "LockstepSeat":
@@ -42,25 +51,32 @@ class Lockstep:
         self._waiting.pop(place, None)
         self._start_if_ready()
 
-    async def request(self, place: int, request: GenerateRequest) -> Completion:
-        """Wait for the round, and for its result."""
-        future: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
-        self._waiting[place] = (request, future)
+    async def request(self, place: int, requests: Sequence[GenerateRequest]) -> list[Completion]:
+        """Wait for the round, and for its results."""
+        loop = asyncio.get_running_loop()
+        futures = [loop.create_future() for _ in requests]
+        self._waiting.setdefault(place, []).extend(zip(requests, futures, strict=True))
         self._start_if_ready()
-        return await future
+        return [await future for future in futures]
 
     def _start_if_ready(self) -> None:
         if self._waiting and len(self._waiting) == len(self._live) and self._round is None:
             self._round = asyncio.ensure_future(self._run_round())
 
     async def _run_round(self) -> None:
-        waiting = [self._waiting[place] for place in sorted(self._waiting)]
+        waiting = [one for place in sorted(self._waiting) for one in self._waiting[place]]
         self._waiting.clear()
         try:
-            completions = await self._engine.generate([request for request, _ in waiting])
-            for (_, future), completion in zip(waiting, completions, strict=True):
-                if not future.done():
-                    future.set_result(completion)
+            answers = await ask_each(
+                self._engine, [request for request, _ in waiting], self._timeout_s
+            )
+            for (_, future), answer in zip(waiting, answers, strict=True):
+                if future.done():
+                    continue
+                if isinstance(answer, Exception):
+                    future.set_exception(answer)
+                else:
+                    future.set_result(answer)
         except BaseException as error:
             for _, future in waiting:
                 if not future.done():
@@ -80,8 +96,8 @@ class LockstepSeat:
         self._place = place
 
     async def generate(self, requests: Sequence[GenerateRequest]) -> list[Completion]:
-        """Complete the requests, one round each."""
-        return [await self._lockstep.request(self._place, request) for request in requests]
+        """Complete the requests in one round."""
+        return await self._lockstep.request(self._place, requests) if requests else []
 
     def leave(self) -> None:
         """The trajectory has ended."""

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from skyrl_kernel.errors import ResumeError
 from skyrl_kernel.masking import mask_secrets
 
 
@@ -33,10 +34,23 @@ def config_text(tree: Mapping[str, Any], origins: Mapping[str, str]) -> str:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The tree of a ``config.yaml``, secrets still masked."""
+    """The tree of a ``config.yaml``, secrets still masked.
+
+    Raises:
+        ResumeError: It cannot be read.
+    """
     import yaml
 
-    tree: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        tree, reason = None, " ".join(str(error).split())
+    else:
+        reason = f"it holds a {type(tree).__name__}, not keys"
+    if not isinstance(tree, dict):
+        raise ResumeError(
+            f"{path} is damaged: {reason}. Restore it, or choose another trainer.run_name"
+        )
     return tree
 
 

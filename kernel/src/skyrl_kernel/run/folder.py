@@ -105,6 +105,12 @@ class RunFolder:
             entry.name == LOCK_NAME for entry in self.path.iterdir()
         )
 
+    @property
+    def has_results(self) -> bool:
+        """True if there is something that a new run would take away."""
+        results = (self.metrics, self.failures, self.trajectories, self.checkpoints)
+        return any(path.exists() for path in results)
+
     def set_aside(self) -> Path:
         """Rename the folder to ``<name>.1`` or the next number, and give it back; the new path.
 

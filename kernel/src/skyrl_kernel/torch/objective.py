@@ -113,6 +113,10 @@ def objective(
             coefficient or no weights.
     """
     out = loss(inputs)
+    if not isinstance(out, LossTerms):
+        raise ValueError(
+            f"the loss returned a {type(out).__name__}; it must return LossTerms with per-token terms"
+        )
     total = inputs.logprobs.new_zeros(())
     for name, term in out.terms.items():
         if term.shape != inputs.logprobs.shape:

@@ -1,0 +1,77 @@
+"""Asking an engine: under a deadline, and one bad request costs one trajectory."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from skyrl_kernel.errors import FailureKind, SkyrlError, TrajectoryError
+from skyrl_kernel.records import Completion, GenerateRequest
+from skyrl_kernel.rollout.deadline import CallTimeout, within
+
+if TYPE_CHECKING:
+    from skyrl_kernel.protocols import Engine
+
+Answer = Completion | Exception
+
+
+async def ask(
+    engine: "Engine", requests: Sequence[GenerateRequest], timeout_s: float
+) -> list[Completion]:
+    """The engine's completions of ``requests``, one each.
+
+    Raises:
+        TrajectoryError: No answer within ``timeout_s``, or not one for each request.
+    """
+    try:
+        completions = await within(engine.generate(requests), timeout_s)
+    except CallTimeout as error:
+        raise TrajectoryError(
+            FailureKind.TIMEOUT, f"the engine gave {error} (generator.request_timeout_s)"
+        ) from error
+    if len(completions) != len(requests):
+        raise TrajectoryError(
+            FailureKind.INFRASTRUCTURE,
+            f"the engine returned {len(completions)} completions for {len(requests)} requests; it must "
+            "return one each, in order",
+        )
+    return completions
+
+
+async def ask_each(
+    engine: "Engine", requests: Sequence[GenerateRequest], timeout_s: float
+) -> list[Answer]:
+    """A completion or an exception for each request.
+
+    If the engine fails on all of them together it is asked again one by one, so
+    that only what must be lost is lost. A deadline is not tried again: that would
+    multiply the wait.
+    """
+    try:
+        return list(await ask(engine, requests, timeout_s))
+    except SkyrlError as error:
+        if not isinstance(error, TrajectoryError):
+            raise
+        whole: Exception = error
+        is_final = error.kind is FailureKind.TIMEOUT
+    except Exception as error:
+        whole, is_final = error, False
+    if is_final or len(requests) == 1:
+        return [whole] * len(requests)
+    answers: list[Answer] = []
+    for request in requests:
+        answers += await ask_each(engine, [request], timeout_s)
+    return answers
+
+
+class Seat:
+    """The engine as one trajectory sees it, where requests need not wait for each other."""
+
+    def __init__(self, engine: "Engine", timeout_s: float) -> None:
+        self._engine = engine
+        self._timeout_s = timeout_s
+
+    async def generate(self, requests: Sequence[GenerateRequest]) -> list[Completion]:
+        """Complete the requests; see `ask`."""
+        return await ask(self._engine, requests, self._timeout_s)
+
+    def leave(self) -> None:
+        """Nobody waits for this trajectory."""
