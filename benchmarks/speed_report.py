@@ -56,8 +56,8 @@ def _promises(results: Numbers) -> str:
                 "kernel_share",
                 "%",
                 ".1f",
-                f"of a step: {n['kernel_us_per_trajectory']:.0f} µs per trajectory; no plugin's code, "
-                f"but files and loggers. All but engine and trainer: {100 * n['outside_share']:.1f} %",
+                f"of a step: {n['kernel_us_per_trajectory']:.0f} µs per trajectory; no plugin's code but the loggers', "
+                f"files included. All but engine and trainer: {100 * n['outside_share']:.1f} %",
             ),
             row(
                 "computations of a prompt per group",

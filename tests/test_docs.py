@@ -269,7 +269,8 @@ def test_the_env_in_the_readme_trains(lab: Lab) -> None:
     with on_path(lab.folder / "site"):
         changes = {"data__train_data": ["parity:train"], "data__val_data": []}
         words = lab.words("parity", "--plugin", "grpo", "--plugin", "parity", **changes)
-        words += ["environment.env_class=parity", "trainer.max_training_steps=1"]
+        words = [word for word in words if not word.startswith("environment.env_class=")]
+        words += ["trainer.max_training_steps=1"]
         done = skyrl(*words)
         assert done.code == 0, done.err
     assert len(lab.at("parity").read_trajectories(1)) == 16  # 4 prompts, 4 answers each

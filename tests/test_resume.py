@@ -288,8 +288,63 @@ def test_exports_go_where_they_are_asked_to_and_as_often(lab):
     elsewhere = lab.folder / "elsewhere"
     outcome = lab.run(trainer__export_path=str(elsewhere), trainer__hf_save_interval=2)
     assert outcome.code == 0
-    assert sorted(path.name for path in elsewhere.iterdir()) == ["global_step_2", "global_step_4"]
+    exports = sorted(path.relative_to(elsewhere).as_posix() for path in elsewhere.glob("*/*"))
+    assert exports == ["run/global_step_2", "run/global_step_4"]  # each run has its own
     assert not (lab.at().path / "export").exists()
+
+
+def test_exports_do_not_depend_on_when_checkpoints_are_due(lab):
+    outcome = lab.run(trainer__hf_save_interval=1, trainer__ckpt_interval=3)
+    assert outcome.code == 0
+    exports = sorted(path.name for path in lab.at().export.iterdir())
+    assert exports == [f"global_step_{step}" for step in (1, 2, 3, 4)]
+
+
+def test_a_folder_with_results_of_unknown_origin_is_refused_and_kept(lab):
+    assert lab.run().code == 0
+    lab.at().config.unlink()
+    before = lab.leavings()
+    outcome = lab.run()
+    assert outcome.code == 2
+    assert "holds results but no config.yaml" in outcome.err
+    assert "trainer.resume_mode=none" in outcome.err
+    assert lab.leavings() == before
+
+
+def test_a_damaged_config_of_a_run_is_one_clear_line(lab):
+    assert lab.run().code == 0
+    lab.at().config.write_text("trainer: [")
+    outcome = lab.run()
+    assert outcome.code == 2
+    assert "config.yaml is damaged" in outcome.err
+
+
+@pytest.mark.parametrize("size", [2, 8])
+def test_a_checkpoint_of_another_batch_size_is_refused(lab, size):
+    assert lab.run().code == 0
+    start = lab.at().checkpoints / "global_step_2"
+    outcome = lab.run(
+        "other",
+        trainer__train_batch_size=size,
+        trainer__resume_mode="from_path",
+        trainer__resume_path=str(start),
+        trainer__epochs=8,
+    )
+    assert outcome.code == 2
+    assert "written with another trainer.train_batch_size" in outcome.err
+    assert "set it back to 4" in outcome.err
+
+
+def test_old_log_probs_are_the_trainers_where_its_temperature_is_another(lab):
+    heats = {"trainer__algorithm__temperature": 3.0}
+    assert lab.run(**heats).code == 0
+    for line in lab.at().read_metrics()[1:]:
+        if line["loss/avg_raw_advantages_abs"] > 0:
+            first_update_is_on_policy = line["policy/loss_metrics/ratio_mean"]
+            assert first_update_is_on_policy == pytest.approx(1.0, abs=0.1)
+    refused = lab.run("b", **heats, trainer__algorithm__recompute_old_logprobs=False)
+    assert refused.code == 2
+    assert "cannot stand for the old ones" in refused.err
 
 
 def test_an_export_can_be_trained_on(lab):

@@ -78,7 +78,7 @@ def make_plan(
     layers = merge_layers(
         [(entry.name, entry.manifest.preset) for entry in named], files, overrides
     )
-    layers = _with_loggers(layers, named)
+    layers = _with_env(_with_loggers(layers, named), named)
     entries = _select(catalog, layers, named)
     manager = PluginManager(catalog)
     manager.load(entries, order=[entry.qualified for entry in named])
@@ -143,6 +143,15 @@ def _with_loggers(layers: Layers, named: Sequence[PluginEntry]) -> Layers:
         {**layers.values, "trainer.logger": merged},
         {**layers.origins, "trainer.logger": f"{origin} and --plugin"},
     )
+
+
+def _with_env(layers: Layers, named: Sequence[PluginEntry]) -> Layers:
+    """The only env that ``--plugin`` names judges the rows that name none."""
+    key = "environment.env_class"
+    envs = [entry.name for entry in named if entry.group == ENVS]
+    if len(envs) != 1 or key in layers.values:
+        return layers
+    return Layers({**layers.values, key: envs[0]}, {**layers.origins, key: f"--plugin {envs[0]}"})
 
 
 def _select(catalog: Catalog, layers: Layers, named: Sequence[PluginEntry]) -> list[PluginEntry]:

@@ -100,7 +100,7 @@ def hold(folder: RunFolder) -> RunFolder:
 
 def undo(folder: RunFolder, moved: Path | None) -> None:
     """A run that never began leaves no folder behind, and the one that it moved where it was."""
-    if folder.config.exists():
+    if folder.config.exists() or folder.has_results:
         return
     for name in (LOCK_NAME, FILE_NAME):
         (folder.path / name).unlink(missing_ok=True)

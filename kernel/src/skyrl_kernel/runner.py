@@ -100,9 +100,9 @@ def carry_out(plan: Plan, *, progress: Progress | None = None) -> RunResult:
                         prepared, folder=folder, progress=progress, runtime=runtime, start=start
                     )
                     logs.adopt_libraries()  # those that were imported just now
+                    _begin(session, start)
                     notes = [f"{path} held another run; it is now {moved}"] if moved else []
-                    _begin(session, start, [*notes, *prepared.data.notes, *start.notes])
-                    return _drive(session)
+                    return _drive(session, [*notes, *prepared.data.notes, *start.notes])
         except BaseException:
             undo(folder, moved)
             raise
@@ -124,7 +124,7 @@ def _running(plan: Plan) -> Iterator[Runtime]:
         runtime.close()
 
 
-def _begin(session: Session, start: Start, notes: Sequence[str]) -> None:
+def _begin(session: Session, start: Start) -> None:
     """Write the first files, and take away what is later than where the run begins."""
     folder, config = session.folder, session.plan.config
     done = session.first_step - 1
@@ -132,10 +132,6 @@ def _begin(session: Session, start: Start, notes: Sequence[str]) -> None:
     folder.write_plugins(list(session.lock))
     folder.truncate_after(done if start.checkpoint else -1)
     set_aside_later(folder.checkpoints, done)
-    for note in notes:
-        session.progress.warning(note)
-    if done:
-        session.progress.message(f"going on after step {done} of {session.total_steps}")
 
 
 def _logger_sections(plan: Plan) -> list[str]:
@@ -148,7 +144,7 @@ def _logger_sections(plan: Plan) -> list[str]:
     ]
 
 
-def _drive(session: Session) -> RunResult:
+def _drive(session: Session, notes: Sequence[str]) -> RunResult:
     """Run the loop; tell the observers how it ended, whatever happened."""
     config = session.config
     session.observe(
@@ -165,6 +161,12 @@ def _drive(session: Session) -> RunResult:
             ],
         ),
     )
+    for note in notes:
+        session.progress.warning(note)
+    if session.first_step > 1:
+        session.progress.message(
+            f"going on after step {session.first_step - 1} of {session.total_steps}"
+        )
     status: Literal["finished", "stopped", "interrupted", "failed"] = "failed"
     message = ""
     step = session.first_step - 1

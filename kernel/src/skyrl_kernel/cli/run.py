@@ -34,7 +34,7 @@ def run(
 
     \b
     skyrl run                                    the demo: tiny model, multiplication
-    skyrl run --plugin demo trainer.seed=3       the same with another seed
+    skyrl run --plugin demo trainer.seed=3 trainer.run_name=seed3
     skyrl run --plugin grpo --plugin gsm8k data.train_data="['train.parquet']"
 
     All keys: docs/reference/config.md. The same command goes on with a run that was
@@ -50,15 +50,16 @@ def run(
 
         click.echo(describe_plan(plan))
         return
+    from skyrl_kernel.progress import say
     from skyrl_kernel.runner import carry_out
 
     result = carry_out(plan)
     if result.status != "already finished":
         if "console" not in plan.tree.trainer.loggers:  # which has said it
-            click.echo(_summary(result.first_eval, result.last_eval))
-        click.echo(f"run folder: {result.folder}")
+            say(_summary(result.first_eval, result.last_eval))
+        say(f"run folder: {result.folder}")
         if result.export is not None:
-            click.echo(f"trained model: {result.export}")
+            say(f"trained model: {result.export}")
 
 
 def _summary(before: Mapping[str, float], after: Mapping[str, float]) -> str:

@@ -57,6 +57,7 @@ class PluginManager:
         self._order: tuple[str, ...] = ()
         self._loaded: dict[str, _Loaded] = {}
         self._pluggy = _new_pluggy()
+        self._found: dict[tuple[str, bool], list[Implementation]] = {}
 
     @property
     def entries(self) -> tuple[PluginEntry, ...]:
@@ -97,6 +98,7 @@ class PluginManager:
         for value, one in reversed(loaded.items()):  # pluggy calls the last registered first
             fresh.register(one.module, name=value)
         self._order, self._loaded, self._pluggy = order, loaded, fresh
+        self._found = {}
 
     def sections(self) -> "dict[str, type[BaseModel]]":
         """The config sections of all loaded plugins: dotted path → model.
@@ -196,7 +198,13 @@ class PluginManager:
         return answer
 
     def _implementations(self, hook: str, *, wrappers: bool = False) -> list[Implementation]:
-        """In call order."""
+        """In call order; looked up once, since an env is made for every trajectory."""
+        key = (hook, wrappers)
+        if key not in self._found:
+            self._found[key] = self._look_up(hook, wrappers)
+        return self._found[key]
+
+    def _look_up(self, hook: str, wrappers: bool) -> list[Implementation]:
         caller: pluggy.HookCaller = getattr(self._pluggy.hook, hook)
         return [
             Implementation(
