@@ -28,8 +28,9 @@ demo: $(INSTALLED) ## Train the built-in tiny model on multiplication (minutes, 
 test: $(INSTALLED) ## Run the suite without what is marked slow
 	$(PYTEST) -m "not slow" $(ARGS)
 
-test-all: $(INSTALLED) ## Run the whole suite
-	$(PYTEST) $(ARGS)
+test-all: $(INSTALLED) ## Run the whole suite; its summary goes into benchmarks/RESULTS.md
+	$(PYTEST) --junitxml=.venv/suite.xml $(ARGS)
+	$(BIN)/python benchmarks/suite.py .venv/suite.xml
 
 lint: $(INSTALLED) ## Check style, format and types
 	$(BIN)/ruff check .

@@ -15,11 +15,12 @@ from curves import draw_curves
 HERE = Path(__file__).parent
 LEARNING = HERE / "learning.json"
 SPEED = HERE / "speed.json"
+SUITE = HERE / "suite.json"
 TITLE = """\
 # Results
 
-Written by `make bench` and `make bench-learning`; the numbers are in `speed.json` and \
-`learning.json` beside this page.
+Written by `make bench`, `make bench-learning` and `make test-all`; the numbers are in `speed.json`, \
+`learning.json` and `suite.json` beside this page.
 """
 
 
@@ -32,6 +33,10 @@ def write() -> None:
         parts.append(learning_report.section(learning))
     if SPEED.exists():
         parts.append(speed_report.section(json.loads(SPEED.read_text())))
+    if SUITE.exists():
+        import suite  # which imports this module
+
+        parts.append(suite.section(json.loads(SUITE.read_text())))
     (HERE / "RESULTS.md").write_text("\n".join(parts))
 
 
