@@ -12,7 +12,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import skyrl_kernel.loop
-from skyrl_kernel.errors import FailureBudgetError, PluginError, RunError
+from skyrl_kernel.errors import (
+    FailureBudgetError,
+    HookError,
+    PluginError,
+    RunError,
+    WeightSyncError,
+)
 from skyrl_kernel.plugins import discover
 from skyrl_kernel.run.trajectory_file import read_trajectories
 from skyrl_kernel.runner import RunResult
@@ -59,6 +65,18 @@ def {hook}:
         raise StopRun("good enough")
 """
 
+FORGETS = """
+from skyrl_kernel.hookspecs import hookimpl
+
+@hookimpl(wrapper=True)
+def sync_weights():
+    inner = yield
+    async def only_once(trainer, engine, version):
+        if version == 0:
+            await inner(trainer, engine, version)
+    return only_once
+"""
+
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
@@ -67,6 +85,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             "stops": STOPS,
             "on_eval": SATISFIED.format(hook="on_eval_end(evaluation)", event="evaluation.step"),
             "on_save": SATISFIED.format(hook="on_checkpoint(step)", event="step"),
+            "forgets": FORGETS,
+            "shouts": SELECT.format(name="shouts", verdict="Drop", rule="no_variance"),
             "drops": SELECT.format(name="drops", verdict="drop", rule="no_variance"),
             "masks": SELECT.format(name="masks", verdict="mask", rule="no_variance"),
         }.items():
@@ -384,6 +404,26 @@ def test_too_many_failures_end_the_run_and_name_the_most_common(tmp_path: Path) 
         r".*ConnectionError: the server is gone",
     ):
         run_scripted(tmp_path, NO_EVALUATION, script=Script(reply=reply))
+
+    (failures,) = tmp_path.rglob("failures.jsonl")  # they are there when they are needed most
+    assert len(failures.read_text().splitlines()) == 4
+
+
+@pytest.mark.usefixtures("site")
+def test_a_sync_that_brings_no_new_weights_ends_the_run(tmp_path: Path) -> None:
+    with pytest.raises(WeightSyncError, match=r"policy version 1 the engine says .* version 0"):
+        run_scripted(tmp_path, NO_EVALUATION, plugins=["forgets"])
+
+
+@pytest.mark.usefixtures("site")
+def test_a_verdict_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(HookError, match=r"verdict 'Drop'; there are keep, mask and drop"):
+        run_scripted(
+            tmp_path,
+            NO_EVALUATION,
+            "trainer.algorithm.dynamic_sampling.type=shouts",
+            script=Script(reply=lambda ask: "same"),
+        )
 
 
 @pytest.mark.usefixtures("site")

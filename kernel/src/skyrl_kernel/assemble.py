@@ -138,7 +138,13 @@ def load_data(plan: Plan, tokenizer: Tokenizer, *, training: bool = True) -> Dat
                 sources, default_env=config.environment.env_class, resolve=resolve
             )
         except DataError as error:
-            raise DataError(f"{key}: {error}") from error
+            unset = plan.config.origins.get(key) == "default"
+            hint = (
+                f". {key} was not set: name your data, or --plugin demo for the demo's"
+                if unset
+                else ""
+            )
+            raise DataError(f"{key}: {error}{hint}") from error
         if "env" in plan.stages["generate"].provider.manifest.needs:
             _refuse_unselected_envs(plan, dataset, key)
         kept, dropped = filter_long(dataset, tokenizer, config.trainer.max_prompt_length)
