@@ -25,7 +25,11 @@ DEMO = "demo"
     metavar="FILE",
     help="YAML or TOML file with config keys. May be repeated; later files win.",
 )
-@click.option("--dry-run", is_flag=True, help="Check everything, print what would run, and stop.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Check config, plugins and stages, print what would run, and stop.",
+)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 def run(
     plugins: tuple[str, ...], files: tuple[Path, ...], dry_run: bool, overrides: tuple[str, ...]
