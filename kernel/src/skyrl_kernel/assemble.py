@@ -14,7 +14,7 @@ from skyrl_kernel.admission import Admission
 from skyrl_kernel.batch import Scorer
 from skyrl_kernel.config import GeneratorConfig, SamplingConfig
 from skyrl_kernel.data import Dataset, PromptOrder, filter_long, load_prompts
-from skyrl_kernel.errors import ConfigError, DataError, ResumeError
+from skyrl_kernel.errors import DataError, ResumeError
 from skyrl_kernel.models import locate_model
 from skyrl_kernel.plan import Plan
 from skyrl_kernel.plugins import Lock, plugin_lock
@@ -271,6 +271,8 @@ def make_session(
     config = plan.tree
     state = start.state
     first_step = int(state["step"]) + 1 if state else 1
+    if state:
+        _refuse_other_batch_size(state["producer"], first_step - 1, config.trainer.train_batch_size)
     updates_per_step = (
         config.trainer.update_epochs_per_batch
         * config.trainer.train_batch_size
@@ -278,8 +280,6 @@ def make_session(
     )
     trainer = make_trainer(plan, runtime, prepared.models, order.total_steps * updates_per_step)
     engine = make_engine(plan, runtime, prepared.models["policy"])
-    if state:
-        _refuse_other_batch_size(state["producer"], first_step - 1, config.trainer.train_batch_size)
     admission = Admission(
         target=config.trainer.train_batch_size,
         max_staleness=config.trainer.max_staleness,
@@ -308,12 +308,6 @@ def make_session(
     same_weights = "same_weights" in plan.stages["sync_weights"].provider.manifest.offers
     same_logprobs = same_weights and not config.trainer.bf16 and temperature == sampled_at
     recompute = algorithm.recompute_old_logprobs
-    if recompute is False and temperature != sampled_at:
-        raise ConfigError(
-            f"trainer.algorithm.temperature={temperature:g} differs from the sampling temperature "
-            f"{sampled_at:g}, so the sampler's log-probs cannot stand for the old ones; leave out "
-            "trainer.algorithm.recompute_old_logprobs=false"
-        )
     sentinels = Sentinels()
     if state:
         sentinels.load_state_dict(state["sentinels"])

@@ -358,6 +358,16 @@ class Config(Section):
                 "trains nothing; use a temperature above 0 (evaluation has its own: "
                 "generator.eval_sampling_params.temperature)"
             )
+        algorithm, sampled_at = self.trainer.algorithm, self.generator.sampling_params.temperature
+        if algorithm.recompute_old_logprobs is False and algorithm.temperature not in {
+            None,
+            sampled_at,
+        }:
+            raise ValueError(
+                f"trainer.algorithm.temperature={algorithm.temperature:g} differs from the sampling "
+                f"temperature {sampled_at:g}, so the sampler's log-probs cannot stand for the old ones; "
+                "leave out trainer.algorithm.recompute_old_logprobs=false"
+            )
         return self
 
 
