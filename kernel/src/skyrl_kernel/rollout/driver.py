@@ -89,22 +89,24 @@ class Rollouts:
             phase: ``train`` or ``eval``.
             sampling: How.
         """
+        seats = [self._seat() for _ in range(size)]
         contexts = [
             RolloutContext(
                 phase=phase,
                 sample=sample,
                 seed=derive_seed(self._seed, phase, index, sample),
                 sampling=sampling,
-                engine=self._seat(),
+                engine=seat,
                 tokenizer=self._tokenizer,
                 host_env=self._envs.host,
                 max_prompt_tokens=self._max_prompt_tokens,
                 max_input_tokens=self._max_input_tokens,
                 max_turns=self._envs.max_turns,
             )
-            for sample in range(size)
+            for sample, seat in enumerate(seats)
         ]
-        return asyncio.create_task(self._group(prompt, index, step, contexts))
+        seated = list(zip(contexts, seats, strict=True))
+        return asyncio.create_task(self._group(prompt, index, step, seated))
 
     async def close(self) -> None:
         """End envs and threads."""
@@ -118,9 +120,15 @@ class Rollouts:
         return self._lockstep.enter(self._place)
 
     async def _group(
-        self, prompt: Prompt, index: int, step: int, contexts: Sequence[RolloutContext]
+        self,
+        prompt: Prompt,
+        index: int,
+        step: int,
+        seated: Sequence[tuple[RolloutContext, Seat | LockstepSeat]],
     ) -> Group:
-        results = await asyncio.gather(*(self._play(prompt, context, step) for context in contexts))
+        results = await asyncio.gather(
+            *(self._play(prompt, context, seat, step) for context, seat in seated)
+        )
         played = [result for result in results if isinstance(result, Trajectory)]
         failures = [result for result in results if isinstance(result, Failure)]
         judged, unjudged = await self._judge(played, step)
@@ -132,7 +140,7 @@ class Rollouts:
         )
 
     async def _play(
-        self, prompt: Prompt, context: RolloutContext, step: int
+        self, prompt: Prompt, context: RolloutContext, seat: Seat | LockstepSeat, step: int
     ) -> Trajectory | Failure:
         try:
             trajectory = await self._generate(prompt, context)
@@ -141,8 +149,7 @@ class Rollouts:
         except Exception as error:
             return self._failure(error, "generate", prompt, context.sample, step)
         finally:
-            if isinstance(context.engine, Seat | LockstepSeat):
-                context.engine.leave()
+            seat.leave()
             self.on_progress(1)
 
     async def _judge(
