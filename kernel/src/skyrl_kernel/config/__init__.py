@@ -4,9 +4,11 @@ from skyrl_kernel.config.compose import Layers, ResolvedConfig, merge_layers, re
 from skyrl_kernel.config.tree import (
     KERNEL_SECTIONS,
     AlgorithmConfig,
+    ChatTemplateConfig,
     Config,
     DataConfig,
     EnvironmentConfig,
+    EvalSamplingConfig,
     FullyAsyncConfig,
     GeneratorConfig,
     InferenceEngineConfig,
@@ -21,9 +23,11 @@ from skyrl_kernel.config.tree import (
 __all__ = [
     "KERNEL_SECTIONS",
     "AlgorithmConfig",
+    "ChatTemplateConfig",
     "Config",
     "DataConfig",
     "EnvironmentConfig",
+    "EvalSamplingConfig",
     "FullyAsyncConfig",
     "GeneratorConfig",
     "InferenceEngineConfig",

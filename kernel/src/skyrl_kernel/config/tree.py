@@ -6,7 +6,7 @@ description, and docs/reference/config.md lists them.
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -133,6 +133,10 @@ class AlgorithmConfig(Section):
     recompute_old_logprobs: bool | None = None
     """Compute old log-probs with the trainer. Default: not where the engine computes with the trainer's
     own weights in float32, since its log-probs are the same to rounding."""
+    zero_variance_filter: bool = False
+    """Groups whose rewards are all equal are not trained on."""
+    zero_variance_filter_tol: Annotated[float, Field(ge=0)] = 1e-6
+    """Largest spread of rewards that counts as equal."""
     dynamic_sampling: DynamicSamplingConfig = Field(default_factory=DynamicSamplingConfig)
     """Which groups are trained on."""
 
@@ -201,6 +205,18 @@ class TrainerConfig(Section):
     """Project under which loggers file the run."""
     run_name: str = "test_run"
     """Names the run folder."""
+    tags: list[str] | None = None
+    """Labels of the run, for loggers that have them."""
+    dump_eval_results: bool = True
+    """Write what each evaluation generated, one file per data source."""
+    num_logger_train_samples: Annotated[int, Field(ge=-1)] = -1
+    """Trained trajectories of a step that loggers show in a table; -1: all."""
+    num_logger_eval_samples: Annotated[int, Field(ge=-1)] = -1
+    """The same of an evaluation."""
+    print_example_interval: int = 1
+    """Steps between trajectories that are printed; 0 or less: none."""
+    dump_data_batch: bool = False
+    """Write every trained batch as the trainer got it."""
     dump_trajectories: bool = True
     """Write every trained trajectory to ``trajectories/step_N.parquet``."""
     max_failed_frac: Fraction = 0.5
@@ -273,6 +289,12 @@ class SamplingConfig(Section):
     """Least probability relative to the most likely token."""
     stop: list[str] | None = None
     """Strings that end a completion."""
+    logprobs: Literal[0, 1] | None = 1
+    """Log-probs that the engine returns beside the sampled token's; null asks for none at all."""
+    repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
+    """Divides the logits of tokens that occurred; 1 leaves them alone."""
+    additional_kwargs: dict[str, Any] | None = None
+    """Passed to the engine as they are."""
 
 
 class EvalSamplingConfig(SamplingConfig):
@@ -293,6 +315,15 @@ class InferenceEngineConfig(Section):
     """Slot of the stage `sync_weights`; ``auto`` takes the best that trainer and engine share. SkyRL: nccl."""
     max_num_seqs: Positive = 1024
     """Most rows that the engine computes at once."""
+
+
+class ChatTemplateConfig(Section):
+    """``generator.chat_template``: another chat template than the tokenizer's own."""
+
+    source: Literal["name", "file"] = "name"
+    """What ``name_or_path`` is."""
+    name_or_path: str | None = None
+    """A template's name, or a Jinja file; null is the tokenizer's own."""
 
 
 class GeneratorConfig(Section):
@@ -317,8 +348,22 @@ class GeneratorConfig(Section):
     """Training."""
     eval_sampling_params: EvalSamplingConfig = Field(default_factory=EvalSamplingConfig)
     """Evaluation."""
+    chat_template: ChatTemplateConfig = Field(default_factory=ChatTemplateConfig)
+    """Another chat template than the tokenizer's own."""
     chat_template_kwargs: dict[str, bool | int | float | str] = Field(default_factory=dict)
     """Passed to the tokenizer's chat template."""
+    use_conversation_multi_turn: bool = True
+    """Each reply of the env is a message of its own; false puts all turns into one assistant message."""
+    append_eos_token_after_stop_str_in_multi_turn: bool = True
+    """A turn that a stop string ended is closed by an end token, which is not trained on."""
+    step_wise_trajectories: bool = False
+    """Each turn is a row of its own, with the whole conversation before it as prompt."""
+    merge_stepwise_output: bool = False
+    """Join rows of consecutive turns where one begins with the other."""
+    zero_reward_on_non_stop: bool = False
+    """A trajectory that did not end by itself has reward 0."""
+    apply_overlong_filtering: bool = False
+    """A trajectory that did not end by itself is not trained on."""
     reward_timeout_s: Seconds = 60.0
     """Deadline of the reward stage for one group."""
     request_timeout_s: Seconds = 3600.0
