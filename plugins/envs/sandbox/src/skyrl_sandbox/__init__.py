@@ -1,0 +1,24 @@
+"""One sandbox for all code that a model wrote: see `Sandbox` and `Worker`.
+
+Linux and bubblewrap only. `require_sandbox` refuses, with what to install, where
+a sandbox cannot be had.
+"""
+
+from skyrl_sandbox.check import require_sandbox
+from skyrl_sandbox.interpreter import Interpreter
+from skyrl_sandbox.limits import Limit, Limits, Result
+from skyrl_sandbox.sandbox import Sandbox
+from skyrl_sandbox.worker import Worker, WorkerDied, WorkerError, WorkerTimeout
+
+__all__ = [
+    "Interpreter",
+    "Limit",
+    "Limits",
+    "Result",
+    "Sandbox",
+    "Worker",
+    "WorkerDied",
+    "WorkerError",
+    "WorkerTimeout",
+    "require_sandbox",
+]

@@ -1,0 +1,159 @@
+"""Starts bubblewrap and tells how it ended: one process, its pipes, and its end.
+
+A program that fails and a sandbox that fails are told apart by what bubblewrap writes to
+a pipe of its own, which the program does not have: an exit code is there only if the
+program had been started.
+"""
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from skyrl_kernel.errors import FailureKind, TrajectoryError
+
+_SETUP_S = 20.0
+"""A sandbox is there within milliseconds, on a machine out of breath within seconds."""
+_END_S = 20.0
+"""Likewise for its end after a kill."""
+
+
+class _Starter:
+    """The one thread that starts processes.
+
+    Bubblewrap ends with its parent, and to the kernel the parent is the thread that
+    started it; threads of a pool come and go, this one stays.
+    """
+
+    def __init__(self) -> None:
+        self._renew()
+        os.register_at_fork(after_in_child=self._renew)
+
+    def _renew(self) -> None:
+        self._thread = ThreadPoolExecutor(1, "skyrl-sandbox-starter")
+
+    def start(self, make: Callable[[], "subprocess.Popen[bytes]"]) -> "subprocess.Popen[bytes]":
+        return self._thread.submit(make).result()
+
+
+_starter = _Starter()
+
+
+class Launched:
+    """One bubblewrap with a program inside.
+
+    Args:
+        command: Makes the words from the number of the status pipe and those of ``files``.
+        files: Contents of the files that bubblewrap reads, by name.
+    """
+
+    def __init__(
+        self, command: Callable[[int, dict[str, int]], list[str]], files: dict[str, bytes]
+    ) -> None:
+        self._status = b""
+        self.init: int | None = None
+        """Process id of the sandbox's first process, once it is known."""
+        self._init_handle: int | None = None
+        self.status_fd, theirs = os.pipe()
+        open_files = {name: _file(name, data) for name, data in files.items()}
+        try:
+            words = command(theirs, open_files)
+            self.process = _starter.start(
+                lambda: subprocess.Popen(
+                    words,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    pass_fds=(theirs, *open_files.values()),
+                    env={},  # its first process keeps it, where the program could read it
+                    start_new_session=True,  # Ctrl-C ends the run, which then ends this
+                    bufsize=0,
+                )
+            )
+        except Exception as error:
+            os.close(self.status_fd)
+            raise sandbox_failed(f"cannot start bubblewrap: {error}") from error
+        finally:
+            for number in (theirs, *open_files.values()):
+                os.close(number)
+        self.end_handle = os.pidfd_open(self.process.pid)
+        """Readable once bubblewrap has ended."""
+        self._read_status(time.monotonic() + _SETUP_S, until_end=False)
+
+    def _read_status(self, deadline: float, *, until_end: bool) -> None:
+        while until_end or b"\n" not in self._status:
+            ready, _, _ = select.select(
+                [self.status_fd], [], [], max(0.0, deadline - time.monotonic())
+            )
+            if not ready:
+                break
+            data = os.read(self.status_fd, 4096)
+            if not data:
+                break
+            self._status += data
+        if self.init is None and (told := self._told("child-pid")) is not None:
+            self.init = told
+            with contextlib.suppress(OSError):  # it may be gone already
+                self._init_handle = os.pidfd_open(told)
+
+    def _told(self, key: str) -> int | None:
+        for line in self._status.splitlines():
+            with contextlib.suppress(ValueError):
+                told: dict[str, Any] = json.loads(line)
+                if key in told:
+                    return int(told[key])
+        return None
+
+    def kill(self) -> None:
+        """End every process of the sandbox."""
+        if self._init_handle is not None:
+            with contextlib.suppress(OSError):
+                signal.pidfd_send_signal(self._init_handle, signal.SIGKILL)
+        self.process.kill()
+
+    def wait(self, timeout_s: float = _END_S) -> int | None:
+        """Exit code of the program, after its end; None if it was never started or was killed.
+
+        Raises:
+            TrajectoryError: Bubblewrap does not end.
+        """
+        try:
+            self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired as error:
+            raise sandbox_failed(f"bubblewrap did not end within {timeout_s:g} s") from error
+        self._read_status(time.monotonic() + 1.0, until_end=True)
+        return self._told("exit-code")
+
+    def close(self) -> None:
+        """End what is left, and give back all that was opened."""
+        if self.process.returncode is None:
+            self.kill()
+            with contextlib.suppress(TrajectoryError):
+                self.wait()
+        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+        os.close(self.end_handle)
+        os.close(self.status_fd)
+        if self._init_handle is not None:
+            os.close(self._init_handle)
+
+
+def sandbox_failed(what: str) -> TrajectoryError:
+    """The failure of a sandbox, which says nothing about the program in it."""
+    return TrajectoryError(FailureKind.INFRASTRUCTURE, f"the sandbox failed: {what}")
+
+
+def _file(name: str, data: bytes) -> int:
+    number = os.memfd_create(name)
+    with open(number, "wb", closefd=False) as file:
+        file.write(data)
+    os.lseek(number, 0, os.SEEK_SET)
+    return number

@@ -1,0 +1,91 @@
+"""What the processes of one sandbox use together, read from outside.
+
+Limits of the kernel count per process, and a cgroup that would count them together is
+only there for root on some machines. ``/proc`` is there for everybody.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from skyrl_sandbox.limits import Limit, Limits
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+_FOLDERS = ("/tmp", "/dev/shm")
+
+
+@dataclass(slots=True)
+class Usage:
+    """Watches the processes below one.
+
+    Args:
+        root: Process id of the sandbox's first process.
+        limits: What they may use.
+    """
+
+    root: int
+    limits: Limits
+
+    def exceeded(self) -> Limit | None:
+        """The limit that they exceed together, if any."""
+        processes = self._processes()
+        if self.limits.cpu_s is not None and _cpu_s(processes) > self.limits.cpu_s:
+            return Limit.CPU
+        # Quick and too high where processes share pages; exact, and slower, only if it matters.
+        if _memory_kb(processes, "status") > self.limits.memory_mb * 1024 and (
+            _memory_kb(processes, "smaps_rollup") > self.limits.memory_mb * 1024
+        ):
+            return Limit.MEMORY
+        return Limit.FILES if self._num_files() > self.limits.num_files else None
+
+    def _processes(self) -> list[str]:
+        found, left = [], [str(self.root)]
+        while left:
+            process = left.pop()
+            found.append(process)
+            try:
+                for thread in os.listdir(f"/proc/{process}/task"):
+                    left += _read(f"/proc/{process}/task/{thread}/children").split()
+            except OSError:  # it has just ended
+                continue
+        return found
+
+    def _num_files(self) -> int:
+        most = 0
+        for folder in _FOLDERS:
+            inside = f"/proc/{self.root}/root{folder}"
+            try:
+                if os.stat(inside).st_dev == os.stat(folder).st_dev:
+                    continue  # bubblewrap is still at work, and this is the host's
+                found = os.statvfs(inside)
+            except OSError:
+                continue
+            most = max(most, found.f_files - found.f_ffree)
+        return most
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""
+
+
+def _cpu_s(processes: list[str]) -> float:
+    """Seconds of processor time, with that of children that were waited for."""
+    total = 0
+    for process in processes:
+        fields = _read(f"/proc/{process}/stat").rpartition(")")[2].split()
+        total += sum(int(field) for field in fields[11:15])
+    return total / _TICKS
+
+
+def _memory_kb(processes: list[str], file: str) -> int:
+    """KiB of memory that is theirs: not the pages of files, such as libraries."""
+    keys = ("RssAnon:", "RssShmem:") if file == "status" else ("Pss_Anon:", "Pss_Shmem:")
+    total = 0
+    for process in processes:
+        for line in _read(f"/proc/{process}/{file}").splitlines():
+            if line.startswith(keys):
+                total += int(line.split()[1])
+    return total
