@@ -14,7 +14,7 @@ from skyrl_kernel.admission import Admission
 from skyrl_kernel.batch import Scorer
 from skyrl_kernel.config import GeneratorConfig, SamplingConfig
 from skyrl_kernel.data import Dataset, PromptOrder, filter_long, load_prompts
-from skyrl_kernel.errors import DataError, ResumeError
+from skyrl_kernel.errors import DataError, ResumeError, UsageError
 from skyrl_kernel.models import locate_model
 from skyrl_kernel.plan import Plan
 from skyrl_kernel.plugins import Lock, plugin_lock
@@ -147,6 +147,7 @@ def load_data(plan: Plan, tokenizer: Tokenizer, *, training: bool = True) -> Dat
             raise DataError(f"{key}: {error}{hint}") from error
         if "env" in plan.stages["generate"].provider.manifest.needs:
             _refuse_unselected_envs(plan, dataset, key)
+            _check_envs(plan, dataset, key)
         kept, dropped = filter_long(dataset, tokenizer, config.trainer.max_prompt_length)
         if dropped:
             notes.append(
@@ -163,7 +164,7 @@ def load_data(plan: Plan, tokenizer: Tokenizer, *, training: bool = True) -> Dat
 def _refuse_unselected_envs(plan: Plan, dataset: Dataset, key: str) -> None:
     catalog = plan.manager.catalog
     for name, origin in dataset.env_classes().items():
-        if plan.selected(name, ENVS):
+        if plan.selected(name, ENVS) or plan.adopts(name):
             continue
         selected = [entry.name for entry in plan.entries if entry.group == ENVS]
         if catalog.named(name, (ENVS,)):
@@ -178,6 +179,19 @@ def _refuse_unselected_envs(plan: Plan, dataset: Dataset, key: str) -> None:
             f"{key}: {origin} names the env '{name}', which {problem}; selected are: "
             f"{listed(selected)}. {remedy}"
         )
+
+
+def _check_envs(plan: Plan, dataset: Dataset, key: str) -> None:
+    """Let plugins refuse an env now rather than trajectory by trajectory."""
+    hook = "check_env"
+    for name, origin in dataset.env_classes().items():
+        for failure in plan.manager.observe(hook, name=name, settings=plan.config):
+            error = failure.error
+            if isinstance(error, UsageError):
+                raise UsageError(f"{key}: {origin} names the env '{name}': {error}") from error
+            blamed = plan.manager.attribute(error, hook, step=None, provider=failure.plugin)
+            blamed.exit_code = 2
+            raise blamed from error
 
 
 def training_sampling(config: GeneratorConfig) -> Sampling:

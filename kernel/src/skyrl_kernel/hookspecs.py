@@ -90,6 +90,16 @@ def load_dataset(source: str, settings: "Settings") -> "pa.Table | None":
     """
 
 
+@hookspec
+def check_env(name: str, settings: "Settings") -> None:
+    """Whether an env can be made here at all.
+
+    Called at start-up for each env that the rows name, whichever plugin's it is;
+    all plugins are asked. A `UsageError` refuses the run with what the rows say
+    about it, so that a missing program or class costs no trajectory.
+    """
+
+
 @hookspec(firstresult=True)
 def load_model(path: str, settings: "Settings") -> "Path | None":
     """A local Hugging Face directory for a model path of the form ``NAME:REST``.

@@ -31,6 +31,8 @@ from skyrl_kernel.slots import BACKENDS, ENVS, LOGGERS, PLUGINS, SETS, SLOTS, ST
 
 _NAME_REST = re.compile(r"^([A-Za-z0-9_-]+):[^/\\:].*$")
 """``builtin:tiny`` or ``multiply:train``; not a URL and not a Windows path."""
+ANY_ENV = "any_env"
+"""Offered by an env plugin that answers for every env that no installed plugin is called."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,6 +55,10 @@ class Plan:
     def selected(self, name: str, group: str) -> bool:
         """True if a plugin of that name and group is selected."""
         return any(entry.name == name and entry.group == group for entry in self.entries)
+
+    def adopts(self, name: str) -> bool:
+        """True if a selected plugin answers for an env that no installed plugin is called."""
+        return _adopts(self.entries, self.manager.catalog, name)
 
 
 def make_plan(
@@ -171,6 +177,8 @@ def _select(catalog: Catalog, layers: Layers, named: Sequence[PluginEntry]) -> l
     for key, groups in SETS:
         value = layers.get(key)
         for name in [value] if isinstance(value, str) else value:
+            if ENVS in groups and _adopts(entries, catalog, name):
+                continue
             if key in layers.values or catalog.named(name, groups):
                 add(name, groups, key)
     for key, name, groups in SWITCHES:
@@ -187,6 +195,12 @@ def _select(catalog: Catalog, layers: Layers, named: Sequence[PluginEntry]) -> l
             if name is not None and catalog.named(name, (ENVS, PLUGINS)):
                 add(name, (ENVS, PLUGINS), key)
     return entries
+
+
+def _adopts(entries: Iterable[PluginEntry], catalog: Catalog, name: str) -> bool:
+    return any(ANY_ENV in entry.manifest.offers for entry in entries) and not any(
+        entry.group == ENVS and name in {entry.name, entry.qualified} for entry in catalog
+    )
 
 
 def _refuse_truncated_sampling(config: ResolvedConfig, entries: Sequence[PluginEntry]) -> None:
