@@ -8,6 +8,7 @@ each slot's hook for its callable. It allocates nothing and writes nothing, so
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from skyrl_kernel.config import (
@@ -17,6 +18,8 @@ from skyrl_kernel.config import (
     ResolvedConfig,
     merge_layers,
     resolve_config,
+    settle_names,
+    unread_variables,
 )
 from skyrl_kernel.errors import ConfigError, PluginSelectionError
 from skyrl_kernel.plugins import (
@@ -52,6 +55,13 @@ class Plan:
         """The kernel's part of the config."""
         return self.config.config
 
+    @property
+    def notes(self) -> list[str]:
+        """What was set and is not read, for the user of a run."""
+        names = [one.setting for one in self.config.not_read]
+        names += [one.name for one in unread_variables() if one.name.startswith("SKYRL_")]
+        return [f"not read here: {', '.join(names)}; --dry-run says why"] if names else []
+
     def selected(self, name: str, group: str) -> bool:
         """True if a plugin of that name and group is selected."""
         return any(entry.name == name and entry.group == group for entry in self.entries)
@@ -67,6 +77,7 @@ def make_plan(
     overrides: Iterable[str] = (),
     *,
     training: bool = True,
+    allow_not_yet: bool = False,
 ) -> Plan:
     """Decide everything about a run.
 
@@ -75,6 +86,8 @@ def make_plan(
         files: ``--config`` files.
         overrides: ``key=value`` words.
         training: False where only generation and evaluation are meant.
+        allow_not_yet: Plan without what SkyRL has and this project not yet; the plan's
+            config says what that is.
 
     Raises:
         UsageError: What was asked cannot be done; says why and what to do.
@@ -85,6 +98,7 @@ def make_plan(
         [(entry.name, entry.manifest.preset) for entry in named], files, overrides
     )
     layers = _with_env(_with_loggers(layers, named), named)
+    layers = settle_names(layers, partial(_is_installed, catalog))
     entries = _select(catalog, layers, named)
     manager = PluginManager(catalog)
     manager.load(entries, order=[entry.qualified for entry in named])
@@ -97,7 +111,10 @@ def make_plan(
     }
     sections = manager.sections()
     config = resolve_config(
-        layers, sections, {path: name for path, name in unselected.items() if path not in sections}
+        layers,
+        sections,
+        {path: name for path, name in unselected.items() if path not in sections},
+        allow_not_yet=allow_not_yet,
     )
     if training:
         _refuse_truncated_sampling(config, entries)
@@ -134,6 +151,12 @@ def named_source(text: str) -> str | None:
     """
     match = _NAME_REST.match(text)
     return match.group(1) if match and not Path(text).expanduser().exists() else None
+
+
+def _is_installed(catalog: Catalog, key: str, name: str) -> bool:
+    """True if a plugin of that name may stand in that key."""
+    groups = dict([*((slot.key, slot.groups) for slot in SLOTS), *SETS]).get(key, ())
+    return bool(catalog.named(name, groups))
 
 
 def _with_loggers(layers: Layers, named: Sequence[PluginEntry]) -> Layers:

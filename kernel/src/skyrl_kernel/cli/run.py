@@ -48,7 +48,7 @@ def run(
 
     if not plugins and not files and not overrides:
         plugins = (DEMO,)
-    plan = make_plan(plugins, files, overrides)
+    plan = make_plan(plugins, files, overrides, allow_not_yet=dry_run)
     if dry_run:
         from skyrl_kernel.cli.show import describe_plan
 

@@ -1,5 +1,8 @@
 """What ``--dry-run`` prints."""
 
+from collections.abc import Iterable, Iterator
+
+from skyrl_kernel.config import Answer, unread_variables
 from skyrl_kernel.config.sources import flatten
 from skyrl_kernel.masking import mask_secrets
 from skyrl_kernel.plan import Plan
@@ -16,8 +19,8 @@ _OBSERVED = (
 
 
 def describe_plan(plan: Plan) -> str:
-    """Config with origins, plugins with versions, stages with providers and wrappers, observers."""
-    lines = ["config (defaults last)"]
+    """What is missing or not read; config with origins, plugins, stages, wrappers, observers."""
+    lines = [*_answers(plan), "config (defaults last)"]
     tree = flatten(mask_secrets(plan.config.tree))
     origins = plan.config.origins
     for key in sorted(tree, key=lambda key: (origins[key] == "default", key)):
@@ -36,3 +39,18 @@ def describe_plan(plan: Plan) -> str:
         if names:
             lines.append(f"  {hook}: {', '.join(names)}")
     return "\n".join(lines)
+
+
+def _answers(plan: Plan) -> Iterator[str]:
+    """SkyRL's keys and variables that nothing here reads; those that a run needs come first."""
+    yield from _section(
+        "not built yet (docs/roadmap.md): without --dry-run refused", plan.config.not_yet
+    )
+    yield from _section("not read", plan.config.not_read)
+    yield from _section("environment variables not read", unread_variables())
+
+
+def _section(title: str, answers: Iterable[Answer]) -> Iterator[str]:
+    lines = [f"  {answer}" for answer in answers]
+    if lines:
+        yield from [title, *lines]

@@ -1,6 +1,8 @@
 """One tree of config: the kernel's sections, the plugins' sections, and how values reach them."""
 
-from skyrl_kernel.config.compose import Layers, ResolvedConfig, merge_layers, resolve_config
+from skyrl_kernel.config.compat import Answer, unread_variables
+from skyrl_kernel.config.compose import ResolvedConfig, resolve_config
+from skyrl_kernel.config.layers import Layers, merge_layers, settle_names
 from skyrl_kernel.config.tree import (
     KERNEL_SECTIONS,
     AlgorithmConfig,
@@ -23,6 +25,7 @@ from skyrl_kernel.config.tree import (
 __all__ = [
     "KERNEL_SECTIONS",
     "AlgorithmConfig",
+    "Answer",
     "ChatTemplateConfig",
     "Config",
     "DataConfig",
@@ -41,4 +44,6 @@ __all__ = [
     "TrainerConfig",
     "merge_layers",
     "resolve_config",
+    "settle_names",
+    "unread_variables",
 ]

@@ -1,111 +1,22 @@
-"""Layers of values become one checked config, and every value knows where it came from.
-
-Precedence: kernel defaults < presets < files < ``key=value``.
-"""
+"""Layers of values become one checked config, and every value knows where it came from."""
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, ValidationError
 
-from skyrl_kernel.config.sources import flatten, read_file, read_overrides, unflatten
+from skyrl_kernel.config.compat import Answer, Answers, Row, table
+from skyrl_kernel.config.layers import Layers
+from skyrl_kernel.config.rules import broken_rules, is_missed
+from skyrl_kernel.config.sources import flatten, unflatten
 from skyrl_kernel.config.tree import KERNEL_SECTIONS, Config
 from skyrl_kernel.errors import ConfigError
 
 SectionT = TypeVar("SectionT", bound=BaseModel)
 
 _SHOWN_KEYS = 6
-
-
-@dataclass(frozen=True, slots=True)
-class Layers:
-    """What was set, before anything is checked."""
-
-    values: Mapping[str, Any]
-    """Dotted key → value."""
-    origins: Mapping[str, str]
-    """Dotted key → ``preset NAME``, ``file PATH`` or ``command line``."""
-
-    def get(self, key: str) -> Any:
-        """The value of a key of the kernel's tree, its default included, as the tree's type.
-
-        A value that does not fit its type is returned as it is: `resolve_config`
-        refuses it.
-        """
-        if key in self.values:
-            return _as_typed(key, self.values[key])
-        below = {k[len(key) + 1 :]: v for k, v in self.values.items() if k.startswith(f"{key}.")}
-        if below:
-            return unflatten(below)
-        node: Any = Config()
-        for part in key.split("."):
-            node = getattr(node, part)
-        return node
-
-
-def merge_layers(
-    presets: Sequence[tuple[str, Mapping[str, Any]]],
-    files: Iterable[Path] = (),
-    overrides: Iterable[str] = (),
-) -> Layers:
-    """Merge all layers by precedence.
-
-    Args:
-        presets: (plugin name, flat values) of each ``--plugin``.
-        files: Config files, later ones win.
-        overrides: ``key=value`` words, later ones win.
-
-    Raises:
-        ConfigError: A file or word is malformed, or two presets differ on a key
-            that neither a file nor a word sets.
-    """
-    values: dict[str, Any] = {}
-    origins: dict[str, str] = {}
-
-    def put(layer: Mapping[str, Any], origin: str) -> None:
-        for key in [key for key in values if any(_replaces(new, key) for new in layer)]:
-            del values[key], origins[key]
-        values.update(layer)
-        origins.update(dict.fromkeys(layer, origin))
-
-    for path in files:
-        put(read_file(path), f"file {path}")
-    put(read_overrides(overrides), "command line")
-    preset_values: dict[str, tuple[str, Any]] = {}
-    for name, preset in presets:
-        for key, value in flatten(preset).items():
-            if any(_replaces(new, key) for new in values):
-                continue
-            other = preset_values.setdefault(key, (name, value))
-            if other[1] != value:
-                raise ConfigError(
-                    f"the presets of '{other[0]}' and '{name}' differ on {key}: "
-                    f"{other[1]!r} and {value!r}; choose by {key}=…"
-                )
-    for key, (name, value) in preset_values.items():
-        values[key], origins[key] = value, f"preset {name}"
-    return Layers(values, origins)
-
-
-def _replaces(new: str, old: str) -> bool:
-    """True if setting ``new`` later makes an earlier ``old`` void: the same key, or one below it."""
-    return new == old or old.startswith(f"{new}.")
-
-
-def _as_typed(key: str, value: Any) -> Any:
-    model: Any = Config
-    for part in key.split("."):
-        field_info = model.model_fields.get(part) if hasattr(model, "model_fields") else None
-        if field_info is None:
-            return value
-        model = field_info.annotation
-    try:
-        return TypeAdapter(model).validate_python(value)
-    except ValidationError:
-        return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +30,10 @@ class ResolvedConfig:
     """Everything, defaults included, as plain values."""
     origins: Mapping[str, str]
     """Dotted key of each leaf of ``tree`` → where its value came from."""
-    owners: Mapping[str, str] = field(default_factory=dict)
-    """Class name of a section of an unselected plugin → that plugin."""
+    not_read: tuple[Answer, ...] = ()
+    """SkyRL's keys that were set and that nothing here reads."""
+    not_yet: tuple[Answer, ...] = ()
+    """What was asked for and is not built yet; never of a config that a run may have."""
 
     def __getitem__(self, section: type[SectionT]) -> SectionT:
         """The section of that class; this makes it a `skyrl_kernel.protocols.Settings`."""
@@ -139,6 +52,8 @@ def resolve_config(
     layers: Layers,
     plugin_sections: Mapping[str, type[BaseModel]],
     unselected: Mapping[str, str],
+    *,
+    allow_not_yet: bool = False,
 ) -> ResolvedConfig:
     """Check the merged values against the kernel's tree and the selected plugins' sections.
 
@@ -146,23 +61,39 @@ def resolve_config(
         layers: What was set.
         plugin_sections: Dotted path → model, of the selected plugins.
         unselected: Dotted path → plugin name, of installed plugins that are not selected.
+        allow_not_yet: Go on although something is asked for that is not built yet.
 
     Raises:
         ConfigError: An unknown key (with the nearest known one), a key of an
-            unselected plugin (with its name), or a value of the wrong type or range.
+            unselected plugin (with its name), a value of the wrong type or range,
+            values that contradict each other, or something that is not built yet or
+            not here.
     """
     known = _known_keys(Config)
     for path, model in plugin_sections.items():
         known.update({f"{path}.{key}": leaf for key, leaf in _known_keys(model).items()})
-    problems: list[str] = []
-    for key in layers.values:
-        problem = _key_problem(key, known, unselected, layers.origins[key])
-        if problem:
-            problems.append(problem)
+    answers, problems = Answers(), []
+    for answer in layers.replaced:
+        answers.add(answer, is_missed=True)
+    kernel_values: dict[str, Any] = {}
+    for key, value in layers.values.items():
+        origin = layers.origins[key]
+        if _is_known(key, known):
+            kernel_values[key] = value
+        elif row := _row(key, unselected):
+            answer = Answer(name=key, value=value, origin=origin, row=row)
+            try:
+                answers.add(answer, is_missed=is_missed(answer, layers))
+            except ValueError as error:
+                problems.append(f"{key}={value!r} ({origin}): {error}")
+        else:
+            problems.append(_key_problem(key, known, unselected, origin))
+    problems = problems or broken_rules(layers)
+    refused = answers.not_here if allow_not_yet else [*answers.not_here, *answers.not_yet]
+    problems += [answers.refusal(answer) for answer in refused]
     if problems:
         raise ConfigError("\n".join(problems))
 
-    kernel_values = dict(layers.values)
     instances: dict[type[BaseModel], BaseModel] = {}
     tree: dict[str, Any] = {}
     origins: dict[str, str] = {}
@@ -182,7 +113,24 @@ def resolve_config(
         tree.update(flatten(instances[model].model_dump(mode="json"), f"{path}."))
     for key in tree:
         origins[key] = _origin(key, layers.origins)
-    return ResolvedConfig(config=config, sections=instances, tree=unflatten(tree), origins=origins)
+    return ResolvedConfig(
+        config=config,
+        sections=instances,
+        tree=unflatten(tree),
+        origins=origins,
+        not_read=tuple(answers.not_read),
+        not_yet=tuple(answers.not_yet),
+    )
+
+
+def _row(key: str, unselected: Mapping[str, str]) -> Row | None:
+    """The row of one of SkyRL's keys that this run does not read."""
+    row = table().row(key)
+    owner = _owner(key, unselected)
+    if row is None or owner is None:
+        return row
+    text = f"read by the plugin '{owner}', which is not selected"
+    return replace(row, status="not read", accepts="any", text=text)
 
 
 def _origin(key: str, origins: Mapping[str, str]) -> str:
@@ -205,20 +153,29 @@ def _known_keys(model: type[BaseModel], prefix: str = "") -> dict[str, bool]:
     return known
 
 
-def _key_problem(
-    key: str, known: Mapping[str, bool], unselected: Mapping[str, str], origin: str
-) -> str | None:
-    if key in known:
-        return None
-    if any(free and key.startswith(f"{leaf}.") for leaf, free in known.items()):
-        return None
+def _is_known(key: str, known: Mapping[str, bool]) -> bool:
+    return key in known or any(free and key.startswith(f"{leaf}.") for leaf, free in known.items())
+
+
+def _owner(key: str, unselected: Mapping[str, str]) -> str | None:
+    """The unselected plugin whose section the key is in, if any."""
     for path, plugin in unselected.items():
         if key == path or key.startswith(f"{path}."):
-            return (
-                f"config key '{key}' ({origin}) belongs to the plugin '{plugin}', which is not "
-                f"selected; add --plugin {plugin}"
-            )
+            return plugin
+    return None
+
+
+def _key_problem(
+    key: str, known: Mapping[str, bool], unselected: Mapping[str, str], origin: str
+) -> str:
+    plugin = _owner(key, unselected)
+    if plugin is not None:
+        return (
+            f"config key '{key}' ({origin}) belongs to the plugin '{plugin}', which is not "
+            f"selected; add --plugin {plugin}"
+        )
     below = sorted(leaf for leaf in known if leaf.startswith(f"{key}."))
+    below = below or sorted(leaf for leaf in table().keys if leaf.startswith(f"{key}."))
     if below:
         more = f", and {len(below) - _SHOWN_KEYS} more" if len(below) > _SHOWN_KEYS else ""
         return (
@@ -233,11 +190,15 @@ def _key_problem(
 
 
 def _nearest(key: str, known: Iterable[str]) -> str | None:
-    """The known key most like ``key``: of those that end alike if there are any, else of all."""
+    """The key most like ``key``: of those that end alike if there are any, else of all.
+
+    One of SkyRL's that is not read is named only if it is almost the same.
+    """
     names = list(known)
     leaf = key.rpartition(".")[2]
     by_leaf = [name for name in names if name.rpartition(".")[2] == leaf]
     close = difflib.get_close_matches(key, by_leaf, n=1, cutoff=0.0)
+    close = close or difflib.get_close_matches(key, [*names, *table().keys], n=1, cutoff=0.85)
     close = close or difflib.get_close_matches(key, names, n=1, cutoff=0.5)
     return close[0] if close else None
 

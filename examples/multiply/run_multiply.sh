@@ -1,0 +1,66 @@
+#!/usr/bin/env bash
+# GRPO on multiplication with Qwen2.5-1.5B-Instruct: SkyRL's settings, 4 GPUs that train and generate.
+#
+#   skyrl data multiply --output_dir ~/data/multiply --num_digits 4 --train_size 10000 --test_size 200
+#   export WANDB_API_KEY=...
+#   bash examples/multiply/run_multiply.sh
+#
+# What follows the command overrides what stands here: trainer.epochs=1, or --dry-run, which
+# checks every key and says what of this is not built yet.
+#
+# The model may try five times, as the env says; SkyRL's generator.max_turns=1 allows it one
+# attempt: add that to have the same here.
+#
+# On a laptop, in a minute, to see it run:
+#
+#   NUM_GPUS=1 INFERENCE_BACKEND=transformers LOGGER=console \
+#   bash examples/multiply/run_multiply.sh \
+#     generator.inference_engine.weight_sync_backend=auto \
+#     trainer.policy.model.path=builtin:tiny trainer.bf16=false trainer.gradient_checkpointing=false \
+#     trainer.train_batch_size=8 trainer.policy_mini_batch_size=4 trainer.max_training_steps=2 \
+#     generator.sampling_params.max_generate_length=96 generator.max_turns=1 \
+#     trainer.eval_before_train=false trainer.eval_interval=-1
+set -euo pipefail
+
+: "${DATA_DIR:=$HOME/data/multiply}"
+: "${NUM_GPUS:=4}"
+: "${LOGGER:=wandb}"
+: "${INFERENCE_BACKEND:=vllm}"
+
+skyrl run \
+  data.train_data="['$DATA_DIR/train.parquet']" \
+  data.val_data="['$DATA_DIR/validation.parquet']" \
+  environment.env_class=multiply \
+  trainer.policy.model.path="Qwen/Qwen2.5-1.5B-Instruct" \
+  trainer.policy.optimizer_config.lr=1.0e-6 \
+  trainer.algorithm.advantage_estimator="grpo" \
+  trainer.algorithm.use_kl_loss=true \
+  trainer.strategy=fsdp \
+  trainer.placement.colocate_all=true \
+  trainer.placement.policy_num_gpus_per_node="$NUM_GPUS" \
+  trainer.placement.ref_num_gpus_per_node="$NUM_GPUS" \
+  generator.inference_engine.backend="$INFERENCE_BACKEND" \
+  generator.inference_engine.num_engines="$NUM_GPUS" \
+  generator.inference_engine.tensor_parallel_size=1 \
+  generator.inference_engine.gpu_memory_utilization=0.8 \
+  generator.inference_engine.run_engines_locally=true \
+  generator.inference_engine.weight_sync_backend=nccl \
+  generator.batched=false \
+  generator.n_samples_per_prompt=5 \
+  generator.sampling_params.max_generate_length=1024 \
+  trainer.max_prompt_length=512 \
+  trainer.epochs=20 \
+  trainer.train_batch_size=1024 \
+  trainer.policy_mini_batch_size=256 \
+  trainer.critic_mini_batch_size=256 \
+  trainer.micro_forward_batch_size_per_gpu=64 \
+  trainer.micro_train_batch_size_per_gpu=64 \
+  trainer.update_epochs_per_batch=1 \
+  trainer.eval_before_train=true \
+  trainer.eval_batch_size=1024 \
+  trainer.eval_interval=5 \
+  trainer.ckpt_interval=10 \
+  trainer.logger="$LOGGER" \
+  trainer.project_name="multiply" \
+  trainer.run_name="multiply_test" \
+  "$@"

@@ -1,0 +1,154 @@
+"""What presets, files and the command line set, merged by precedence but not yet checked.
+
+Precedence: kernel defaults < presets < files < ``key=value``.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from skyrl_kernel.config.compat import Answer, renamed, table
+from skyrl_kernel.config.sources import flatten, read_file, read_overrides, unflatten
+from skyrl_kernel.config.tree import Config
+from skyrl_kernel.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Layers:
+    """What was set, before anything is checked."""
+
+    values: Mapping[str, Any]
+    """Dotted key → value."""
+    origins: Mapping[str, str]
+    """Dotted key → ``preset NAME``, ``file PATH`` or ``command line``."""
+    replaced: tuple[Answer, ...] = ()
+    """Names that no installed plugin has; the defaults stand in ``values`` for them."""
+
+    def get(self, key: str) -> Any:
+        """The value of a key of the kernel's tree, its default included, as the tree's type.
+
+        A value that does not fit its type is returned as it is: `resolve_config`
+        refuses it.
+        """
+        if key in self.values:
+            return _as_typed(key, self.values[key])
+        below = {k[len(key) + 1 :]: v for k, v in self.values.items() if k.startswith(f"{key}.")}
+        if below:
+            return unflatten(below)
+        node: Any = _defaults()
+        for part in key.split("."):
+            node = getattr(node, part)
+        return node
+
+    def asked(self, key: str) -> Any:
+        """What was asked for: of SkyRL's other keys too, and of names that were replaced."""
+        for answer in self.replaced:
+            if answer.name == key:
+                return answer.value
+        row = table().row(key)
+        if row is None:
+            return self.get(key)
+        if key in self.values:
+            with contextlib.suppress(ValueError):  # which `resolve_config` refuses
+                return row.typed(key, self.values[key])
+        default = row.default_of(key)
+        return None if default is ... else default
+
+
+def merge_layers(
+    presets: Sequence[tuple[str, Mapping[str, Any]]],
+    files: Iterable[Path] = (),
+    overrides: Iterable[str] = (),
+) -> Layers:
+    """Merge all layers by precedence, each key under its name here.
+
+    Args:
+        presets: (plugin name, flat values) of each ``--plugin``.
+        files: Config files, later ones win.
+        overrides: ``key=value`` words, later ones win.
+
+    Raises:
+        ConfigError: A file or word is malformed, or two presets differ on a key
+            that neither a file nor a word sets.
+    """
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+
+    def put(layer: Mapping[str, Any], origin: str) -> None:
+        named = renamed(layer)
+        for key in [key for key in values if any(_replaces(new, key) for new in named)]:
+            del values[key], origins[key]
+        for key, (written, value) in named.items():
+            values[key] = value
+            origins[key] = origin if written == key else f"{origin}, as {written}"
+
+    for path in files:
+        put(read_file(path), f"file {path}")
+    put(read_overrides(overrides), "command line")
+    preset_values: dict[str, tuple[str, Any]] = {}
+    for name, preset in presets:
+        for key, (_, value) in renamed(flatten(preset)).items():
+            if any(_replaces(new, key) for new in values):
+                continue
+            other = preset_values.setdefault(key, (name, value))
+            if other[1] != value:
+                raise ConfigError(
+                    f"the presets of '{other[0]}' and '{name}' differ on {key}: "
+                    f"{other[1]!r} and {value!r}; choose by {key}=…"
+                )
+    for key, (name, value) in preset_values.items():
+        values[key], origins[key] = value, f"preset {name}"
+    return Layers(values, origins)
+
+
+def settle_names(layers: Layers, is_installed: Callable[[str, str], bool]) -> Layers:
+    """Take out the names that SkyRL has and no installed plugin; the defaults stand in for them.
+
+    Args:
+        layers: What was set.
+        is_installed: Takes a key and a name; true if a plugin answers to it.
+    """
+    values, origins = dict(layers.values), dict(layers.origins)
+    replaced = []
+    for key, name in table().values:
+        value = values.get(key)
+        names = value if isinstance(value, list) else [value]
+        if name not in names or is_installed(key, name):
+            continue
+        row = table().values[key, name]
+        replaced.append(Answer(name=key, value=name, origin=layers.origins[key], row=row))
+        left = [one for one in names if one != name]
+        if left:
+            values[key] = left
+        else:
+            del values[key]
+            origins[key] = f"default, since there is no '{name}'"
+    return Layers(values, origins, tuple(replaced))
+
+
+@cache
+def _defaults() -> Config:
+    return Config()
+
+
+def _replaces(new: str, old: str) -> bool:
+    """True if setting ``new`` later makes an earlier ``old`` void: the same key, or one below it."""
+    return new == old or old.startswith(f"{new}.")
+
+
+def _as_typed(key: str, value: Any) -> Any:
+    model: Any = Config
+    for part in key.split("."):
+        field_info = model.model_fields.get(part) if hasattr(model, "model_fields") else None
+        if field_info is None:
+            return value
+        model = field_info.annotation
+    try:
+        return TypeAdapter(model).validate_python(value)
+    except ValidationError:
+        return value
