@@ -102,7 +102,8 @@ def carry_out(plan: Plan, *, progress: Progress | None = None) -> RunResult:
                     logs.adopt_libraries()  # those that were imported just now
                     _begin(session, start)
                     notes = [f"{path} held another run; it is now {moved}"] if moved else []
-                    return _drive(session, [*notes, *prepared.data.notes, *start.notes])
+                    notes += [*plan.notes, *prepared.data.notes, *start.notes]
+                    return _drive(session, notes)
         except BaseException:
             undo(folder, moved)
             raise
