@@ -7,118 +7,33 @@ CharTokenizer: a message is [role, one id per character, END]; ids of characters
 code point + 8, roles are 1-4, END is 0. A prompt "x" is [USER, x, END, ASSISTANT].
 """
 
-import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skyrl_kernel.defaults.agent import Agent
 from skyrl_kernel.errors import FailureKind, ModelError, TrajectoryError
-from skyrl_kernel.protocols import RolloutContext, Tokenizer
+from skyrl_kernel.protocols import Tokenizer
 from skyrl_kernel.records import (
     Completion,
     GenerateRequest,
     IntArray,
     Message,
-    Prompt,
     Sampling,
     StopReason,
     Trajectory,
 )
-from skyrl_kernel.rollout.env_host import EnvHost, MakeEnv
-from skyrl_kernel.rollout.env_process import EnvProcessPool
-from skyrl_kernel.testing.scripted import CharTokenizer, ScriptedEnv, make_scripted_env
+from skyrl_kernel.testing.scripted import CharTokenizer, ScriptedEnv
+from skyrl_kernel.testing.scripted.episode import Says, play
 from skyrl_kernel.testing.scripted.tokenizer import END, ROLES
 
 USER, ASSISTANT = ROLES["user"], ROLES["assistant"]
-NO_LIMIT = 10**9
-
-
-class Says:
-    """An engine that says one text after the other, each token at its own version."""
-
-    def __init__(self, texts: Sequence[str], tokenizer: Tokenizer | None = None) -> None:
-        self.texts = list(texts)
-        self.tokenizer = tokenizer or CharTokenizer()
-        self.requests: list[GenerateRequest] = []
-
-    async def generate(self, requests: Sequence[GenerateRequest]) -> list[Completion]:
-        (request,) = requests
-        text = self.texts[len(self.requests)]
-        self.requests.append(request)
-        end = min(self.tokenizer.eos_token_ids)
-        tokens = np.append(self.tokenizer.encode(text), np.int32(end))
-        is_cut = len(tokens) > request.sampling.max_tokens
-        tokens = tokens[: request.sampling.max_tokens]
-        first = 10 * len(self.requests)
-        return [
-            Completion(
-                tokens=tokens,
-                logprobs=np.linspace(-1, -2, len(tokens), dtype=np.float32),
-                versions=np.arange(first, first + len(tokens), dtype=np.int32),
-                finish_reason="length" if is_cut else "stop",
-            )
-        ]
 
 
 def char(text: str) -> list[int]:
     return [ord(one) + 8 for one in text]
-
-
-def play(
-    texts: Sequence[str],
-    row: Mapping[str, Any] | None = None,
-    *,
-    content: str = "x",
-    engine: Says | None = None,
-    tokenizer: Tokenizer | None = None,
-    make: MakeEnv = make_scripted_env,
-    **context: Any,
-) -> Trajectory:
-    """One episode of a `ScriptedEnv` with this row, the model saying these texts."""
-    engine = engine or Says(texts, tokenizer)
-
-    async def episode() -> Trajectory:
-        host = EnvHost(
-            make,
-            EnvProcessPool(make_scripted_env, 1),
-            timeout_s=10,
-            workers=2,
-            max_turns=context.get("max_turns"),
-        )
-        try:
-            return await Agent()(
-                Prompt(
-                    uid="7",
-                    messages=[{"role": "user", "content": content}],
-                    env_class="scripted",
-                    extras=row or {},
-                ),
-                replace(
-                    RolloutContext(
-                        phase="train",
-                        sample=3,
-                        seed=11,
-                        sampling=Sampling(max_tokens=64),
-                        engine=engine,
-                        tokenizer=engine.tokenizer,
-                        host_env=host.host,
-                        max_prompt_tokens=NO_LIMIT,
-                        max_input_tokens=NO_LIMIT,
-                        max_turns=None,
-                    ),
-                    **context,
-                ),
-            )
-        finally:
-            await host.close()
-
-    return asyncio.run(episode())
 
 
 def trained(trajectory: Trajectory) -> list[int]:

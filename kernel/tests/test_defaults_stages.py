@@ -6,6 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from skyrl_kernel.config import merge_layers, resolve_config
 from skyrl_kernel.defaults import (
     accuracy,
     agent,
@@ -20,6 +21,7 @@ from skyrl_kernel.errors import CapabilityError
 from skyrl_kernel.records import Failure, Group, Prompt, Segment, StopReason, Trajectory, Turn
 from skyrl_kernel.testing.scripted import Script, ScriptedEngine, ScriptedTrainer
 
+SETTINGS = resolve_config(merge_layers([], [], []), {}, {})
 PROMPT = Prompt(uid="p", messages=(), env_class="e")
 
 
@@ -39,7 +41,7 @@ def trajectory(*rewards: float) -> Trajectory:
 @pytest.mark.parametrize(
     ("hook", "name"),
     [
-        (agent.generate, "agent"),
+        (lambda name: agent.generate(name, SETTINGS), "agent"),
         (env_reward.reward, "env_reward"),
         (keep_all.select, "keep_all"),
         (token_mean.make_reduction, "token_mean"),

@@ -73,5 +73,8 @@ SETS: tuple[tuple[str, tuple[str, ...]], ...] = (
 SWITCHES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("trainer.algorithm.use_kl_loss", "kl_loss", (PLUGINS,)),
     ("trainer.algorithm.use_entropy_loss", "entropy_loss", (PLUGINS,)),
+    ("trainer.algorithm.zero_variance_filter", "zero_variance_filter", (PLUGINS,)),
+    ("generator.apply_overlong_filtering", "overlong_filtering", (PLUGINS,)),
+    ("generator.zero_reward_on_non_stop", "zero_reward_on_non_stop", (PLUGINS,)),
 )
 """Boolean key, and the name that it selects when true."""

@@ -2,8 +2,10 @@ import json
 import subprocess
 import sys
 import tomllib
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from skyrl_kernel.errors import ModelError
+from skyrl_kernel.config import GeneratorConfig
+from skyrl_kernel.defaults.agent import Agent
+from skyrl_kernel.errors import ConfigError, ModelError
+from skyrl_kernel.testing.scripted.episode import play
+from skyrl_kernel.token_rows import StepRows
 from skyrl_transformers import plugin
 from skyrl_transformers.loading import load_causal_lm
 from skyrl_transformers.testing import write_random_model
@@ -145,3 +151,83 @@ def test_plugin_toml_names_the_slots_that_the_hooks_answer_to() -> None:
     assert entry["config"] == []
     assert plugin.make_tokenizer("other", Path(), {}) is None
     assert plugin.make_engine("other", {}, Path()) is None
+
+
+# --- chat templates ---------------------------------------------------------------------
+
+THINKING: list[dict[str, str]] = [
+    {"role": "user", "content": "2 * 3"},
+    {"role": "assistant", "content": "<think>\nhm\n</think>\n\n6"},
+    {"role": "user", "content": "and 2 * 4"},
+]
+
+
+def configured(model: Path, **changes: Any) -> HuggingFaceTokenizer:
+    config = GeneratorConfig(**changes)
+    tokenizer = plugin.make_tokenizer(
+        "transformers",
+        model,
+        {GeneratorConfig: config},  # type: ignore[arg-type]
+    )
+    assert isinstance(tokenizer, HuggingFaceTokenizer)
+    return tokenizer
+
+
+def text(tokenizer: HuggingFaceTokenizer, messages: list[dict[str, str]]) -> str:
+    ids = tokenizer.encode_chat(messages, add_generation_prompt=True)
+    return tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [("qwen3_with_thinking", "<think>\nhm\n</think>\n\n6"), ("qwen3_without_thinking", "6")],
+)
+def test_named_templates_keep_or_drop_the_thinking_of_earlier_turns(
+    llama: Path, name: str, answer: str
+) -> None:
+    tokenizer = configured(llama, chat_template={"name_or_path": name}, step_wise_trajectories=True)
+    assert text(tokenizer, THINKING) == (
+        f"user\n2 * 3\nassistant\n{answer}\nuser\nand 2 * 4\nassistant\n"
+    )
+    plain = [{"role": "system", "content": " a "}, *CHAT]
+    assert text(tokenizer, plain) == text(HuggingFaceTokenizer(llama), plain)
+
+
+def test_a_template_may_be_a_file(llama: Path, tmp_path: Path) -> None:
+    file = tmp_path / "shout.jinja"
+    file.write_text("{% for m in messages %}{{ m.content | upper }}{% endfor %}")
+    template = {"source": "file", "name_or_path": str(file)}
+    assert text(configured(llama, chat_template=template), CHAT) == "2 * 36"
+    with pytest.raises(ConfigError, match=r"gone.jinja: No such file.*path of a Jinja template"):
+        configured(llama, chat_template={"source": "file", "name_or_path": "gone.jinja"})
+
+
+def test_a_template_that_would_change_nothing_is_refused(llama: Path) -> None:
+    template = {"name_or_path": "qwen3_without_thinking"}
+    with pytest.raises(ConfigError, match=r"rewrites earlier turns.*step_wise_trajectories=true"):
+        configured(llama, chat_template=template)
+    with pytest.raises(ConfigError, match=r"there are: qwen3_with_thinking, qwen3_without"):
+        configured(llama, chat_template={"name_or_path": "qwen3"})
+
+
+def test_steps_with_thinking_are_joined_and_without_are_not(llama: Path) -> None:
+    joined = {}
+    for name in ("qwen3_with_thinking", "qwen3_without_thinking"):
+        tokenizer = configured(
+            llama, chat_template={"name_or_path": name}, step_wise_trajectories=True
+        )
+        trajectory = play(
+            ["<think>\nhm\n</think>\n\n6", "8"],
+            {"rewards": [0.0, 1.0], "replies": ["and 2 * 4"]},
+            tokenizer=tokenizer,
+            agent=Agent(partial(StepRows, merge=True)),
+        )
+        joined[name] = trajectory.segments
+        sampled = [*tokenizer.encode("8"), *tokenizer.eos_token_ids]
+        last = trajectory.turns[-1]
+        row = trajectory.segments[last.segment]
+        assert row.tokens[last.start : last.stop].tolist() == sampled
+    assert [len(segments) for segments in joined.values()] == [1, 2]
+    first, second = joined["qwen3_without_thinking"]
+    assert "hm" not in HuggingFaceTokenizer(llama).decode(second.tokens)
+    assert "hm" in HuggingFaceTokenizer(llama).decode(first.tokens)

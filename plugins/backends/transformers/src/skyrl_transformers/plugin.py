@@ -14,9 +14,11 @@ def make_tokenizer(name: str, model: Path, settings: Settings) -> Tokenizer | No
     """The tokenizer of a Hugging Face directory."""
     if name != NAME:
         return None
+    from skyrl_transformers.templates import configured_template
     from skyrl_transformers.tokenizer import HuggingFaceTokenizer
 
-    return HuggingFaceTokenizer(model, settings[GeneratorConfig].chat_template_kwargs)
+    config = settings[GeneratorConfig]
+    return HuggingFaceTokenizer(model, config.chat_template_kwargs, configured_template(config))
 
 
 @hookimpl

@@ -21,6 +21,7 @@ class HuggingFaceTokenizer:
         model: A Hugging Face directory (or hub name) with tokenizer files.
         chat_template_kwargs: Passed to the chat template, such as
             ``{"enable_thinking": False}``.
+        chat_template: Jinja text; default: the model's own.
 
     Raises:
         ModelError: No tokenizer can be read from ``model``.
@@ -30,6 +31,7 @@ class HuggingFaceTokenizer:
         self,
         model: Path,
         chat_template_kwargs: Mapping[str, bool | int | float | str] | None = None,
+        chat_template: str | None = None,
     ) -> None:
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(str(model))
@@ -39,6 +41,8 @@ class HuggingFaceTokenizer:
                 f"no tokenizer can be read from '{model}': {reason[0] if reason else error!r}. A "
                 "model directory carries tokenizer.json and tokenizer_config.json; copy them there"
             ) from error
+        if chat_template is not None:
+            self._tokenizer.chat_template = chat_template
         self._model = model
         self._kwargs = dict(chat_template_kwargs or {})
         self._encoded: dict[Hashable, IntArray] = {}
