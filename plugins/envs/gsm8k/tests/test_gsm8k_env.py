@@ -66,5 +66,5 @@ def test_a_row_without_an_answer_is_refused_with_its_columns() -> None:
 
 def test_the_plugin_makes_its_own_env_only() -> None:
     row = {"reward_spec": {"ground_truth": "42"}}
-    assert isinstance(make_env("gsm8k", row), Env)
-    assert make_env("multiply", row) is None
+    assert isinstance(make_env("gsm8k", row, 3), Env)
+    assert make_env("multiply", row, 3) is None

@@ -34,6 +34,8 @@ class Gsm8kEnv(TextEnv):
         1.0
     """
 
+    instant = True
+
     def __init__(self, extras: Mapping[str, Any]) -> None:
         super().__init__({}, max_turns=1)
         self._ground_truth = require_ground_truth(extras, "gsm8k")
