@@ -23,6 +23,8 @@ PATH = "/usr/local/bin:/usr/bin:/bin"
 """Where the tools are, outside and inside."""
 PROGRAM = "/program/main.py"
 """Where a Python program lies inside."""
+FOLDERS = ("/tmp", "/dev/shm")
+"""Where a program may write; each is memory of a fixed size."""
 
 _ENVIRONMENT = {
     "PATH": PATH,
@@ -82,13 +84,13 @@ def bwrap_command(
     words += ["--hostname", "sandbox", "--clearenv"]
     for name, value in {**_ENVIRONMENT, **(environment or {})}.items():
         words += ["--setenv", name, value]
-    words += _mounts(readable)
+    words += ["--proc", "/proc", "--dev", "/dev"]
+    for folder in FOLDERS:
+        words += ["--perms", "1777", "--size", size, "--tmpfs", folder]
+    words += _mounts(readable)  # after /tmp, which would hide what is below it
     if program_fd is not None:
         words += ["--perms", "0755", "--dir", str(Path(PROGRAM).parent)]
         words += ["--perms", "0444", "--ro-bind-data", str(program_fd), PROGRAM]
-    words += ["--proc", "/proc", "--dev", "/dev"]
-    for folder in ("/tmp", "/dev/shm"):
-        words += ["--perms", "1777", "--size", size, "--tmpfs", folder]
     # bubblewrap's own file systems are writable memory without a bound unless this is said.
     words += ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/tmp"]
     words += ["--seccomp", str(seccomp_fd), "--json-status-fd", str(status_fd), "--"]
@@ -107,8 +109,9 @@ def _mounts(readable: Iterable[Path]) -> list[str]:
         elif os.path.isdir(name):
             words += ["--ro-bind", name, name]
     made: set[Path] = set()
-    for path in (Path("/etc/ld.so.cache"), *sorted(set(readable))):
-        if path.is_relative_to("/usr") or not path.exists():
+    libraries = Path("/etc/ld.so.cache")  # where the loader finds them
+    for path in (*([libraries] if libraries.exists() else []), *sorted(set(readable))):
+        if path.is_relative_to("/usr"):
             continue
         # As bubblewrap makes them they would be private to root where the host's are.
         for parent in reversed(path.parents):

@@ -118,15 +118,20 @@ class Launched:
         self.process.kill()
 
     def wait(self, timeout_s: float = _END_S) -> int | None:
-        """Exit code of the program, after its end; None if it was never started or was killed.
+        """Exit code of the program, once all that it started is gone.
+
+        Returns:
+            None if it was never started, or was killed.
 
         Raises:
-            TrajectoryError: Bubblewrap does not end.
+            TrajectoryError: Something does not end.
         """
-        try:
-            self.process.wait(timeout_s)
-        except subprocess.TimeoutExpired as error:
-            raise sandbox_failed(f"bubblewrap did not end within {timeout_s:g} s") from error
+        deadline = time.monotonic() + timeout_s
+        for handle in (self.end_handle, self._init_handle):
+            left = max(0.0, deadline - time.monotonic())
+            if handle is not None and not select.select([handle], [], [], left)[0]:
+                raise sandbox_failed(f"its processes did not end within {timeout_s:g} s")
+        self.process.wait()
         self._read_status(time.monotonic() + 1.0, until_end=True)
         return self._told("exit-code")
 

@@ -4,10 +4,12 @@ import math
 import os
 import selectors
 import signal
+import stat
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from skyrl_kernel.errors import UsageError
 from skyrl_sandbox.check import require_sandbox
 from skyrl_sandbox.command import PROGRAM, bwrap_command
 from skyrl_sandbox.interpreter import Interpreter
@@ -44,7 +46,8 @@ class Sandbox:
         bwrap: Path of bubblewrap; default: found and tried once per process.
 
     Raises:
-        UsageError: No sandbox can be had here; see `require_sandbox`.
+        UsageError: No sandbox can be had here (see `require_sandbox`), or one of the
+            folders is not there or would be unreadable inside.
 
     Example:
         >>> Sandbox().run_python("print(6 * 7)").stdout
@@ -65,6 +68,8 @@ class Sandbox:
         self.python = python or Interpreter.default()
         importable = tuple(python_path)
         self._readable = (*self.python.folders, *readable, *importable)
+        for path in self._readable:
+            _refuse_unreadable(path)
         self._environment = dict(environment or {})
         if importable:
             self._environment["PYTHONPATH"] = os.pathsep.join(map(str, importable))
@@ -127,6 +132,20 @@ class Sandbox:
                 status_fd=status,
             ),
             files,
+        )
+
+
+def _refuse_unreadable(path: Path) -> None:
+    """The program is another user: what only its owner may read is of no use to it."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise UsageError(f"the sandbox cannot show '{path}': {error.strerror}") from error
+    wanted = 0o5 if stat.S_ISDIR(mode) else 0o4
+    if mode & wanted != wanted and os.geteuid() == 0:
+        raise UsageError(
+            f"the sandbox cannot show '{path}': its mode is {stat.filemode(mode)}, and programs run "
+            f"as a user that is nobody. To let them read it: chmod -R o+rX '{path}'"
         )
 
 

@@ -8,10 +8,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from skyrl_sandbox.command import FOLDERS
 from skyrl_sandbox.limits import Limit, Limits
 
 _TICKS = os.sysconf("SC_CLK_TCK")
-_FOLDERS = ("/tmp", "/dev/shm")
 
 
 @dataclass(slots=True)
@@ -52,7 +52,7 @@ class Usage:
 
     def _num_files(self) -> int:
         most = 0
-        for folder in _FOLDERS:
+        for folder in FOLDERS:
             inside = f"/proc/{self.root}/root{folder}"
             try:
                 if os.stat(inside).st_dev == os.stat(folder).st_dev:

@@ -210,13 +210,14 @@ class Worker:
 
     def _death(self) -> Exception:
         """What to say about its end."""
+        was_killed = self._killed.is_set()
         self._killed.set()
         exit_code = self._launched.wait()
         self._watcher.join()
         said = self._stderr.decode("utf-8", "replace").strip()[-1000:]
         if self._limit is not None:
             return WorkerDied(f"it exceeded the limit '{self._limit}'", self._limit)
-        if exit_code is None and self._launched.init is None:
+        if exit_code is None and not was_killed:
             return sandbox_failed(f"bubblewrap said: {said or 'nothing'}")
         how = "was killed" if exit_code is None else f"ended with exit code {exit_code}"
         return WorkerDied(f"it {how}; its last words: {said or 'none'}")
