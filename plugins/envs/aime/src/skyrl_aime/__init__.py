@@ -1,0 +1,1 @@
+"""Competition mathematics, judged by what follows "Answer:", normalised."""
