@@ -355,6 +355,7 @@ def make_session(
         reduction=plan.manager.make("make_reduction", name, name=name, settings=plan.config),
         sync_weights=plan.stages["sync_weights"].value,
         evaluate=plan.stages["evaluate"].value,
+        tokenizer=prepared.tokenizer,
         val_prompts=prepared.data.val.prompts,
         eval_sampling=eval_sampling(config.generator),
         temperature=temperature,

@@ -7,6 +7,7 @@ from skyrl_kernel.errors import FailureBudgetError, HookError
 from skyrl_kernel.protocols import Evaluate
 from skyrl_kernel.records import Failure, Group, Prompt, Sampling, Trajectory
 from skyrl_kernel.rollout.driver import Rollouts
+from skyrl_kernel.run.eval_dump import source_name, write_eval_dump
 from skyrl_kernel.session import Session
 
 
@@ -36,8 +37,21 @@ async def evaluate(run: Session, *, step: int) -> dict[str, float]:
                 failures,
             )
         numbers = by_source(run.evaluate, trajectories, failures)
+        if run.config.dump_eval_results:
+            _dump(run, step, trajectories, numbers)
     run.report_evaluation(step, numbers, trajectories, failures)
     return numbers
+
+
+def _dump(
+    run: Session, step: int, trajectories: Sequence[Trajectory], numbers: Mapping[str, float]
+) -> None:
+    """Write ``dumped_evals/global_step_N_evals/``, where exports go or into the run folder."""
+    root = run.folder.path if run.config.export_path is None else run.folder.export
+    run.folder.write_aside(
+        root / "dumped_evals" / f"global_step_{step}_evals",
+        lambda folder: write_eval_dump(folder, trajectories, numbers, run.tokenizer.decode),
+    )
 
 
 async def play(
@@ -71,8 +85,7 @@ def by_source(
     """Metrics per data source (``/`` in its name becomes ``_``, none is ``unknown``) and over all."""
     sources: dict[str, list[Trajectory]] = {}
     for one in trajectories:
-        name = (one.prompt.data_source or "unknown").replace("/", "_")
-        sources.setdefault(name, []).append(one)
+        sources.setdefault(source_name(one), []).append(one)
     named: Mapping[str, Sequence[Trajectory]] = {**sources, "all": trajectories}
     numbers: dict[str, float] = {}
     for source, members in named.items():

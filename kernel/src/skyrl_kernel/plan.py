@@ -21,7 +21,7 @@ from skyrl_kernel.config import (
     settle_names,
     unread_variables,
 )
-from skyrl_kernel.errors import ConfigError, PluginSelectionError
+from skyrl_kernel.errors import CapabilityError, ConfigError, PluginSelectionError
 from skyrl_kernel.plugins import (
     Catalog,
     PluginEntry,
@@ -129,6 +129,8 @@ def make_plan(
         for slot in STAGES
         if (name := slot_value(layers, slot.key, slot.default))
     }
+    if training:
+        _refuse_several_rows(config, stages)
     return Plan(config=config, entries=tuple(entries), manager=manager, stages=stages)
 
 
@@ -244,4 +246,15 @@ def _refuse_truncated_sampling(config: ResolvedConfig, entries: Sequence[PluginE
             "trainer's log-probs would be of another distribution than the sampler's; leave "
             "top_p=1, top_k=-1, min_p=0 in training (evaluation may truncate), or use an engine "
             "that offers 'sampling_support'"
+        )
+
+
+def _refuse_several_rows(config: ResolvedConfig, stages: Mapping[str, Resolved]) -> None:
+    """Credit that flows along a row cannot reach another one."""
+    advantage = stages["advantage"]
+    if config[GeneratorConfig].step_wise_trajectories and advantage.value.needs_one_row:
+        raise CapabilityError(
+            "generator.step_wise_trajectories=true makes a token row of each turn, and "
+            f"{advantage.provider} (trainer.algorithm.advantage_estimator) credits tokens along one "
+            "row; leave it out, or use an estimator that credits whole trajectories, such as grpo"
         )

@@ -245,6 +245,8 @@ class Advantage:
     fn: Callable[[Sequence[Sequence[Scored]]], list[list[tuple[TokenAdvantages, ...]]]]
     needs: frozenset[ScoreName] = frozenset()
     """Scores that must be there; the kernel computes no others."""
+    needs_one_row: bool = False
+    """True refuses trajectories of several token rows: credit flows from token to token along one."""
 
     def __call__(
         self, groups: Sequence[Sequence[Scored]]

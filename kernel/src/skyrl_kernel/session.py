@@ -29,6 +29,7 @@ from skyrl_kernel.protocols import (
     Reduction,
     StepInfo,
     SyncWeights,
+    Tokenizer,
     Trainer,
 )
 from skyrl_kernel.records import (
@@ -67,6 +68,7 @@ class Session:
     reduction: Reduction
     sync_weights: SyncWeights
     evaluate: Evaluate
+    tokenizer: Tokenizer
     val_prompts: Sequence[Prompt]
     eval_sampling: Sampling
     temperature: float

@@ -49,6 +49,12 @@ class _Subject:
     help="The run's checkpoint of that step; default: its newest.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option(
+    "--dump",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="FOLDER",
+    help="Write what was generated there, one file per data source.",
+)
 @click.argument("target", metavar="RUN_OR_MODEL")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 def eval(
@@ -57,6 +63,7 @@ def eval(
     files: tuple[Path, ...],
     step: int | None,
     as_json: bool,
+    dump: Path | None,
     overrides: tuple[str, ...],
 ) -> None:
     """Evaluate a run, or a model.
@@ -68,7 +75,8 @@ def eval(
     skyrl eval builtin:tiny --plugin demo
 
     A run brings its config and its plugins; a model gets both from the words behind it.
-    Nothing is written into the run folder.
+    Nothing is written into the run folder. --dump keeps the texts, as trainer.dump_eval_results
+    does in a run.
     """  # noqa: D301 -- click's \\b
     from skyrl_kernel import progress
 
@@ -80,7 +88,11 @@ def eval(
         subject = _model_subject(target, plugins, files, overrides, step)
     for note in subject.notes:
         click.echo(f"warning: {note}", err=True)
-    numbers, failures = _play(subject, progress.Progress("eval", 1, lines=False))
+    if dump is not None:
+        dump = dump.expanduser()
+        if dump.exists() and any(dump.iterdir()):
+            raise UsageError(f"--dump {dump}: the folder is not empty; name a new one")
+    numbers, failures = _play(subject, progress.Progress("eval", 1, lines=False), dump)
     reached = None if subject.checkpoint is None else subject.checkpoint.step
     if as_json:
         click.echo(_json(target, reached, numbers, failures))
@@ -199,11 +211,15 @@ def _model_subject(
 # --- evaluating ---------------------------------------------------------------------------
 
 
-def _play(subject: _Subject, progress: "Progress") -> "tuple[dict[str, float], Sequence[Failure]]":
-    """Everything between a plan and its held-out numbers; nothing is written."""
+def _play(
+    subject: _Subject, progress: "Progress", dump: Path | None
+) -> "tuple[dict[str, float], Sequence[Failure]]":
+    """Everything between a plan and its held-out numbers; nothing is written but ``dump``."""
     from skyrl_kernel import assemble
     from skyrl_kernel.evaluation import by_source, play
     from skyrl_kernel.models import locate_model
+    from skyrl_kernel.run.atomic import write_folder_atomically
+    from skyrl_kernel.run.eval_dump import write_eval_dump
 
     plan, checkpoint = subject.plan, subject.checkpoint
     config = plan.tree
@@ -253,13 +269,19 @@ def _play(subject: _Subject, progress: "Progress") -> "tuple[dict[str, float], S
                 raise RunError(
                     f"all {len(failures)} trajectories failed; the first: {failures[0].message}"
                 )
-            return by_source(plan.stages["evaluate"].value, trajectories, failures), failures
+            numbers = by_source(plan.stages["evaluate"].value, trajectories, failures)
         except SkyrlError:
             raise
         except Exception as error:
             raise plan.manager.attribute(error, "evaluate", step) from error
     finally:
         runtime.close()
+    if dump is not None:
+        write_folder_atomically(
+            dump,
+            lambda folder: write_eval_dump(folder, trajectories, numbers, tokenizer.decode),
+        )
+    return numbers, failures
 
 
 # --- what is printed ----------------------------------------------------------------------

@@ -6,8 +6,8 @@ from typing import Any
 from skyrl_kernel.headline import format_number, headline
 from skyrl_kernel.protocols import RunEnd, RunInfo, StepInfo
 
-EVALUATED = ("exact_match", "avg_score", "pass_at_", "mean_positive_reward")
-"""What an evaluation's table shows, in order; ``pass_at_`` stands for every n."""
+EVALUATED = ("exact_match", "avg_score", "success_at_", "pass_at_", "mean_positive_reward")
+"""What an evaluation's table shows, in order; ``…_at_`` stands for every n."""
 
 _WIDTH = 8
 """Of a number in a step line: fits ``-1.2e-05``."""
@@ -99,6 +99,7 @@ def _known(names: Mapping[str, float]) -> dict[str, float]:
         for wanted in EVALUATED
         for name, value in names.items()
         if name == wanted or (wanted.endswith("_") and name.startswith(wanted))
+        if not (name == "success_at_1" and "exact_match" in names)  # which is the same
     }
 
 
