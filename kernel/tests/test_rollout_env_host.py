@@ -99,6 +99,16 @@ def test_exceptions_with_a_meaning_of_their_own_are_still_the_envs(
     assert message in str(error)
 
 
+@pytest.mark.parametrize("is_async", [False, True])
+@pytest.mark.parametrize("method", ["__init__", "init", "step", "get_metrics", "close"])
+def test_an_env_may_say_itself_what_failed(method: str, is_async: bool) -> None:
+    error = failure({"fault": f"{method} service", "is_async": is_async})
+
+    shown = "init" if method == "__init__" else method
+    assert error.kind is FailureKind.INFRASTRUCTURE
+    assert str(error) == f"env 'scripted' failed in {shown}: a service of the env is down"
+
+
 @pytest.mark.parametrize(
     ("fault", "message"),
     [

@@ -101,6 +101,23 @@ def test_an_env_that_raises_keeps_its_process() -> None:
     assert after == before
 
 
+@pytest.mark.parametrize("method", ["__init__", "step"])
+def test_what_an_env_says_failed_comes_back_from_its_process(method: str) -> None:
+    async def use(host: EnvHost) -> tuple[int, TrajectoryError, int]:
+        before = await episode(env_of(host))
+        return (
+            before,
+            await lost(env_of(host, fault=f"{method} service")),
+            await episode(env_of(host)),
+        )
+
+    before, error, after = isolated(use)
+    assert error.kind is FailureKind.INFRASTRUCTURE
+    assert str(error).endswith(": a service of the env is down")
+    assert error.plugin == "scripted"
+    assert after == before
+
+
 def test_an_env_that_raises_in_close_is_lost_with_its_process() -> None:
     async def use(host: EnvHost) -> tuple[TrajectoryError, int]:
         return await lost(env_of(host, fault="close raise")), await episode(env_of(host))

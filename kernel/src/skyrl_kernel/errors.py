@@ -116,6 +116,9 @@ class FailureKind(StrEnum):
 class TrajectoryError(SkyrlError):
     """One trajectory is lost. A bad rollout is data, not a crash: it is counted and typed.
 
+    An env raises it where it knows the kind better than the kernel: with
+    `FailureKind.INFRASTRUCTURE` if a service that it asks does not answer.
+
     Args:
         kind: The boundary that failed.
         message: What happened, naming the env or engine.

@@ -194,6 +194,8 @@ class _Hosted:
             self._is_broken = error.died
             kind = FailureKind.INFRASTRUCTURE if error.died else FailureKind.TASK
             raise self._lost(kind, f"failed in {self._doing}: {error}") from error
+        elif isinstance(error, TrajectoryError):  # the env itself says what failed
+            raise self._lost(error.kind, f"failed in {self._doing}: {error}") from error
         elif isinstance(error, Exception):
             cause = error.cause if isinstance(error, PluginError) else _described(error)
             raise self._lost(FailureKind.TASK, f"failed in {self._doing}: {cause}") from error

@@ -13,6 +13,7 @@ from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
 from skyrl_kernel.env import Env
+from skyrl_kernel.errors import TrajectoryError
 from skyrl_kernel.rollout.deadline import CallTimeout
 
 T = TypeVar("T")
@@ -43,7 +44,7 @@ EnvFactory = Callable[[str, Mapping[str, Any], int | None], Env]
 
 
 def _serve(connection: Connection, factory: EnvFactory) -> None:
-    """Child's main loop: (method, args) in, (True, result) or (False, message) out."""
+    """Child's main loop: (method, args) in, (True, result) or (False, what was raised) out."""
     env: Any = None
     loop = asyncio.new_event_loop()  # one for all calls: what an async env opened stays usable
     while True:
@@ -61,6 +62,8 @@ def _serve(connection: Connection, factory: EnvFactory) -> None:
             if asyncio.iscoroutine(result):
                 result = loop.run_until_complete(result)
             answer = (True, result)
+        except TrajectoryError as error:
+            answer = (False, error)
         except (Exception, SystemExit) as error:
             answer = (False, f"{type(error).__name__}: {error}")
         try:
@@ -93,7 +96,7 @@ class _Child:
                 f"its process ended with exit code {self._process.exitcode}", True
             ) from error
         if not fine:
-            raise RemoteEnvError(result, False)
+            raise result if isinstance(result, TrajectoryError) else RemoteEnvError(result, False)
         return result
 
     def kill(self) -> None:
@@ -121,6 +124,7 @@ class ProcessEnv:
         Raises:
             CallTimeout: No answer in time; the process is gone.
             RemoteEnvError: The env raised, or its process died.
+            TrajectoryError: The env raised it.
         """
         return await self._pool.ask(self._child, method, args, self._timeout_s)
 
@@ -174,6 +178,9 @@ class EnvProcessPool:
         try:
             # The first call also waits for the child's imports, which are not the env's time.
             await self.ask(child, "open", (name, dict(extras), max_turns), timeout_s + IMPORT_S)
+        except TrajectoryError:
+            self.give_back(child)
+            raise
         except RemoteEnvError as error:
             if error.died:
                 self.drop(child)

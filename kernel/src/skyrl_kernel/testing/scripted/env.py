@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from skyrl_kernel.env import EnvStep, TextEnv
+from skyrl_kernel.errors import FailureKind, TrajectoryError
 from skyrl_kernel.records import Message
 
 HANG_S = 3600.0
@@ -21,6 +22,10 @@ def _raise_timeout() -> NoReturn:
     raise TimeoutError("a service of the env did not answer")
 
 
+def _service_is_down() -> NoReturn:
+    raise TrajectoryError(FailureKind.INFRASTRUCTURE, "a service of the env is down")
+
+
 def _stop_iteration() -> NoReturn:
     raise StopIteration
 
@@ -28,6 +33,7 @@ def _stop_iteration() -> NoReturn:
 FAULTS: Mapping[str, Callable[[], Any]] = {
     "raise": _raise,
     "timeout": _raise_timeout,
+    "service": _service_is_down,
     "stop_iteration": _stop_iteration,
     "sys_exit": lambda: sys.exit("the env gave up"),
     "die": lambda: os._exit(7),
