@@ -11,9 +11,11 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from skyrl_kernel.assemble import eval_sampling, training_sampling
 from skyrl_kernel.cli import skyrl
+from skyrl_kernel.config import GeneratorConfig, SamplingConfig
 from skyrl_kernel.defaults.accuracy import accuracy
-from skyrl_kernel.records import Prompt, Reward, Segment, StopReason, Trajectory, Turn
+from skyrl_kernel.records import Prompt, Reward, Sampling, Segment, StopReason, Trajectory, Turn
 from skyrl_kernel.run.eval_dump import write_eval_dump
 from skyrl_kernel.success import any_success, is_success
 from skyrl_kernel.testing.scripted import (
@@ -104,6 +106,38 @@ def test_success_depends_neither_on_rewards_nor_on_order(
     seed.shuffle(shuffled)
     assert any_success(played) == any_success(shuffled) == any(ok for ok, _ in outcomes)
     assert accuracy(played)[f"success_at_{len(played)}"] == float(any(ok for ok, _ in outcomes))
+
+
+# --- sampling ---------------------------------------------------------------------------
+
+
+def test_evaluation_samples_by_its_own_settings() -> None:
+    config = GeneratorConfig(
+        sampling_params={"max_generate_length": 7, "stop": ["x"]},  # type: ignore[arg-type]
+        eval_sampling_params={  # type: ignore[arg-type]
+            "top_k": 3,
+            "stop": ["</a>"],
+            "additional_kwargs": {"stop_token_ids": [5, 6]},
+        },
+    )
+    assert eval_sampling(config) == Sampling(
+        max_tokens=7, temperature=0.0, top_k=3, stop=("</a>",), stop_token_ids=(5, 6)
+    )
+    longer = config.eval_sampling_params.model_copy(update={"max_generate_length": 9})
+    assert eval_sampling(config.model_copy(update={"eval_sampling_params": longer})).max_tokens == 9
+    assert training_sampling(config) == Sampling(max_tokens=7, stop=("x",))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "told"),
+    [
+        ({"min_tokens": 3}, r"additional_kwargs.min_tokens: engines here take stop_token_ids"),
+        ({"stop_token_ids": "5"}, r"stop_token_ids='5': it is a list of token ids"),
+    ],
+)
+def test_what_no_engine_takes_is_refused(kwargs: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        SamplingConfig(additional_kwargs=kwargs)
 
 
 # --- dumped generations -----------------------------------------------------------------

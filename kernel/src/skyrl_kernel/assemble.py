@@ -213,6 +213,7 @@ def _sampling(config: SamplingConfig, max_tokens: int) -> Sampling:
         top_k=config.top_k,
         min_p=config.min_p,
         stop=tuple(config.stop or ()),
+        stop_token_ids=tuple((config.additional_kwargs or {}).get("stop_token_ids", ())),
     )
 
 

@@ -213,10 +213,8 @@ class TrainerConfig(Section):
     """Trained trajectories of a step that loggers show in a table; -1: all."""
     num_logger_eval_samples: Annotated[int, Field(ge=-1)] = -1
     """The same of an evaluation."""
-    print_example_interval: int = 1
-    """Steps between trajectories that are printed; 0 or less: none."""
-    dump_data_batch: bool = False
-    """Write every trained batch as the trainer got it."""
+    print_example_interval: int = 0
+    """Steps between trajectories that the console prints; 0 or less: none. SkyRL: 1."""
     dump_trajectories: bool = True
     """Write every trained trajectory to ``trajectories/step_N.parquet``."""
     max_failed_frac: Fraction = 0.5
@@ -291,10 +289,24 @@ class SamplingConfig(Section):
     """Strings that end a completion."""
     logprobs: Literal[0, 1] | None = 1
     """Log-probs that the engine returns beside the sampled token's; null asks for none at all."""
-    repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
-    """Divides the logits of tokens that occurred; 1 leaves them alone."""
     additional_kwargs: dict[str, Any] | None = None
-    """Passed to the engine as they are."""
+    """More for the engine: ``stop_token_ids``, ids that end a completion."""
+
+    @field_validator("additional_kwargs")
+    @classmethod
+    def _is_known_to_engines(cls, kwargs: dict[str, Any] | None) -> dict[str, Any] | None:
+        for name, value in (kwargs or {}).items():
+            if name != "stop_token_ids":
+                raise ValueError(
+                    f"generator.…sampling_params.additional_kwargs.{name}: engines here take "
+                    "stop_token_ids, and what the other sampling keys say"
+                )
+            if not isinstance(value, list) or not all(type(token) is int for token in value):
+                raise ValueError(
+                    f"generator.…sampling_params.additional_kwargs.{name}={value!r}: it is a list of "
+                    "token ids"
+                )
+        return kwargs
 
 
 class EvalSamplingConfig(SamplingConfig):

@@ -2,6 +2,7 @@ import dataclasses
 import io
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -10,6 +11,7 @@ from skyrl_console.lines import by_source
 from skyrl_console.plugin import ConsoleLogger
 from skyrl_kernel.progress import Progress
 from skyrl_kernel.protocols import EvalInfo, RunEnd, RunInfo, StepInfo
+from skyrl_kernel.records import Prompt, Reward, Segment, StopReason, Trajectory, Turn
 from skyrl_kernel.run import RunFolder
 
 METRICS = {
@@ -69,6 +71,52 @@ def test_a_step_is_one_line_and_its_numbers_stand_below_each_other(logger, strea
     )
     for name in ("reward", "exact_match", "tokens", "loss", "kl", "entropy", "seconds"):
         assert first.index(f" {name} ") == second.index(f" {name} ")
+
+
+def example() -> Trajectory:
+    segment = Segment(
+        tokens=np.array([1, 2, 3], dtype=np.int32),
+        num_prompt_tokens=1,
+        loss_mask=np.array([False, True, True]),
+    )
+    said = [("40 + 2\n= 43", 0.0), ("42", 1.0)]
+    return Trajectory(
+        prompt=Prompt(
+            uid="7", messages=[{"role": "user", "content": "6 * 7?\nSay it."}], env_class="e"
+        ),
+        sample=1,
+        segments=(segment,),
+        turns=tuple(Turn(segment=0, start=1, stop=2, reward=r, action=text) for text, r in said),
+        stop_reason=StopReason.STOP,
+        reward=Reward(turns=(0.0, 1.0)),
+    )
+
+
+def test_an_example_is_printed_where_one_is_due(logger, stream):
+    config = {"trainer": {"print_example_interval": 2}}
+    logger.start(dataclasses.replace(run_info(), config=config))
+    for step in (1, 2):
+        logger.step(
+            StepInfo(step=step, total_steps=25, metrics={"a": 1.0}, trajectories=[example()])
+        )
+    logger.step(StepInfo(step=4, total_steps=25, metrics={"a": 1.0}))  # SFT has none to show
+    assert stream.getvalue().splitlines()[1:] == [
+        "step  1/25  a 1.00",
+        "step  2/25  a 1.00",
+        "example of step 2: trajectory 7/1, reward 1.00, ended by stop",
+        "  user: 6 * 7?",
+        "    Say it.",
+        "  assistant (0.000): 40 + 2",
+        "    = 43",
+        "  assistant (1.00): 42",
+        "step  4/25  a 1.00",
+    ]
+
+
+def test_no_example_is_printed_unless_asked_for(logger, stream):
+    logger.start(run_info())
+    logger.step(StepInfo(step=1, total_steps=25, metrics={"a": 1.0}, trajectories=[example()]))
+    assert "example" not in stream.getvalue()
 
 
 def test_while_a_live_display_shows_the_steps_no_line_is_printed(logger, stream):

@@ -5,6 +5,7 @@ from typing import Any
 
 from skyrl_kernel.headline import format_number, headline
 from skyrl_kernel.protocols import RunEnd, RunInfo, StepInfo
+from skyrl_kernel.records import Trajectory
 
 EVALUATED = ("exact_match", "avg_score", "success_at_", "pass_at_", "mean_positive_reward")
 """What an evaluation's table shows, in order; ``…_at_`` stands for every n."""
@@ -31,6 +32,21 @@ def step_line(step: StepInfo) -> str:
         for name, value in headline(step.metrics).items()
     )
     return f"step {number}/{step.total_steps}  {'  '.join(numbers)}".rstrip()
+
+
+def example_lines(step: int, trajectory: Trajectory) -> list[str]:
+    """One trajectory as people read it: the conversation, and what each turn earned."""
+    reward = format_number(trajectory.reward.total) if trajectory.reward is not None else "none"
+    lines = [
+        f"example of step {step}: trajectory {trajectory.id}, reward {reward}, "
+        f"ended by {trajectory.stop_reason}"
+    ]
+    for message in trajectory.prompt.messages:
+        lines.append(f"  {message['role']}: {_indented(str(message['content']))}")
+    for turn in trajectory.turns:
+        earned = f" ({format_number(turn.reward)})" if len(trajectory.turns) > 1 else ""
+        lines.append(f"  assistant{earned}: {_indented(turn.action)}")
+    return lines
 
 
 def by_source(metrics: Mapping[str, float]) -> dict[str, dict[str, float]]:
@@ -101,6 +117,11 @@ def _known(names: Mapping[str, float]) -> dict[str, float]:
         if name == wanted or (wanted.endswith("_") and name.startswith(wanted))
         if not (name == "success_at_1" and "exact_match" in names)  # which is the same
     }
+
+
+def _indented(text: str) -> str:
+    """``text``, its further lines below its first one."""
+    return text.strip().replace("\n", "\n    ")
 
 
 def _once(warnings: Sequence[str]) -> list[str]:

@@ -10,7 +10,14 @@ from collections.abc import Mapping
 from rich.console import Console
 from rich.table import Table
 
-from skyrl_console.lines import by_source, end_lines, first_evaluation, start_line, step_line
+from skyrl_console.lines import (
+    by_source,
+    end_lines,
+    example_lines,
+    first_evaluation,
+    start_line,
+    step_line,
+)
 from skyrl_kernel import progress
 from skyrl_kernel.headline import format_number
 from skyrl_kernel.hookspecs import hookimpl
@@ -29,17 +36,23 @@ class ConsoleLogger:
         self._console = progress.console() if console is None else console
         self._first: tuple[int, Mapping[str, float]] | None = None
         self._last: tuple[int, Mapping[str, float]] | None = None
+        self._example_interval = 0
 
     def start(self, run: RunInfo) -> None:
         """One line about the run; where it is continued, its first evaluation was before."""
         if run.start_step > 0:
             self._first = first_evaluation(RunFolder(run.folder).read_metrics())
+        self._example_interval = run.config.get("trainer", {}).get("print_example_interval", 0)
         self._say(start_line(run))
 
     def step(self, step: StepInfo) -> None:
-        """One line, unless the live display shows it."""
+        """One line, unless the live display shows it; an example where one is due."""
         if not progress.is_live():
             self._say(step_line(step))
+        is_due = self._example_interval > 0 and step.step % self._example_interval == 0
+        if is_due and step.trajectories:
+            for line in example_lines(step.step, step.trajectories[0]):
+                self._say(line)
 
     def evaluation(self, evaluation: EvalInfo) -> None:
         """One line for one data source, a table for several."""
