@@ -1,0 +1,1 @@
+"""Runs environment classes written for the package skyrl-gym, unmodified."""
