@@ -1,6 +1,6 @@
 """Writes the reference pages that repeat what the code says.
 
-    python docs/generate.py            write docs/reference/config.md and cli.md
+    python docs/generate.py            write docs/reference/config.md and cli.md, and docs/roadmap.md
     python docs/generate.py --check    exit 1 if one of them is not current
 
 Only packages of this repository appear, whatever else is installed.
@@ -23,6 +23,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from skyrl_kernel.cli import skyrl
+from skyrl_kernel.config import compat
 from skyrl_kernel.config.tree import Config
 from skyrl_kernel.plugins import Catalog, PluginEntry, PluginManager, discover
 from skyrl_kernel.slots import SETS, SLOTS, SWITCHES
@@ -52,7 +53,7 @@ def main() -> None:
     check = "--check" in sys.argv[1:]
     stale = []
     for name, text in pages().items():
-        path = DOCS / "reference" / name
+        path = (DOCS / "reference" / name).resolve()
         if path.exists() and path.read_text(encoding="utf-8") == text:
             continue
         stale.append(path.relative_to(ROOT).as_posix())
@@ -64,9 +65,13 @@ def main() -> None:
 
 
 def pages() -> dict[str, str]:
-    """File name in ``docs/reference`` → its text as it should be."""
+    """Path from ``docs/reference`` → the page's text as it should be."""
     catalog = own_plugins()
-    return {"config.md": config_page(catalog), "cli.md": cli_page()}
+    return {
+        "config.md": config_page(catalog),
+        "cli.md": cli_page(),
+        "../roadmap.md": roadmap_page(),
+    }
 
 
 def own_plugins() -> list[PluginEntry]:
@@ -110,7 +115,7 @@ def config_page(plugins: list[PluginEntry]) -> str:
     for entry in plugins:
         if entry.manifest.preset:
             parts += [f"### {entry.qualified}\n", entry.manifest.summary + "\n", preset(entry)]
-    return "\n".join(parts)
+    return "\n".join([*parts, *skyrl_parts()])
 
 
 INTRODUCTION = """\
@@ -256,6 +261,154 @@ def preset(entry: PluginEntry) -> str:
     lines = [f"{key}={json.dumps(value)}" for key, value in entry.manifest.preset.items()]
     return "```text\n" + "\n".join(lines) + "\n```\n"
 
+
+# --- what of SkyRL is not read: config.md and roadmap.md ----------------------------------
+
+
+def skyrl_parts() -> Iterator[str]:
+    """SkyRL's keys, names and environment variables, each with its answer."""
+    answers = compat.table()
+    yield "## SkyRL's other keys\n"
+    yield SKYRL_TEXT
+    for status, text in STATUSES.items():
+        yield f"### {status.capitalize()}\n"
+        yield f"{text}\n"
+        yield answer_table(status, [row for row in answers.keys.values() if row.status == status])
+    yield "### Called otherwise\n"
+    yield "The value goes to the key here. Setting both to different values is refused.\n"
+    yield table(
+        ("SkyRL's key", "key here"),
+        [(f"`{old}`", f"`{new}`") for old, new in sorted(answers.moved.items())],
+    )
+    yield "## SkyRL's other values\n"
+    yield VALUES_TEXT
+    yield table(
+        ("value", "status", "what there is"),
+        [
+            (f"`{key}={name}`", status_of(row), prose(row.text))
+            for (key, name), row in answers.values.items()
+        ],
+    )
+    yield "## Environment variables\n"
+    yield VARIABLES_TEXT
+    yield table(
+        ("variable", "SkyRL's default", "status", "meaning"),
+        [
+            (
+                f"`{row.name}`",
+                "" if row.default is None else word(row.default),
+                status_of(row),
+                prose(row.text),
+            )
+            for row in answers.variables.values()
+        ],
+    )
+
+
+SKYRL_TEXT = """\
+No key of SkyRL is an unknown key, and none is ignored in silence. What is not read has one of
+these answers; the run names the keys that it was given and does not read, and
+`skyrl run --dry-run …` says why of each.
+"""
+
+STATUSES = {
+    "not read": ("Accepted whatever the value: there is no effect to lose."),
+    "not yet": (
+        "A value is accepted where it asks for nothing that is missing: SkyRL's default, or any "
+        "value of a feature that is not asked for (the key that asks for it is behind *with*). "
+        "Otherwise a run is refused, and `--dry-run` lists the key, checks the rest and succeeds. "
+        "The [roadmap](../roadmap.md) says what will bring it."
+    ),
+    "not here": ("Refused, `--dry-run` included, unless the value is the default shown."),
+}
+
+VALUES_TEXT = """\
+Names that SkyRL has for a [slot](#slots), and no package of this repository. A plugin of that name
+fills the slot, whoever wrote it. For the time being `--dry-run` puts the default in its place.
+"""
+
+VARIABLES_TEXT = """\
+`--dry-run` lists those that are set and not read; a run names those that begin with `SKYRL_`. None
+is an error: a variable may have been set for another program.
+"""
+
+
+def answer_table(status: str, rows: list[compat.Row]) -> str:
+    """One row per key; what two keys share stands in one row."""
+    header = ("key", "SkyRL's default", "with", "instead")
+    lines = [
+        (
+            f"`{row.name}`",
+            word(row.default),
+            f"`{row.switch}`" if row.switch else "",
+            prose(row.text),
+        )
+        for row in rows
+    ]
+    if not any(line[2] for line in lines):
+        header = ("key", "SkyRL's default", "instead")
+        lines = [(key, default, text) for key, default, _, text in lines]
+    return table(header, lines)
+
+
+def status_of(row: compat.Row) -> str:
+    """The status; of what is not there yet with a link."""
+    if not row.topic:
+        return row.status
+    return f"[{row.status}](../roadmap.md#{anchor(compat.table().topics[row.topic].title)})"
+
+
+def default_word(row: compat.Row) -> str:
+    """SkyRL's default; nothing where it is not accepted either."""
+    return "" if row.accepts == "none" else word(row.default)
+
+
+def word(value: Any) -> str:
+    """A value as a word of the command line."""
+    return f"`{compat.shown(value) if not isinstance(value, dict | list) else json.dumps(value)}`"
+
+
+def anchor(heading: str) -> str:
+    """What a link to a heading ends with."""
+    kept = "".join(one for one in heading.lower() if one.isalnum() or one in " -_")
+    return kept.replace(" ", "-")
+
+
+def roadmap_page() -> str:
+    """What SkyRL has and this project not yet, by what will bring it."""
+    answers = compat.table()
+    parts = [NOTICE, "# Roadmap\n", ROADMAP_TEXT]
+    for topic in answers.topics.values():
+        parts += [f"## {topic.title}\n", f"{topic.text}\n"]
+        values = [
+            f"{key}={name}"
+            for (key, name), row in answers.values.items()
+            if row.topic == topic.name
+        ]
+        keys = [row.name for row in answers.keys.values() if row.topic == topic.name]
+        variables = [row.name for row in answers.variables.values() if row.topic == topic.name]
+        parts.append(
+            "\n".join([*bullets("=", values), *bullets(".", keys), *bullets("", variables)]) + "\n"
+        )
+    return "\n".join(parts)
+
+
+def bullets(mark: str, names: Sequence[str]) -> Iterator[str]:
+    """Names that begin alike, up to the last ``mark``, on one line each."""
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        head, _, tail = name.rpartition(mark) if mark else (name, "", "")
+        alike.setdefault(head, []).append(tail)
+    for head, tails in alike.items():
+        listed = ", ".join(f"`{tail}`" for tail in tails if tail)
+        yield f"- `{head}`: {listed}" if listed else f"- `{head}`"
+
+
+ROADMAP_TEXT = """\
+What SkyRL has and this project not yet, by what will bring it. Its keys are accepted where they
+ask for nothing that is missing; otherwise a run is refused, and `skyrl run --dry-run` lists them
+([how](reference/config.md#skyrls-other-keys)).
+"""
 
 # --- cli.md -----------------------------------------------------------------------------
 

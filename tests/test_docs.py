@@ -534,13 +534,14 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_config_keys_in_prose_exist(page: Path) -> None:
     known = config_keys()
     text = page.read_text()
-    mentioned = re.findall(r"`((?:trainer|generator|data|environment)\.[a-z0-9_.]+)", text)
+    mentioned = re.findall(r"`((?:trainer|generator|data|environment)\.[A-Za-z0-9_.]+)", text)
     for key in {name.rstrip(".") for name in mentioned} - {"trainer.json"}:
         assert key in known or any(other.startswith(f"{key}.") for other in known), key
 
 
 def config_keys() -> set[str]:
-    """Every key of the kernel and of this repository's plugins."""
+    """Every key of the kernel and of this repository's plugins, and SkyRL's that are not read."""
+    from skyrl_kernel.config.compat import table
     from skyrl_kernel.config.tree import Config
 
     generate = runpy.run_path(str(DOCS / "generate.py"))
@@ -549,4 +550,4 @@ def config_keys() -> set[str]:
         discover(), generate["own_plugins"]()
     ).items():
         keys |= {f"{path}.{key}" for key, _ in generate["keys_of"](model)}
-    return keys
+    return keys.union(table().keys, table().moved)

@@ -259,6 +259,14 @@ def test_the_origin_of_a_wrong_value_may_be_a_preset_or_a_file(tmp_path: Path) -
         (["trainer.resume_mode=from_path"], "set both or neither"),
         (["trainer.resume_path=x"], "set both or neither"),
         (["generator.sampling_params.temperature=0"], "use a temperature above 0"),
+        (["generator.merge_stepwise_output=true"], "set both, or leave it out"),
+        (["generator.max_input_length=100"], "=100 is less than trainer.max_prompt_length=512"),
+        (
+            ["generator.max_input_length=600", "generator.max_turns=1"],
+            "generator.max_turns=1 allows none; leave it out",
+        ),
+        (["trainer.ckpt_path=s3://bucket/x"], "ckpt_path='s3://bucket/x' is an address; runs are"),
+        (["trainer.export_path=gs://x"], "mount the storage and name its folder"),
     ],
 )
 def test_values_that_contradict_each_other_are_refused_with_the_keys(

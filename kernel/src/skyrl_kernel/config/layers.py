@@ -37,9 +37,9 @@ class Layers:
         """
         if key in self.values:
             return _as_typed(key, self.values[key])
-        below = {k[len(key) + 1 :]: v for k, v in self.values.items() if k.startswith(f"{key}.")}
+        below = self._below(key)
         if below:
-            return unflatten(below)
+            return below
         node: Any = _defaults()
         for part in key.split("."):
             node = getattr(node, part)
@@ -57,7 +57,14 @@ class Layers:
             with contextlib.suppress(ValueError):  # which `resolve_config` refuses
                 return row.typed(key, self.values[key])
         default = row.default_of(key)
-        return None if default is ... else default
+        return self._below(key) or (None if default is ... else default)
+
+    def _below(self, key: str) -> dict[str, Any]:
+        """What is set below a key."""
+        start = f"{key}."
+        return unflatten(
+            {k[len(start) :]: v for k, v in self.values.items() if k.startswith(start)}
+        )
 
 
 def merge_layers(

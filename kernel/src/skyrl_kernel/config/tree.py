@@ -8,7 +8,14 @@ description, and docs/reference/config.md lists them.
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 
 class Section(BaseModel):
@@ -201,6 +208,8 @@ class TrainerConfig(Section):
     """Logs go to a folder named after the run in here; default: the run folder. SkyRL: a folder for temporary files."""
     logger: str | list[str] = Field(default_factory=lambda: ["console"])
     """Loggers, by plugin name. SkyRL: wandb."""
+    logger_timeout_s: Seconds = 60.0
+    """Longest wait at the end of a run for loggers that are behind; ``skyrl log`` delivers the rest."""
     project_name: str = "skyrl"
     """Project under which loggers file the run."""
     run_name: str = "test_run"
@@ -241,6 +250,16 @@ class TrainerConfig(Section):
     def loggers(self) -> tuple[str, ...]:
         """`logger` as a tuple."""
         return (self.logger,) if isinstance(self.logger, str) else tuple(self.logger)
+
+    @field_validator("ckpt_path", "export_path", "log_path")
+    @classmethod
+    def _is_a_folder(cls, path: str | None, info: ValidationInfo) -> str | None:
+        if path is not None and "://" in path:
+            raise ValueError(
+                f"trainer.{info.field_name}='{path}' is an address; runs are written to folders: mount the "
+                "storage and name its folder, or copy the run folder when the run has ended"
+            )
+        return path
 
     @field_validator("run_name")
     @classmethod
@@ -383,6 +402,15 @@ class GeneratorConfig(Section):
     inference_engine: InferenceEngineConfig = Field(default_factory=InferenceEngineConfig)
     """What generates."""
 
+    @model_validator(mode="after")
+    def _merging_needs_rows(self) -> "GeneratorConfig":
+        if self.merge_stepwise_output and not self.step_wise_trajectories:
+            raise ValueError(
+                "generator.merge_stepwise_output=true joins the rows that "
+                "generator.step_wise_trajectories=true makes; set both, or leave it out"
+            )
+        return self
+
 
 class EnvironmentConfig(Section):
     """``environment``: what judges. Settings of an env stand under ``environment.<name>``."""
@@ -415,6 +443,7 @@ class Config(Section):
                 "trains nothing; use a temperature above 0 (evaluation has its own: "
                 "generator.eval_sampling_params.temperature)"
             )
+        self._refuse_odd_lengths()
         algorithm, sampled_at = self.trainer.algorithm, self.generator.sampling_params.temperature
         if algorithm.recompute_old_logprobs is False and algorithm.temperature not in {
             None,
@@ -426,6 +455,22 @@ class Config(Section):
                 "leave out trainer.algorithm.recompute_old_logprobs=false"
             )
         return self
+
+    def _refuse_odd_lengths(self) -> None:
+        limit, prompts = self.generator.max_input_length, self.trainer.max_prompt_length
+        if limit is None or limit == prompts:
+            return
+        if limit < prompts:
+            raise ValueError(
+                f"generator.max_input_length={limit} is less than trainer.max_prompt_length={prompts}, so "
+                "prompts between the two would get no completion; raise it, or lower the other"
+            )
+        if self.generator.max_turns == 1:
+            raise ValueError(
+                f"generator.max_input_length={limit} bounds what several turns add to a prompt, and "
+                f"generator.max_turns=1 allows none; leave it out, or set it to "
+                f"trainer.max_prompt_length={prompts}"
+            )
 
 
 KERNEL_SECTIONS: tuple[tuple[str, type[Section]], ...] = (

@@ -1,0 +1,159 @@
+"""The launch scripts in examples/: SkyRL's settings are accepted as they are, and run on a laptop.
+
+What a script's comment says to type is what is run here.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from workspace import ROOT
+
+from skyrl_tiny.plugin import cache_folder
+
+SCRIPTS = sorted(ROOT.glob("examples/**/*.sh"))
+REAL_GSM8K = Path(os.environ.get("SKYRL_GSM8K", ROOT.parent / "shared" / "data" / "gsm8k"))
+SEED_VALUES = (
+    "trainer.micro_forward_batch_size_per_gpu=16 trainer.micro_train_batch_size_per_gpu=16 "
+    'trainer.epochs=1 trainer.logger="console"'
+)
+"""What the seed command of the project overrides."""
+
+each_script = pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A home folder, from which the scripts are called as from a clone."""
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    return tmp_path
+
+
+def bash(line: str, home: Path, **variables: str) -> "subprocess.CompletedProcess[str]":
+    """Run one line as a user would."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("SKYRL_")}
+    return subprocess.run(
+        ["bash", "-c", line],
+        cwd=home,
+        env=clean | {"PATH": path, "HOME": str(home), "OMP_NUM_THREADS": "1"} | variables,
+        text=True,
+        capture_output=True,
+    )
+
+
+def commands(script: Path) -> list[str]:
+    """The commands in the comment at the top, each on one line."""
+    head = script.read_text().partition("set -euo")[0]
+    lines = re.findall(r"^#   (.*)$", head, re.MULTILINE)
+    return re.sub(r"\\\n\s*", "", "\n".join(lines)).splitlines()
+
+
+def laptop(script: Path) -> str:
+    """The command for a laptop."""
+    (line,) = [line for line in commands(script) if "NUM_GPUS=1" in line]
+    return line
+
+
+def missing(output: str) -> list[str]:
+    """What ``--dry-run`` says is not built yet."""
+    found = re.search(r"\Anot built yet.*\n((?:  .*\n)+)", output)
+    return [line.split(" (")[0].strip() for line in found[1].splitlines()] if found else []
+
+
+def section(output: str, title: str) -> str:
+    found = re.search(rf"^{title}\n((?:  .*\n)+)", output, re.MULTILINE)
+    return found[1] if found else ""
+
+
+@each_script
+def test_a_script_ends_in_what_the_user_adds(script: Path) -> None:
+    assert os.access(script, os.X_OK)
+    assert script.read_text().endswith('  "$@"\n')
+
+
+@each_script
+def test_every_key_of_a_script_is_accepted_as_written(script: Path, home: Path) -> None:
+    done = bash(f"{script} --dry-run", home, SKYRL_RAY_PG_TIMEOUT_IN_S="90")
+    assert done.returncode == 0, done.stderr
+    assert missing(done.stdout) == [
+        "generator.inference_engine.backend=vllm",
+        "generator.inference_engine.weight_sync_backend=nccl",
+        "trainer.placement.policy_num_gpus_per_node=4",
+        "trainer.placement.ref_num_gpus_per_node=4",
+        "generator.inference_engine.num_engines=4",
+    ]
+    unread = section(done.stdout, "not read")
+    given = set(re.findall(r"^  ([a-z_.]+)=", script.read_text(), re.MULTILINE))
+    shown = set(re.findall(r"^  ([a-zA-Z_.]+) ?=", done.stdout, re.MULTILINE))
+    assert given <= shown
+    assert "gpu_memory_utilization=0.8 (command line): a setting of vLLM" in unread
+    variables = section(done.stdout, "environment variables not read")
+    assert "SKYRL_RAY_PG_TIMEOUT_IN_S=90" in variables
+    assert [path.name for path in home.iterdir()] == ["examples"]
+
+
+@each_script
+def test_as_written_a_run_is_refused_with_all_that_is_missing(script: Path, home: Path) -> None:
+    done = bash(f"{script}", home)
+    assert done.returncode == 2
+    lines = done.stderr.splitlines()
+    assert len(lines) == 5
+    assert all("SkyRL has it, this project not yet: docs/roadmap.md" in line for line in lines)
+    assert [path.name for path in home.iterdir()] == ["examples"]
+
+
+@each_script
+def test_a_layout_that_cannot_be_is_refused_even_by_a_dry_run(script: Path, home: Path) -> None:
+    done = bash(f"{script} --dry-run generator.inference_engine.num_engines=2", home)
+    assert done.returncode == 2
+    assert "the policy has 4 GPUs" in done.stderr
+    assert "make the two equal" in done.stderr
+
+
+@each_script
+def test_for_a_laptop_nothing_is_missing(script: Path, home: Path) -> None:
+    done = bash(f"{laptop(script)} --dry-run", home)
+    assert done.returncode == 0, done.stderr
+    assert missing(done.stdout) == []
+
+
+@pytest.mark.slow
+@each_script
+def test_a_script_trains_on_a_laptop(script: Path, home: Path) -> None:
+    name = script.parent.name
+    (make_data,) = [line for line in commands(script) if line.startswith("skyrl data")]
+    if name == "gsm8k":
+        make_data += f" --source {REAL_GSM8K if REAL_GSM8K.is_dir() else look_alike(home)}"
+    done = bash(make_data, home)
+    assert done.returncode == 0, done.stderr
+
+    data = f"data.train_data=\"['{home}/data/{name}/train.parquet']\""
+    words = f'{data} trainer.ckpt_path="{home}/ckpts" {SEED_VALUES}'
+    cache = str(cache_folder().parent)  # the tiny model need not be made for every home
+    variables = {"SKYRL_RAY_PG_TIMEOUT_IN_S": "90", "SKYRL_CACHE": cache}
+    done = bash(f"{laptop(script)} {words}", home, **variables)
+    assert done.returncode == 0, done.stderr
+    assert "SKYRL_RAY_PG_TIMEOUT_IN_S; --dry-run says why" in done.stdout
+    assert "finished at step 2" in done.stdout
+    (folder,) = (home / "ckpts").iterdir()
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    assert max(json.loads(line)["step"] for line in lines) == 2
+    assert (folder / "export" / "global_step_2" / "model.safetensors").is_file()
+
+
+def look_alike(home: Path) -> Path:
+    """24 and 4 problems of GSM8K's form."""
+    folder = home / "original"
+    folder.mkdir()
+    for split, count in (("train", 24), ("test", 4)):
+        rows = [
+            {"question": f"{n} and {n}?", "answer": f"{n}+{n}={2 * n}\n#### {2 * n}"}
+            for n in range(count)
+        ]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
