@@ -1,4 +1,4 @@
-"""One sandbox for all code that a model wrote: see `Sandbox` and `Worker`.
+"""One sandbox for all code that a model wrote: see `Sandbox`, `Worker` and `WorkerPool`.
 
 Linux and bubblewrap only. `require_sandbox` refuses, with what to install, where
 a sandbox cannot be had.
@@ -7,6 +7,7 @@ a sandbox cannot be had.
 from skyrl_sandbox.check import require_sandbox
 from skyrl_sandbox.interpreter import Interpreter
 from skyrl_sandbox.limits import Limit, Limits, Result
+from skyrl_sandbox.pool import WorkerPool
 from skyrl_sandbox.sandbox import Sandbox
 from skyrl_sandbox.worker import Worker, WorkerDied, WorkerError, WorkerTimeout
 
@@ -19,6 +20,7 @@ __all__ = [
     "Worker",
     "WorkerDied",
     "WorkerError",
+    "WorkerPool",
     "WorkerTimeout",
     "require_sandbox",
 ]

@@ -1,0 +1,1 @@
+"""Questions about SQLite databases, answered with a query after looking around."""
