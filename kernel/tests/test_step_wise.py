@@ -1,7 +1,7 @@
 """Runs whose episodes are laid out otherwise: rows of turns, joined rows, one message."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from skyrl_kernel.records import TrainingSample
 from skyrl_kernel.run import RunFolder
 from skyrl_kernel.slots import ALGORITHMS
 from skyrl_kernel.testing.distributions import make_distribution
-from skyrl_kernel.testing.scripted import Script, installed, run_scripted
+from skyrl_kernel.testing.scripted import Ask, Script, installed, run_scripted
 
 ALONG_A_ROW = """
 from skyrl_kernel.hookspecs import hookimpl
@@ -42,8 +42,14 @@ def site(tmp_path: Path) -> Iterator[Path]:
         yield tmp_path
 
 
-def play(folder: Path, name: str, *words: str) -> tuple[list[TrainingSample], list[dict[str, Any]]]:
-    """The rows that the first step trained on, and its trajectories; two turns each, 1 + 2 tokens."""
+def second_turn_decides(ask: Ask) -> str:
+    return "" if "why" not in ask.text else f"{ask.seed % 2}!"
+
+
+def play(
+    folder: Path, name: str, *words: str, reply: Callable[[Ask], str] = second_turn_decides
+) -> tuple[list[TrainingSample], list[dict[str, Any]]]:
+    """The rows that the first step trained on, and its trajectories; two turns, 1 + 3 tokens."""
     data = folder / "rows.jsonl"
     rows = [
         {
@@ -55,9 +61,6 @@ def play(folder: Path, name: str, *words: str) -> tuple[list[TrainingSample], li
         for i in range(2)
     ]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-    def reply(ask: Any) -> str:
-        return "" if "why" not in ask.text else f"{ask.seed % 2}!"
 
     script = Script(reply=reply)
     result = run_scripted(
@@ -112,6 +115,28 @@ def test_all_turns_in_one_message_have_no_end_token_between_them(site: Path) -> 
     text = "".join(chr(token - 8) for token in segment["tokens"][8:-1])
     assert text in {"why0!", "why1!"}  # the first turn was nothing but an end token
     assert sum(segment["loss_mask"]) == 3
+
+
+@pytest.mark.parametrize(("appends", "between"), [(True, [0, 2]), (False, [2])])
+def test_a_stop_string_ends_turns_and_an_end_token_closes_them_if_wanted(
+    site: Path, appends: bool, between: list[int]
+) -> None:
+    _, trajectories = play(
+        site,
+        f"stop{appends}",
+        "generator.sampling_params.stop=['!']",
+        f"generator.append_eos_token_after_stop_str_in_multi_turn={str(appends).lower()}",
+        reply=lambda ask: f"{ask.seed % 2}!rest",
+    )
+    for one in trajectories:
+        (segment,) = one["segments"]
+        first = one["turns"][0]
+        assert first["action"] in {"0!", "1!"}
+        after = segment["tokens"][first["stop"] : first["stop"] + len(between)]
+        if len(one["turns"]) == 2:
+            assert after == between
+        assert (segment["tokens"][-1] == 0) is appends
+        assert sum(segment["loss_mask"]) == 2 * len(one["turns"])
 
 
 def test_without_sampler_log_probs_the_trainer_computes_the_old_ones(site: Path) -> None:

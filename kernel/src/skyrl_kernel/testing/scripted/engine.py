@@ -27,7 +27,8 @@ def token_logprobs(weight: float, tokens: IntArray) -> FloatArray:
 class ScriptedEngine:
     """Keeps the `skyrl_kernel.protocols.Engine` protocol.
 
-    A reply is cut after ``max_tokens``; one that fits is ended by `END`. Each
+    A reply is cut after ``max_tokens`` or behind a stop string; one that fits is
+    ended by `END`. Each
     token is tagged with the version of the weights at the moment it was
     "sampled", so a completion that a weight update overtakes carries several.
 
@@ -66,7 +67,11 @@ class ScriptedEngine:
         )
         self.requests.append(request)
         self._script.note(f"ask {ask.number}")
-        wanted = np.append(self._tokenizer.encode(self._script.reply(ask)), np.int32(END))
+        reply = self._script.reply(ask)
+        stops = [reply.index(stop) + len(stop) for stop in request.sampling.stop if stop in reply]
+        wanted = self._tokenizer.encode(reply[: min(stops)] if stops else reply)
+        if not stops:
+            wanted = np.append(wanted, np.int32(END))
         finish: Literal["stop", "length", "abort"] = "stop"
         if len(wanted) > request.sampling.max_tokens:
             wanted, finish = wanted[: request.sampling.max_tokens], "length"
