@@ -358,6 +358,11 @@ def status_of(row: compat.Row) -> str:
     return f"[{row.status}](../roadmap.md#{anchor(compat.table().topics[row.topic].title)})"
 
 
+def answer_of(row: compat.Row) -> str:
+    """What the row says."""
+    return f"{prose(row.text)}. Here {row.instead}" if row.instead else prose(row.text)
+
+
 def default_word(row: compat.Row) -> str:
     """SkyRL's default; nothing where it is not accepted either."""
     return "" if row.accepts == "none" else word(row.default)

@@ -185,7 +185,12 @@ def check_run(words: list[str]) -> None:
     from skyrl_kernel.cli.run import run
 
     given = parsed(run, words)
-    make_plan(given["plugins"] or ["demo"], given["files"], given["overrides"])
+    make_plan(
+        given["plugins"] or ["demo"],
+        given["files"],
+        given["overrides"],
+        allow_not_yet=given["dry_run"],
+    )
 
 
 def check_eval(words: list[str]) -> None:

@@ -293,8 +293,8 @@ def test_a_name_is_taken_out_of_a_list_of_names() -> None:
         ("trainer.override_entrypoint=a.b", "a plugin in a slot replaces the part that differs"),
         ("trainer.strategy=fsdp2", "renamed it: trainer.strategy=fsdp"),
         ("generator.rope_theta=1", "rope_parameters"),
-        ("batch_size=4", "Here it is trainer.train_batch_size and trainer.policy_mini_batch_size"),
-        ("train_on_what=all_assistant_messages", "'skyrl run --plugin sft'"),
+        ("batch_size=4", "Here batch_size is trainer.train_batch_size and trainer.policy_mini_"),
+        ("cache_dir=x", "'skyrl run --plugin sft' tokenises rows when the run begins"),
         ("trainer.policy.optimizer_config.scheduler=cosine", "constant_with_warmup"),
         ("trainer.logger=swanlab", "trainer.logger takes several loggers"),
     ],
@@ -313,6 +313,14 @@ def test_what_is_not_here_is_refused_with_what_to_use(word: str, message: str) -
 )
 def test_the_value_that_changes_nothing_is_accepted(word: str) -> None:
     assert settings(resolve(word, allow_not_yet=False).not_read) == [word]
+
+
+def test_settings_with_one_answer_are_refused_in_one_sentence() -> None:
+    assert refusal("num_steps=9", "seed=1", "batch_size=4").startswith(
+        "num_steps=9, seed=1, batch_size=4 (command line): of SkyRL's main_sft; supervised "
+        "training is 'skyrl run --plugin sft' with the keys of every run. Here num_steps is "
+        "trainer.max_training_steps, seed is trainer.seed, batch_size is "
+    )
 
 
 def test_everything_that_is_wrong_is_said_at_once() -> None:

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skyrl_kernel.config.sources import flatten, read_file, read_overrides, unflatten
+from skyrl_kernel.config.words import read_word
 from skyrl_kernel.errors import ConfigError
 
 
@@ -56,6 +57,21 @@ def test_the_value_of_a_word(text: str, value: Any) -> None:
     found = read_overrides([f"trainer.key={text}"])
     assert found == {"trainer.key": value}
     assert type(found["trainer.key"]) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("{reasoning_effort:low}", {"reasoning_effort": "low"}),
+        ("{a:1,b:http://x}", {"a": 1, "b": "http://x"}),
+        ("{a: 'x,b:c'}", {"a": "x,b:c"}),
+        ('{"a":1,"b":{c:2}}', {"a": 1, "b": {"c": 2}}),
+        ("[{a:1}]", [{"a": 1}]),
+        ("{'a:b': 1}", {"a:b": 1}),
+    ],
+)
+def test_a_mapping_may_be_written_without_blanks(text: str, value: Any) -> None:
+    assert read_word(text) == value
 
 
 def test_a_mapping_becomes_dotted_keys_and_the_last_of_equal_words_wins() -> None:

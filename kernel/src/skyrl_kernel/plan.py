@@ -37,6 +37,8 @@ _NAME_REST = re.compile(r"^([A-Za-z0-9_-]+):[^/\\:].*$")
 ANY_ENV = "any_env"
 """Offered by an env plugin that answers for every env that no installed plugin is called."""
 
+ENGINE_KEY = "generator.inference_engine.backend"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
@@ -116,11 +118,13 @@ def make_plan(
         {path: name for path, name in unselected.items() if path not in sections},
         allow_not_yet=allow_not_yet,
     )
-    if training:
+    # Of an engine that another one stands in for, nobody can say yet what it offers.
+    asks_engine = training and not any(one.name == ENGINE_KEY for one in layers.replaced)
+    if asks_engine:
         _refuse_truncated_sampling(config, entries)
     needs = (
         {"trainer.fully_async.enabled": ("concurrent_generation",)}
-        if training and config.config.trainer.max_staleness
+        if asks_engine and config.config.trainer.max_staleness
         else {}
     )
     check_capabilities(entries, catalog, extra_needs=needs)

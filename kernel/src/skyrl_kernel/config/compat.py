@@ -18,7 +18,7 @@ that asks for it.
 
 import os
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -55,6 +55,8 @@ class Row:
     """``read``: of variables only, by the plugin or package that the text names."""
     text: str
     """Why, or what is there instead; stands behind a colon."""
+    instead: str = ""
+    """The keys that it is here, where each key of a group has its own."""
     topic: str = ""
     """What will bring it, if it is *not yet* there."""
     default: Any = None
@@ -162,14 +164,15 @@ def _keys(group: Mapping[str, Any]) -> Iterator[Row]:
         for role in group.get("roles", [""]):
             yield _row(key.replace("{role}", role), group, default)
     for key, instead in group.get("instead", {}).items():
-        yield _row(key, {**group, "text": f"{group['text']}. Here it is {instead}"})
+        yield _row(key, group, instead=instead)
 
 
-def _row(name: str, group: Mapping[str, Any], default: str = "null") -> Row:
+def _row(name: str, group: Mapping[str, Any], default: str = "null", *, instead: str = "") -> Row:
     return Row(
         name=name,
         status=group["status"],
         text=group["text"],
+        instead=instead,
         topic=group.get("topic", ""),
         default=read_word(default),
         accepts="any" if group["status"] == "not read" else group.get("accepts", "default"),
@@ -241,13 +244,27 @@ class Answers:
         else:
             self.not_here.append(answer)
 
-    @staticmethod
-    def refusal(answer: Answer) -> str:
-        """Why a run cannot be done as asked."""
-        if answer.row.status == "not yet":
-            title = table().topics[answer.row.topic].title
-            return f"{answer}. SkyRL has it, this project not yet: docs/roadmap.md, '{title}'"
-        return f"{answer}. It is SkyRL's, and not here"
+
+def refusals(answers: Iterable[Answer]) -> list[str]:
+    """Why a run cannot be done as asked: a sentence for all that have the same answer."""
+    alike: dict[tuple[str, str], list[Answer]] = {}
+    for answer in answers:
+        alike.setdefault((answer.row.topic, answer.row.text), []).append(answer)
+    return [_refusal(some) for some in alike.values()]
+
+
+def _refusal(answers: list[Answer]) -> str:
+    settings = ", ".join(answer.setting for answer in answers)
+    origins = " and ".join(dict.fromkeys(answer.origin for answer in answers))
+    row = answers[0].row
+    places = [f"{one.row.name} is {one.row.instead}" for one in answers if one.row.instead]
+    here = f". Here {', '.join(places)}" if places else ""
+    if row.status == "not yet":
+        title = table().topics[row.topic].title
+        end = f"SkyRL has it, this project not yet: docs/roadmap.md, '{title}'"
+    else:
+        end = "It is SkyRL's, and not here"
+    return f"{settings} ({origins}): {row.text}{here}. {end}"
 
 
 def unread_variables() -> list[Answer]:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from skyrl_kernel.config.compat import Answer, Answers, Row, table
+from skyrl_kernel.config.compat import Answer, Answers, Row, refusals, table
 from skyrl_kernel.config.layers import Layers
 from skyrl_kernel.config.rules import broken_rules, is_missed
 from skyrl_kernel.config.sources import flatten, unflatten
@@ -90,7 +90,7 @@ def resolve_config(
             problems.append(_key_problem(key, known, unselected, origin))
     problems = problems or broken_rules(layers)
     refused = answers.not_here if allow_not_yet else [*answers.not_here, *answers.not_yet]
-    problems += [answers.refusal(answer) for answer in refused]
+    problems += refusals(refused)
     if problems:
         raise ConfigError("\n".join(problems))
 

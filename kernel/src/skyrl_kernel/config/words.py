@@ -26,6 +26,10 @@ _PLAIN = {
 """Tag → the plain scalars that have it (the core schema of YAML 1.2, and merge keys)."""
 
 
+_KEY = re.compile(r"((?:^|(?<=[{,]))\s*[A-Za-z_]\w*):(?=[^\s/])")
+"""``key:`` of a mapping, right before its value; YAML reads the two as one key."""
+
+
 class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers = {}  # noqa: RUF012 -- yaml's own way to set them per class
 
@@ -58,16 +62,28 @@ def read_yaml(text: str) -> Any:
 def read_word(text: str) -> Any:
     """The value of a ``key=value`` word: a list or mapping in brackets, a quoted text, or a scalar.
 
+    A mapping may be written as SkyRL's command line takes it, without blanks.
+
     Example:
         >>> [read_word(text) for text in ("3", "1e-6", "true", "null", "007", "a: b #c", "['x', 2]")]
         [3, 1e-06, True, None, '007', 'a: b #c', ['x', 2]]
+        >>> read_word("{a:1,b:http://x}")
+        {'a': 1, 'b': 'http://x'}
     """
     text = text.strip()
     if text[:1] in ("[", "{", "'", '"'):
         try:
-            return read_yaml(text)
+            value = read_yaml(text)
+            return read_yaml(_KEY.sub(r"\1: ", text)) if _runs_together(value) else value
         except yaml.YAMLError:
             return text
     loader = _Loader("")
     tag = loader.resolve(yaml.ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]
     return loader.construct_object(yaml.ScalarNode(tag, text))
+
+
+def _runs_together(value: Any) -> bool:
+    """True if a key has swallowed its value."""
+    if isinstance(value, dict):
+        return any(_KEY.match(str(key)) or _runs_together(below) for key, below in value.items())
+    return isinstance(value, list) and any(map(_runs_together, value))
