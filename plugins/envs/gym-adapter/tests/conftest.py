@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from skyrl_gym_adapter.config import SkyrlGymConfig
-from skyrl_gym_adapter.envs import InProcessEnv, Recipe, SandboxedEnv, close_workers
-from skyrl_gym_adapter.plugin import recipe_of
+from skyrl_gym_adapter.envs import InProcessEnv, SandboxedEnv
+from skyrl_gym_adapter.recipe import Recipe
+from skyrl_gym_adapter.workers import close_workers
 
 MODULE = '''
 """Written for skyrl-gym: nothing of this project is imported."""
@@ -146,6 +147,6 @@ def recipe(folder: Path) -> Callable[..., Recipe]:
     """What the plugin makes of a name and of ``environment.skyrl_gym``."""
 
     def make(name: str, **settings: Any) -> Recipe:
-        return recipe_of(name, SkyrlGymConfig(**{"folders": [str(folder)], **settings}))
+        return Recipe.of(name, SkyrlGymConfig(**{"folders": [str(folder)], **settings}))
 
     return make

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from skyrl_gym_adapter.config import SkyrlGymConfig
-from skyrl_gym_adapter.envs import InProcessEnv, Recipe, SandboxedEnv
-from skyrl_gym_adapter.plugin import recipe_of, with_max_turns
+from skyrl_gym_adapter.envs import InProcessEnv, SandboxedEnv
+from skyrl_gym_adapter.plugin import with_max_turns
+from skyrl_gym_adapter.recipe import Recipe
 from skyrl_kernel.env import Env
 from skyrl_kernel.testing.contracts import EnvContract
 
@@ -17,7 +18,7 @@ class TestAClassOfSkyrlGym(EnvContract):
 
     def make(self, cap: int | None = None) -> Env:
         row = {"reward_spec": {"ground_truth": "72"}, "extra_info": {}, "max_turns": 3}
-        recipe = recipe_of("gsm8k_multi_turn", SkyrlGymConfig())
+        recipe = Recipe.of("gsm8k_multi_turn", SkyrlGymConfig())
         return InProcessEnv(recipe, with_max_turns(row, cap))
 
 

@@ -1,15 +1,19 @@
 """Classes written for skyrl-gym do here what they do there, in this process and in the sandbox."""
 
+import http.server
 import json
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from skyrl_gym_adapter.envs import InProcessEnv, Recipe, SandboxedEnv, start_worker
+from skyrl_gym_adapter.envs import InProcessEnv, SandboxedEnv
 from skyrl_gym_adapter.episode import plain
+from skyrl_gym_adapter.recipe import Recipe
+from skyrl_gym_adapter.workers import GymWorker
 
 Make = Callable[..., Recipe]
 Kind = type[InProcessEnv] | type[SandboxedEnv]
@@ -193,4 +197,51 @@ def test_what_cannot_be_imported_inside_says_where_modules_are_looked_for(
     recipe: Make, bwrap: str
 ) -> None:
     with pytest.raises(Exception, match=r"'nowhere'.*cannot be imported.*skyrl_gym\.folders"):
-        start_worker(recipe("nowhere:Env"))
+        GymWorker(recipe("nowhere:Env"))
+
+
+# --- ports ------------------------------------------------------------------------------------
+
+
+class _Echo(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))[::-1]
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    """Of a server on the loopback device that turns bodies round."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Echo) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_port
+        server.shutdown()
+
+
+def test_a_port_that_was_named_is_reached_from_inside_and_no_other(
+    recipe: Make, port: int, bwrap: str
+) -> None:
+    ask = (
+        "import requests\n"
+        "with requests.Session() as session:\n"
+        f"    texts = [session.post('http://127.0.0.1:{port}/x', data=b'ab' * n).text for n in (1, 100000)]\n"
+        "answer = [texts[0], len(texts[1])]"
+    )
+    open_one = recipe("guessing:Runs", ports=[port])
+    for _ in range(2):  # the next episode too
+        steps, _ = played(SandboxedEnv(open_one, {}), ask)
+        assert steps[0]["metadata"]["answer"] == ["ba", 200_000]
+    other = f"import socket; socket.create_connection(('127.0.0.1', {port + 1}), 2)"
+    steps, _ = played(SandboxedEnv(open_one, {}), other)
+    assert "ConnectionRefusedError" in steps[0]["metadata"]["answer"]
+    steps, _ = played(SandboxedEnv(recipe("guessing:Runs"), {}), ask)
+    assert "ConnectionError" in steps[0]["metadata"]["answer"]

@@ -36,6 +36,8 @@ class SkyrlGymConfig(Section):
     """Env → what its class gets as ``env_config`` (SkyRL: environment.skyrl_gym.<id>)."""
     folders: list[str] = Field(default_factory=list)
     """Folders that are searched for modules and that a class in the sandbox may read."""
+    ports: list[Annotated[int, Field(ge=1, le=65535)]] = Field(default_factory=list)
+    """Ports of this machine's 127.0.0.1 that a class in the sandbox, which has no network, may reach."""
     memory_mb: Annotated[int, Field(ge=256)] = 2048
     """MiB that one env in the sandbox may use, with all that it starts."""
     processes: Annotated[int, Field(ge=8)] = 64

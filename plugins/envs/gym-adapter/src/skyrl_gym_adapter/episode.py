@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypedDict
 
 if TYPE_CHECKING:
-    from skyrl_gym.envs.registration import EnvSpec
+    from skyrl_gym.envs.registration import EnvSpec  # type: ignore[import-untyped]
 
 
 class NoSuchEnv(ValueError):
@@ -134,7 +134,7 @@ class Episode:
     def __init__(
         self, spec: "EnvSpec", env_config: Mapping[str, Any], extras: dict[str, Any]
     ) -> None:
-        import skyrl_gym  # type: ignore[import-untyped]
+        import skyrl_gym
         from omegaconf import OmegaConf
 
         try:
@@ -164,7 +164,7 @@ class Episode:
 
     def metrics(self) -> dict[str, Any]:
         """The class's own `aggregate_metrics` of this one episode; numbers alone."""
-        from skyrl_gym.metrics import default_aggregate_metrics
+        from skyrl_gym.metrics import default_aggregate_metrics  # type: ignore[import-untyped]
 
         aggregate = getattr(type(self._env), "aggregate_metrics", default_aggregate_metrics)
         measure = getattr(self._env, "get_metrics", dict)

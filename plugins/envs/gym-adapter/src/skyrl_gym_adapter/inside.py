@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from skyrl_gym_adapter.episode import Episode, NoSuchEnv, find
+from skyrl_gym_adapter.ports import open_inside
 
 if TYPE_CHECKING:
-    from skyrl_gym.envs.registration import EnvSpec
+    from skyrl_gym.envs.registration import EnvSpec  # type: ignore[import-untyped]
 
 _WRITABLE = ("/tmp", "/dev/shm")
 """All that a program can write to in the sandbox."""
@@ -40,6 +41,8 @@ def handle(request: dict[str, Any]) -> Any:
     if what == "load":
         _first_files = _files()
         _spec = find(request["name"], request["source"])
+        for port, file in request["ports"].items():
+            open_inside(int(port), file)
         return None
     if what == "open":
         _end()

@@ -1,20 +1,15 @@
 """The hooks of ``skyrl-gym``: its config, its envs, and whether they can be had here."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
 from skyrl_gym_adapter.config import SkyrlGymConfig
-from skyrl_gym_adapter.envs import (
-    InProcessEnv,
-    Recipe,
-    SandboxedEnv,
-    importable_here,
-    start_worker,
-)
-from skyrl_gym_adapter.episode import NoSuchEnv, Source, find
+from skyrl_gym_adapter.envs import InProcessEnv, SandboxedEnv
+from skyrl_gym_adapter.episode import NoSuchEnv, find
+from skyrl_gym_adapter.recipe import Recipe
+from skyrl_gym_adapter.workers import GymWorker
 from skyrl_kernel.env import Env
 from skyrl_kernel.errors import UsageError
 from skyrl_kernel.hookspecs import hookimpl
@@ -45,17 +40,17 @@ def check_env(name: str, settings: Settings) -> None:
     if target is None:
         return
     config = settings[SkyrlGymConfig]
-    recipe = recipe_of(target, config)
+    recipe = Recipe.of(target, config)
     if config.is_harmless(target):
         try:
-            find(target, importable_here(recipe.source))
+            find(target, recipe.source_here)
         except NoSuchEnv as error:
             raise UsageError(str(error)) from error
         return
     from skyrl_sandbox import WorkerError
 
     try:
-        start_worker(recipe).close()
+        GymWorker(recipe).close()
     except WorkerError as error:
         raise UsageError(
             f"it cannot be loaded in the sandbox: {error.message.removeprefix('NoSuchEnv: ')}"
@@ -78,7 +73,7 @@ def make_env(
     config = settings[SkyrlGymConfig]
     columns = with_max_turns(dict(extras), max_turns)
     kind = InProcessEnv if config.is_harmless(target) else SandboxedEnv
-    return kind(recipe_of(target, config), columns)
+    return kind(Recipe.of(target, config), columns)
 
 
 def target_of(name: str) -> str | None:
@@ -92,21 +87,6 @@ def target_of(name: str) -> str | None:
         return name.removeprefix(_PREFIX)
     is_installed = any(entry.kind == "env" and entry.name == name for entry in discover())
     return None if is_installed else name
-
-
-def recipe_of(target: str, config: SkyrlGymConfig) -> Recipe:
-    """All that it takes to make envs of a target."""
-    return Recipe(
-        name=target,
-        source=Source(
-            folders=[str(Path(one).expanduser().absolute()) for one in config.folders],
-            modules=list(config.modules),
-            ids=dict(config.ids),
-        ),
-        env_config=config.env_config_of(target),
-        memory_mb=config.memory_mb,
-        processes=config.processes,
-    )
 
 
 def with_max_turns(extras: dict[str, Any], cap: int | None) -> dict[str, Any]:
