@@ -1,0 +1,96 @@
+"""Plans of launch scripts that ask for more than there is."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from skyrl_kernel.cli.show import describe_plan
+from skyrl_kernel.config.compat import table
+from skyrl_kernel.errors import ConfigError
+from skyrl_kernel.plan import Plan, make_plan
+from skyrl_kernel.plugins import discover
+from skyrl_kernel.slots import BACKENDS
+from skyrl_kernel.testing.distributions import make_distribution, on_path
+from skyrl_kernel.testing.scripted import installed
+
+ENGINE = "generator.inference_engine"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with installed(tmp_path_factory.mktemp("site")) as folder:
+        discover(refresh=True)
+        yield folder
+
+
+@pytest.fixture(autouse=True)
+def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in table().variables:
+        monkeypatch.delenv(name, raising=False)
+
+
+def plan(*overrides: str, dry_run: bool = True) -> Plan:
+    return make_plan(("scripted",), [], overrides, allow_not_yet=dry_run)
+
+
+def test_a_run_names_what_it_does_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert plan(dry_run=False).notes == []
+    monkeypatch.setenv("SKYRL_RAY_PG_TIMEOUT_IN_S", "90")
+    monkeypatch.setenv("SWANLAB_API_KEY", "0123456789abcdef")
+    made = plan("generator.batched=true", f"{ENGINE}.num_engines=1", dry_run=False)
+    assert made.notes == [
+        f"not read here: generator.batched=true, {ENGINE}.num_engines=1, SKYRL_RAY_PG_TIMEOUT_IN_S; "
+        "--dry-run says why"
+    ]
+
+
+def test_a_dry_run_begins_with_what_is_missing_and_what_is_not_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert describe_plan(plan()).startswith("config (defaults last)\n")
+    monkeypatch.setenv("SWANLAB_API_KEY", "0123456789abcdef")
+    text = describe_plan(plan("generator.batched=true", f"{ENGINE}.num_engines=2", COLOCATED))
+    assert text.splitlines()[:7] == [
+        "not built yet (docs/roadmap.md): without --dry-run refused",
+        f"  {ENGINE}.num_engines=2 (command line): one engine generates, in the run's own process",
+        "  trainer.placement.policy_num_gpus_per_node=2 (command line): a run is one process on one device",
+        "not read",
+        "  generator.batched=true (command line): every trajectory is played by itself, turn by turn, and "
+        "the engine batches their requests; the samples are the same",
+        "environment variables not read",
+        "  SWANLAB_API_KEY=*** (environment): no plugin here writes to SwanLab",
+    ]
+
+
+COLOCATED = "trainer.placement.policy_num_gpus_per_node=2"
+
+
+def test_what_an_engine_offers_is_not_asked_of_the_one_that_stands_in_for_it() -> None:
+    truncated = "generator.sampling_params.top_p=0.9"
+    ahead = "trainer.fully_async.enabled=true"
+    made = plan(f"{ENGINE}.backend=vllm", truncated, ahead)
+    assert made.tree.generator.inference_engine.backend == "transformers"
+    with pytest.raises(ConfigError, match="top_p truncates what is sampled in training"):
+        plan(truncated)
+
+
+def test_a_plugin_fills_the_slot_of_a_name_that_skyrl_has(tmp_path: Path) -> None:
+    make_distribution(
+        tmp_path,
+        "skyrl-own-vllm",
+        modules={"skyrl_own_vllm": HOOK},
+        entry_points={BACKENDS: {"vllm": "skyrl_own_vllm"}},
+    )
+    with on_path(tmp_path):
+        made = plan(f"{ENGINE}.backend=vllm", dry_run=False)
+    assert made.selected("vllm", BACKENDS)
+    assert made.config.not_yet == ()
+
+
+HOOK = """
+from skyrl_kernel.hookspecs import hookimpl
+
+@hookimpl
+def make_engine(name): ...
+"""
