@@ -163,6 +163,13 @@ def test_what_the_selection_inside_refused_stays_refused() -> None:
     assert selection.verdicts == ("drop", "mask")
     assert selection.reasons[1].startswith("all trajectories but one lost")
 
+    def drop_all(candidates: Sequence[Group], target: int, rng: np.random.Generator) -> Selection:
+        return Selection(verdicts=("drop",) * len(candidates), reasons=("no",) * len(candidates))
+
+    equal = group(trajectory(1.0), trajectory(1.0))
+    decide = zero_variance_filter.filtered(drop_all, 1e-6)
+    assert decide([equal], 1, np.random.default_rng(0)) == drop_all([equal], 1, None)  # type: ignore[arg-type]
+
 
 @given(
     rewards=st.lists(st.floats(-5, 5), min_size=1, max_size=6),
