@@ -86,7 +86,7 @@ def eval(
         subject = _run_subject(Path(target).expanduser(), plugins, files, overrides, step)
     else:
         subject = _model_subject(target, plugins, files, overrides, step)
-    for note in subject.notes:
+    for note in (*subject.plan.notes, *subject.notes):
         click.echo(f"warning: {note}", err=True)
     if dump is not None:
         dump = dump.expanduser()

@@ -28,7 +28,7 @@ DEMO = "demo"
 @click.option(
     "--dry-run",
     is_flag=True,
-    help="Check config, plugins and stages, print what would run, and stop.",
+    help="Check config, plugins and stages, print what would run and what is missing, and stop.",
 )
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 def run(

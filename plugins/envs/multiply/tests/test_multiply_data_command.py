@@ -1,5 +1,7 @@
 """``skyrl data multiply``, from the words of the command to the prompts of a run."""
 
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -68,10 +70,33 @@ def test_the_home_folder_is_the_default_place(
     assert (tmp_path / "data" / "multiply" / "train.parquet").is_file()
 
 
+def test_skyrls_words_make_skyrls_data_without_what_surprises_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    words = shlex.split("--output_dir ~/data --num_digits 4 --train_size 10000 --test_size 200")
+    assert run("multiply", *words).exit_code == 0
+    first = (tmp_path / "data" / "train.parquet").read_bytes()
+    dashed = [word.replace("_", "-") if word.startswith("--") else word for word in words]
+    assert run("multiply", *dashed).exit_code == 0
+    assert (tmp_path / "data" / "train.parquet").read_bytes() == first  # the seed is fixed
+
+    def problems(split: str) -> list[frozenset[str]]:
+        prompts = load_prompts(
+            [str(tmp_path / "data" / f"{split}.parquet")], default_env="multiply"
+        )
+        return [frozenset(one.messages[-1]["content"].split(" * ")) for one in prompts.prompts]
+
+    train, validation = problems("train"), problems("validation")
+    assert (len(train), len(validation)) == (10000, 200)
+    assert not set(train) & set(validation)  # nor with the factors swapped
+    assert all(len(number) == 4 for pair in train for number in pair)
+
+
 def test_without_a_name_the_data_sets_are_listed() -> None:
     result = run()
     assert result.exit_code == 0
-    assert "  multiply  Multiplication problems" in result.output
+    assert re.search(r"^  multiply +Multiplication problems", result.output, re.MULTILINE)
 
 
 def test_help_lists_the_options_of_the_data_set() -> None:
