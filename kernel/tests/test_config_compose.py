@@ -276,6 +276,21 @@ def test_values_that_contradict_each_other_are_refused_with_the_keys(
         resolve(*words)
 
 
+@pytest.mark.parametrize(
+    "word",
+    [
+        "trainer.ckpt_path=${oc.env:HOME}/runs",
+        "trainer.epochs=${trainer.seed}",
+        "generator.inference_engine.served_model_name=${trainer.policy.model.path}",
+    ],
+)
+def test_what_would_be_filled_in_elsewhere_is_refused(word: str) -> None:
+    with pytest.raises(
+        ConfigError, match=r"\$\{.*\} would be taken as it stands; .* let the shell"
+    ):
+        resolve(word)
+
+
 def test_numbers_become_text_where_text_is_meant() -> None:
     assert resolve("trainer.run_name=7").config.trainer.run_name == "7"
     assert resolve("trainer.run_name=007").config.trainer.run_name == "007"

@@ -1,6 +1,7 @@
 """Layers of values become one checked config, and every value knows where it came from."""
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -17,6 +18,8 @@ from skyrl_kernel.errors import ConfigError
 SectionT = TypeVar("SectionT", bound=BaseModel)
 
 _SHOWN_KEYS = 6
+_INTERPOLATION = re.compile(r"\$\{[\w.]+(:[^}]*)?\}")
+"""``${trainer.seed}``, ``${oc.env:HOME}``: what SkyRL's command line fills in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +81,12 @@ def resolve_config(
     kernel_values: dict[str, Any] = {}
     for key, value in layers.values.items():
         origin = layers.origins[key]
-        if _is_known(key, known):
+        if isinstance(value, str) and (found := _INTERPOLATION.search(value)):
+            problems.append(
+                f"{key}={value} ({origin}): {found[0]} would be taken as it stands; values refer to no "
+                "other keys and no variables, so write the value, or let the shell fill it in"
+            )
+        elif _is_known(key, known):
             kernel_values[key] = value
         elif row := _row(key, unselected):
             answer = Answer(name=key, value=value, origin=origin, row=row)
