@@ -172,7 +172,8 @@ def install_example(site: Path) -> None:
 
 def check_skyrl(words: list[str]) -> None:
     name, *rest = words
-    {"run": check_run, "eval": check_eval, "data": check_data, "plugins": check_plugins}[name](rest)
+    checks = {"run": check_run, "eval": check_eval, "log": check_log, "data": check_data}
+    (checks | {"plugins": check_plugins})[name](rest)
 
 
 def parsed(command: click.Command, words: list[str]) -> dict[str, Any]:
@@ -199,6 +200,13 @@ def check_eval(words: list[str]) -> None:
     given = parsed(command, words)
     plugins = given["plugins"] or ["demo"]  # a run brings its own
     make_plan(plugins, given["files"], given["overrides"], training=False)
+
+
+def check_log(words: list[str]) -> None:
+    from skyrl_kernel.cli.log import log
+
+    for name in parsed(log, words)["plugins"]:
+        assert discover().named(name)
 
 
 def check_data(words: list[str]) -> None:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from skyrl_kernel.env import Env
+    from skyrl_kernel.feed import Sink
     from skyrl_kernel.protocols import (
         Advantage,
         DataRecipe,
@@ -150,6 +151,16 @@ def make_env(
 @hookspec(firstresult=True)
 def make_reduction(name: str, settings: "Settings") -> "Reduction | None":
     """How per-token policy losses of a mini-batch are weighted: ``trainer.algorithm.loss_reduction``."""
+
+
+@hookspec(firstresult=True)
+def make_sink(name: str, settings: "Settings") -> "Sink | None":
+    """The store of a logger that ``trainer.logger`` names (`skyrl_kernel.feed`).
+
+    Called at start-up, so that what cannot work is refused, and again in the
+    logger's own process, where the sink is used. Cheap: it opens nothing and
+    imports nothing heavy. Loggers without a store observe instead.
+    """
 
 
 # --- stages, in the order of a step -------------------------------------------------

@@ -42,12 +42,16 @@ MAY_CHANGE = frozenset(
         "trainer.hf_save_interval",
         "trainer.log_path",
         "trainer.logger",
+        "trainer.logger_timeout_s",
         "trainer.max_ckpts_to_keep",
         "trainer.max_failed_frac",
         "trainer.max_training_steps",
+        "trainer.num_logger_eval_samples",
+        "trainer.num_logger_train_samples",
         "trainer.project_name",
         "trainer.resume_mode",
         "trainer.resume_path",
+        "trainer.tags",
     }
 )
 """Keys with which a run may be continued although they were others: they do not change what a step

@@ -10,6 +10,7 @@ from typing import Literal
 
 from skyrl_kernel.assemble import make_session, prepare
 from skyrl_kernel.errors import FailureBudgetError, StopRun, is_disk_full
+from skyrl_kernel.feed import Feed, check_sinks
 from skyrl_kernel.logs import RunLogs
 from skyrl_kernel.loop import train
 from skyrl_kernel.masking import mask_secrets
@@ -72,6 +73,7 @@ def carry_out(plan: Plan, *, progress: Progress | None = None) -> RunResult:
         export=_own_part(config.export_path, config.run_name),
         logs=_own_part(config.log_path, config.run_name),
     )
+    check_sinks(plan)
     prepared = prepare(plan)
     total_steps = prepared.order.total_steps
     moved = make_room(folder, config)
@@ -99,6 +101,7 @@ def carry_out(plan: Plan, *, progress: Progress | None = None) -> RunResult:
                     session = make_session(
                         prepared, folder=folder, progress=progress, runtime=runtime, start=start
                     )
+                    session.feed = Feed(plan, folder)
                     logs.adopt_libraries()  # those that were imported just now
                     _begin(session, start)
                     notes = [f"{path} held another run; it is now {moved}"] if moved else []

@@ -7,7 +7,7 @@ by `skyrl_kernel.assemble` and thrown away when the run ends.
 import asyncio
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, ParamSpec, TypeVar
@@ -16,6 +16,7 @@ from skyrl_kernel.admission import Admission
 from skyrl_kernel.batch import CreditedGroup, Scorer
 from skyrl_kernel.config import TrainerConfig
 from skyrl_kernel.errors import SkyrlError, StopRun, WeightSyncError, is_disk_full
+from skyrl_kernel.feed import Feed
 from skyrl_kernel.plan import Plan
 from skyrl_kernel.probe import INTERVAL, probe
 from skyrl_kernel.producer import Batch, Producer
@@ -79,6 +80,8 @@ class Session:
     """[T] tokens each, on which engine and trainer must agree; empty where the engine cannot tell."""
     lock: Sequence[dict[str, Any]]
     """The plugin lock that goes into every checkpoint."""
+    feed: Feed | None = None
+    """Brings the run to the stores of its loggers."""
     sentinels: Sentinels = field(default_factory=Sentinels)
     warnings: list[str] = field(default_factory=list)
     stop: str | None = None
@@ -245,6 +248,12 @@ class Session:
 
         A `StopRun` sets `stop`; the loop ends after its step.
         """
+        self._call_observers(hook, kwargs)
+        if self.feed is not None:
+            for text in self.feed.observe(hook, **kwargs):
+                self.warn(text)
+
+    def _call_observers(self, hook: str, kwargs: Mapping[str, Any]) -> None:
         try:
             failures = self.plan.manager.observe(hook, **kwargs)
         except StopRun as stop:

@@ -15,7 +15,7 @@ for it at every call.
 # ruff: noqa: E402
 import pytest
 
-for _kind in ("algorithm", "engine", "env", "observer", "trainer"):
+for _kind in ("algorithm", "engine", "env", "observer", "sink", "trainer"):
     pytest.register_assert_rewrite(f"{__name__}.{_kind}")  # a failed assert shows its two sides
 
 from skyrl_kernel.testing.contracts.algorithm import (
@@ -26,6 +26,7 @@ from skyrl_kernel.testing.contracts.algorithm import (
 from skyrl_kernel.testing.contracts.engine import EngineContract
 from skyrl_kernel.testing.contracts.env import EnvContract
 from skyrl_kernel.testing.contracts.observer import LoggerContract, ObserverContract
+from skyrl_kernel.testing.contracts.sink import SinkContract
 from skyrl_kernel.testing.contracts.trainer import TrainerContract
 
 __all__ = [
@@ -36,5 +37,6 @@ __all__ = [
     "LoggerContract",
     "LossContract",
     "ObserverContract",
+    "SinkContract",
     "TrainerContract",
 ]

@@ -1,0 +1,1 @@
+"""The mlflow logger: a run in MLflow. See `skyrl_mlflow.plugin`."""

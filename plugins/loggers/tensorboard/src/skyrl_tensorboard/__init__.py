@@ -1,0 +1,1 @@
+"""The tensorboard logger: a run in TensorBoard. See `skyrl_tensorboard.plugin`."""

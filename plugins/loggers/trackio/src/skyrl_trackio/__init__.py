@@ -1,0 +1,1 @@
+"""The trackio logger: a run in Trackio. See `skyrl_trackio.plugin`."""

@@ -1,0 +1,1 @@
+"""The wandb logger: a run in Weights & Biases. See `skyrl_wandb.plugin`."""
