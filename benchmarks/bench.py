@@ -163,6 +163,7 @@ def measure_demo(scratch: Path) -> dict[str, Any]:
         "trainer.strategy": "stopwatch",
         "generator.inference_engine.backend": "stopwatch",
         "generator.tokenizer": "stopwatch",
+        "trainer.logger": ["console", "stopwatch_end"],
     }
     # fsdp owns keys that the demo sets, so it stays selected; its trainer comes from the stopwatch.
     flags = ["--plugin", "demo", "--plugin", "fsdp"]
@@ -184,7 +185,12 @@ def measure_demo(scratch: Path) -> dict[str, Any]:
 
 def install_stopwatch(folder: Path) -> list[Path]:
     make_distribution(
-        folder, "skyrl-stopwatch", entry_points={"skyrl.backends": {"stopwatch": "skyrl_stopwatch"}}
+        folder,
+        "skyrl-stopwatch",
+        entry_points={
+            "skyrl.backends": {"stopwatch": "skyrl_stopwatch"},
+            "skyrl.plugins": {"stopwatch_end": "skyrl_stopwatch.end"},
+        },
     )
     return [folder, commands.HERE / "stopwatch"]
 
@@ -199,13 +205,14 @@ PARTS = {
     "reward_s": "reward: env_reward",
     "advantage_s": "advantage: grpo",
     "rollouts_s": "kernel: rollouts, threads, checks",
-    "files_s": "kernel: the trajectory file, written beside the next step",
     "batches_s": "kernel: batches, weights of tokens, checks",
-    "reports_s": "kernel: metrics, reports; loggers",
+    "reports_s": "kernel: metrics, reports",
+    "loggers_s": "logger: console",
+    "files_s": "the trajectory file, written beside the next step",
 }
 """What the stopwatch counts, and what it means."""
 MODEL = ("engine_s", "update_s", "score_s")
-KERNEL = ("rollouts_s", "files_s", "batches_s", "reports_s")
+KERNEL = ("rollouts_s", "batches_s", "reports_s")
 
 
 def step_numbers(

@@ -21,9 +21,9 @@ def section(results: Numbers) -> str:
 {_figures(n)}
 
 One thread. Shares and tokens/s are of CPU seconds; other seconds depend on who else uses the \
-machine. Agent loop, env and trajectory file are measured by doing a step's work of theirs once \
-more; what they leave of the rollouts is the kernel's. The file's first moments are counted under \
-metrics, and taken from the rollouts instead.
+machine. Agent loop and env are measured by doing a step's work of theirs once more; what they \
+leave of the rollouts is the kernel's. The trajectory file is what a run keeps, not what it costs to \
+be a microkernel; `trainer.dump_trajectories=false` leaves it out.
 
 {machine_line(results["machine"])}
 """
@@ -36,8 +36,8 @@ def _why_missed(results: Numbers) -> str:
         return ""
     return """\
 The kernel's share is above its promise. With a model this small a trajectory is some milliseconds \
-of computing, of which one per cent is less than a few trips to an env's thread and the writing of \
-one row of the trajectory file; the cost is per trajectory, so the share falls as models grow.
+of computing, of which one per cent is less than its task, its checks and its records take; the \
+cost is per trajectory, so the share falls as models grow.
 
 """
 
@@ -69,8 +69,8 @@ def _promises(results: Numbers) -> str:
                 "kernel_share",
                 "%",
                 ".1f",
-                f"of a step: {n['kernel_us_per_trajectory']:.0f} µs per trajectory; no plugin's code but the loggers', "
-                f"files included. All but engine and trainer: {100 * n['outside_share']:.1f} %",
+                f"of a step: {n['kernel_us_per_trajectory']:.0f} µs per trajectory; no plugin's code. "
+                f"All but engine and trainer: {100 * n['outside_share']:.1f} %",
             ),
             row(
                 "computations of a prompt per group",

@@ -301,3 +301,78 @@ def test_a_thousand_quick_episodes_take_a_moment() -> None:
 
     # Some 0.2 s here (3 trips to a thread each); 10 s would mean that something polls.
     assert hosting(use, workers=32) < 10
+
+
+class Instant(TextEnv):
+    """Says where it is called; hangs if its row says so."""
+
+    instant = True
+
+    def step(self, action: str) -> EnvStep:
+        if action == "hang":
+            time.sleep(60)
+        if action == "fail":
+            raise ValueError("no such answer")
+        thread = threading.current_thread() is threading.main_thread()
+        return EnvStep(observations=[], reward=float(thread), done=True, metadata={})
+
+    def get_metrics(self) -> Mapping[str, float]:
+        return {"in_main": float(threading.current_thread() is threading.main_thread())}
+
+
+def make_instant(name: str, extras: Mapping[str, Any], max_turns: int | None) -> Instant:
+    return Instant(extras)
+
+
+def test_an_instant_env_is_called_in_the_event_loops_own_thread() -> None:
+    async def use(host: EnvHost) -> list[float]:
+        seen = []
+        for _ in range(2):
+            env = env_of(host)
+            await env.init()
+            seen.append((await env.step("1"))["reward"])
+            seen.append((await env.finish())["in_main"])
+        return seen
+
+    assert hosting(use, make=make_instant) == [1, 1, 1, 1]
+
+
+def test_an_instant_env_that_hangs_loses_its_trajectory_only_and_runs_in_processes_then() -> None:
+    async def use(host: EnvHost) -> tuple[TrajectoryError, set[str]]:
+        env = env_of(host)
+        await env.init()
+        with pytest.raises(TrajectoryError) as caught:
+            await env.step("hang")
+        await env.discard()
+        return caught.value, host.in_processes
+
+    error, in_processes = hosting(use, make=make_instant, timeout_s=0.2)
+    assert error.kind is FailureKind.TIMEOUT
+    assert "did not answer step within 0.2 s (environment.timeout_s)" in str(error)
+    assert in_processes == {"scripted"}
+
+
+def test_an_instant_env_that_raises_is_a_failure_of_the_task() -> None:
+    async def use(host: EnvHost) -> TrajectoryError:
+        env = env_of(host)
+        await env.init()
+        with pytest.raises(TrajectoryError) as caught:
+            await env.step("fail")
+        await env.discard()
+        return caught.value
+
+    error = hosting(use, make=make_instant)
+    assert error.kind is FailureKind.TASK
+    assert "failed in step: ValueError: no such answer" in str(error)
+
+
+def test_without_a_main_thread_to_interrupt_an_instant_env_runs_in_worker_threads() -> None:
+    async def use(host: EnvHost) -> set[str]:
+        await episode(env_of(host))
+        return host.instant
+
+    found: list[set[str]] = []
+    thread = threading.Thread(target=lambda: found.append(hosting(use, make=make_instant)))
+    thread.start()
+    thread.join()
+    assert found == [set()]

@@ -9,8 +9,11 @@ from skyrl_kernel.records import (
     Group,
     Prompt,
     Reward,
+    Scored,
+    Scores,
     Segment,
     StopReason,
+    TokenAdvantages,
     Trajectory,
     Turn,
 )
@@ -88,11 +91,48 @@ def test_a_trajectory_comes_back_as_a_dict_with_everything_in_it(tmp_path):
                 "loss_mask": [False, False, True, True, False, False, True],
                 "logprobs": [float(np.float32(x)) for x in (0, 0, -0.1, -0.7, 0, 0, -0.2)],
                 "versions": [-1, -1, 0, 0, -1, -1, 3],
+                "old_logprobs": None, "ref_logprobs": None, "values": None,
+                "advantages": None, "returns": None,
             }
         ],
         "env_metrics": {"exact_match": 1.0},
         "timings": {"llm": 0.25},
     }  # fmt: skip
+
+
+def test_what_was_trained_on_comes_with_its_scores_advantages_and_mask(tmp_path):
+    (segment,) = TWO_TURNS.segments
+    (prompt_only,) = NOT_SAMPLED.segments
+    ref = np.linspace(-1, 0, 7, dtype=np.float32)
+    mask = np.array([0, 0, 1, 0, 0, 0, 1], bool)  # one token less than was sampled
+    credited = [
+        [
+            (
+                Scored(trajectory=NOT_SAMPLED, scores=(Scores(),)),
+                (TokenAdvantages(advantages=np.ones(2), loss_mask=prompt_only.loss_mask),),
+            ),
+            (
+                Scored(
+                    trajectory=TWO_TURNS,
+                    scores=(Scores(old_logprobs=segment.logprobs, ref_logprobs=ref),),
+                ),
+                (TokenAdvantages(advantages=mask * np.float32(-0.5), loss_mask=mask),),
+            ),
+        ]
+    ]
+    path = tmp_path / "step_1.parquet"
+    write_trajectories(path, [GROUP], credited)
+    (first,), (second,) = [row["segments"] for row in read_trajectories(path)]
+    assert (first["advantages"], first["old_logprobs"], first["ref_logprobs"]) == (
+        [1, 1],
+        None,
+        None,
+    )
+    assert second["advantages"] == [0, 0, -0.5, 0, 0, 0, -0.5]
+    assert second["loss_mask"] == mask.tolist()
+    assert second["ref_logprobs"] == ref.tolist()
+    assert second["old_logprobs"] is None, "they are the sampler's own"
+    assert second["versions"] == [-1, -1, 0, 0, -1, -1, 3], "what was sampled is still told"
 
 
 def test_what_was_neither_sampled_nor_judged_is_null(tmp_path):

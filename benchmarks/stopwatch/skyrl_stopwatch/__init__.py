@@ -4,30 +4,31 @@ Between the ends of two steps, in order, with the mark that ends each part::
 
     rollouts   begins groups, plays episodes, judges them     `select` is called
     batches    advantages, weights of tokens, checks          `sync_weights` is called
-    reports    metrics, trajectory file, loggers              `on_step_end`
+    reports    metrics, what is written of them               `on_step_end`
+    loggers    what they do with them                         the last `on_step_end`
 
-What engine, trainer, tokenizer and the stages reward and advantage compute meanwhile
-is taken out of the parts and counted by itself; the agent loop, the envs and the
-trajectory file are measured when the run has ended (see `replay`). Seconds are of CPU
-time, all threads together: others who use the machine do not change them. What a
-thread does beside the next step, such as writing files, counts where it happens. It
-all goes to ``stopwatch.json`` in the run folder.
+What engine, trainer, tokenizer, the stages reward and advantage and the writer of
+the trajectory file compute meanwhile is taken out of the parts and counted by
+itself, and so is what the clocks cost; the agent loop and the envs are measured
+when the run has ended (see `replay`). Seconds are of CPU time, all threads
+together: others who use the machine do not change them. It all goes to
+``stopwatch.json`` in the run folder.
 """
 
-import contextlib
 import dataclasses
 import functools
 import inspect
 import json
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import skyrl_fsdp.plugin
+import skyrl_kernel.run.folder
 import skyrl_transformers.plugin
 from skyrl_kernel.hookspecs import hookimpl
 from skyrl_kernel.protocols import (
@@ -69,6 +70,8 @@ class Watch:
         self._computed = 0.0
         self._marked = (0.0, 0.0)
         """CPU seconds, and those of them computed in timed blocks, at the last mark."""
+        self._clocks = 0.0
+        """What the clocks had cost at the last mark."""
         self._began = 0.0
         self._lock = threading.Lock()
 
@@ -82,23 +85,19 @@ class Watch:
         """Count something."""
         self._sums[name] = self._sums.get(name, 0.0) + amount
 
-    @contextlib.contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        """Time the block; blocks do not nest."""
-        began = time.thread_time()  # what other threads do meanwhile is not the block's
-        try:
-            yield
-        finally:
-            seconds = time.thread_time() - began
-            with self._lock:  # rewards are judged in threads
-                self._computed += seconds
-                self.add(name, seconds)
+    def count(self, name: str, seconds: float) -> None:
+        """A timed block took so long."""
+        with self._lock:  # rewards are judged and files written in threads
+            self._computed += seconds
+            self.add(name, seconds)
+            self.add("clocks_s", CLOCK_S)
 
     def mark(self, name: str) -> None:
         """What passed since the last mark outside of timed blocks belongs to ``name``."""
         now, computed = time.process_time(), self._computed
-        self.add(name, (now - self._marked[0]) - (computed - self._marked[1]))
-        self._marked = now, computed
+        clocks = self._sums.get("clocks_s", 0.0) - self._clocks
+        self.add(name, (now - self._marked[0]) - (computed - self._marked[1]) - clocks)
+        self._marked, self._clocks = (now, computed), self._sums.get("clocks_s", 0.0)
 
     def lap(self) -> None:
         """A step ends."""
@@ -108,10 +107,22 @@ class Watch:
             self.add(name, self._counted[name] - before)
         now = time.perf_counter()
         self.laps.append({**self._sums, "wall_s": now - self._began})
-        self._sums, self._began = {}, now
+        self._sums, self._began, self._clocks = {}, now, 0.0
 
 
+CLOCK_S = 0.0
+"""What a timed block costs beside what it measures; set by `calibrate`."""
 watch = Watch()
+
+
+def calibrate(blocks: int = 2000) -> None:
+    """Time blocks of nothing."""
+    global CLOCK_S
+    nothing = _timed(lambda: None, "nothing")
+    began, counted = time.thread_time(), watch._computed
+    for _ in range(blocks):
+        nothing()
+    CLOCK_S = (time.thread_time() - began - (watch._computed - counted)) / blocks
 
 
 def time_methods(thing: object, **names: str) -> None:
@@ -121,19 +132,26 @@ def time_methods(thing: object, **names: str) -> None:
 
 
 def _timed(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+    # Thread time: what other threads do meanwhile is not the block's.
     if inspect.iscoroutinefunction(function):
 
         @functools.wraps(function)
         async def timed_async(*args: Any, **kwargs: Any) -> Any:
-            with watch(name):
+            began = time.thread_time()
+            try:
                 return await function(*args, **kwargs)
+            finally:
+                watch.count(name, time.thread_time() - began)
 
         return timed_async
 
     @functools.wraps(function)
     def timed(*args: Any, **kwargs: Any) -> Any:
-        with watch(name):
+        began = time.thread_time()
+        try:
             return function(*args, **kwargs)
+        finally:
+            watch.count(name, time.thread_time() - began)
 
     return timed
 
@@ -222,12 +240,15 @@ def sync_weights() -> Generator[None, SyncWeights, SyncWeights]:
 @hookimpl
 def on_run_start(run: RunInfo) -> None:
     """Start the clock."""
+    folder = skyrl_kernel.run.folder
+    folder.write_trajectories = _timed(folder.write_trajectories, "files_s")
+    calibrate()
     watch.begin(run.folder)
 
 
 @hookimpl
 def on_step_end(step: StepInfo) -> None:
-    """A lap, with what its rollouts and updates needed at least."""
+    """What the lap's rollouts and updates needed at least; `end` ends it."""
     watch.mark("reports_s")
     trajectories = watch.trajectories = step.trajectories
     prompts = {one.prompt.uid: one.segments[0].num_prompt_tokens for one in trajectories}
@@ -235,7 +256,7 @@ def on_step_end(step: StepInfo) -> None:
     watch.add("prompts", len(prompts))
     watch.add("trajectories", len(trajectories))
     watch.add("tokens", sum(len(one.segments[0].tokens) for one in trajectories))
-    watch.lap()
+    watch.mark("stopwatch_s")  # all this is nobody's
 
 
 @hookimpl
@@ -246,6 +267,6 @@ def on_run_end(end: RunEnd) -> None:
         "run_started_at": watch.run_started_at,
         "first_step_at": watch.first_step_at,
         "laps": watch.laps,
-        "replayed": replay.measure(watch.trajectories, watch.settings, watch.folder),
+        "replayed": replay.measure(watch.trajectories, watch.settings),
     }
     (watch.folder / "stopwatch.json").write_text(json.dumps(record, indent=1))

@@ -1,16 +1,19 @@
-"""What the agent loop, the envs and the trajectory file cost: a step's trajectories, once more.
+"""What the agent loop and the envs cost: a step's trajectories, once more.
 
 Their own code runs for microseconds at a time between the kernel's; a clock around
 each piece would cost more than the piece. So the trajectories of a step are played
 again from what is recorded of them, with nothing of the kernel between: that is the
-agent's and the envs' share of the step. Caches are warm here, so it is rather too
-small, and what is left for the kernel rather too large.
+agent's and the envs' share of the step. In a step, all of them wait together for
+the engine, and what comes before and after follows seconds of computing, which
+leaves nothing of theirs in the processor's caches; so here each half follows a
+sweep through more memory than the caches hold.
 """
 
+import statistics
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+import types
+from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -21,71 +24,88 @@ from skyrl_kernel.protocols import RolloutContext, Settings
 from skyrl_kernel.records import (
     Completion,
     GenerateRequest,
-    Group,
     Message,
     Sampling,
     Trajectory,
 )
-from skyrl_kernel.run.trajectory_file import write_trajectories
 
-REPEATS = 5
+REPEATS = 9
+_SWEEP = np.zeros(2**24)
+"""128 MiB."""
 
 
-def measure(
-    trajectories: Sequence[Trajectory], settings: Settings, folder: Path
-) -> dict[str, float]:
-    """CPU seconds of one step's ``agent_s``, ``envs_s`` and ``files_s``."""
-    groups = _groups(trajectories)
+def measure(trajectories: Sequence[Trajectory], settings: Settings) -> dict[str, float]:
+    """CPU seconds of one step's ``agent_s`` and ``envs_s``."""
     return {
-        "agent_s": _seconds(lambda: _each(_play, trajectories)),
-        "envs_s": _seconds(lambda: _each(lambda one: _judge(one, settings), trajectories)),
-        "files_s": _seconds(lambda: write_trajectories(folder / "replay.parquet", groups)),
+        "agent_s": _seconds(lambda: [_Episode(one) for one in trajectories]),
+        "envs_s": _seconds(lambda: [_Judgement(one, settings) for one in trajectories]),
     }
 
 
-def _each(function: Callable[[Trajectory], None], trajectories: Sequence[Trajectory]) -> None:
-    for one in trajectories:
-        function(one)
+class _Halves(Protocol):
+    def begin(self) -> None:
+        """Up to the engine's answer."""
+
+    def end(self) -> None:
+        """From there on."""
 
 
-def _seconds(function: Callable[[], Any]) -> float:
-    """The least of several: what disturbs is not the plugin's."""
+def _seconds(make: Callable[[], Sequence[_Halves]]) -> float:
+    """The median of several."""
     seconds = []
     for _ in range(REPEATS):
-        began = time.process_time()
-        function()
-        seconds.append(time.process_time() - began)
-    return min(seconds)
+        made = make()
+        spent = 0.0
+        for half in ("begin", "end"):
+            methods = [getattr(one, half) for one in made]
+            np.add(_SWEEP, 1.0, out=_SWEEP)
+            began = time.thread_time()
+            for method in methods:
+                method()
+            spent += time.thread_time() - began
+        seconds.append(spent)
+    return statistics.median(seconds)
 
 
-def _play(trajectory: Trajectory) -> None:
-    """The agent loop alone, in the demo's one turn: nothing that it awaits has to be waited for."""
-    recorded = _Recorded(trajectory)
-    context = RolloutContext(
-        phase="train",
-        sample=trajectory.sample,
-        seed=0,
-        sampling=Sampling(),
-        engine=recorded,
-        tokenizer=recorded,  # type: ignore[arg-type]
-        host_env=lambda prompt: recorded,
-        max_prompt_tokens=10**6,
-        max_input_tokens=10**6,
-        max_turns=1,
-    )
-    _drive(Agent()(trajectory.prompt, context))
+class _Episode:
+    """The agent loop alone, in the demo's one turn."""
+
+    def __init__(self, trajectory: Trajectory) -> None:
+        recorded = _Recorded(trajectory)
+        context = RolloutContext(
+            phase="train",
+            sample=trajectory.sample,
+            seed=0,
+            sampling=Sampling(),
+            engine=recorded,
+            tokenizer=recorded,  # type: ignore[arg-type]
+            host_env=lambda prompt: recorded,
+            max_prompt_tokens=10**6,
+            max_input_tokens=10**6,
+            max_turns=1,
+        )
+        self._coroutine: Coroutine[Any, Any, Trajectory] = Agent()(trajectory.prompt, context)
+
+    def begin(self) -> None:
+        self._coroutine.send(None)
+
+    def end(self) -> None:
+        try:
+            self._coroutine.send(None)
+        except StopIteration:
+            return
+        raise AssertionError("a recorded trajectory waits for the engine only")
 
 
-def _drive(coroutine: Coroutine[Any, Any, Trajectory]) -> None:
-    try:
-        coroutine.send(None)
-    except StopIteration:
-        return
-    raise AssertionError("a recorded trajectory waits for nothing")
+@types.coroutine
+def _wait() -> Generator[None, None, None]:
+    yield
 
 
 class _Recorded:
     """Engine, tokenizer and env of one episode, with the answers they gave."""
+
+    eos_token_ids = frozenset[int]()
 
     def __init__(self, trajectory: Trajectory) -> None:
         (turn,), (segment,) = trajectory.turns, trajectory.segments
@@ -113,6 +133,7 @@ class _Recorded:
         return self._action
 
     async def generate(self, requests: Sequence[GenerateRequest]) -> list[Completion]:
+        await _wait()
         return [self._completion]
 
     async def init(self) -> Sequence[Message]:
@@ -128,23 +149,23 @@ class _Recorded:
         pass
 
 
-def _judge(trajectory: Trajectory, settings: Settings) -> None:
+class _Judgement:
     """The env alone."""
-    prompt = trajectory.prompt
-    env = skyrl_multiply.plugin.make_env(skyrl_multiply.plugin.NAME, settings, prompt.extras, 1)
-    assert env is not None, "the demo's env is multiply"
-    env.init(prompt.messages)
-    for turn in trajectory.turns:
-        env.step(turn.action)
-    env.get_metrics()
-    env.close()
 
+    def __init__(self, trajectory: Trajectory, settings: Settings) -> None:
+        self._trajectory = trajectory
+        self._settings = settings
 
-def _groups(trajectories: Sequence[Trajectory]) -> list[Group]:
-    members: dict[str, list[Trajectory]] = {}
-    for one in trajectories:
-        members.setdefault(one.prompt.uid, []).append(one)
-    return [
-        Group(index=index, prompt=group[0].prompt, trajectories=tuple(group))
-        for index, group in enumerate(members.values())
-    ]
+    def begin(self) -> None:
+        prompt = self._trajectory.prompt
+        name = skyrl_multiply.plugin.NAME
+        self._env = skyrl_multiply.plugin.make_env(name, self._settings, prompt.extras, 1)
+        assert self._env is not None, "the demo's env is multiply"
+        self._env.init(prompt.messages)
+
+    def end(self) -> None:
+        assert self._env is not None
+        for turn in self._trajectory.turns:
+            self._env.step(turn.action)
+        self._env.get_metrics()
+        self._env.close()

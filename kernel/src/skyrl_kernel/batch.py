@@ -11,8 +11,10 @@ from skyrl_kernel.records import (
     BoolArray,
     FloatArray,
     Group,
+    IntArray,
     Scored,
     Scores,
+    Segment,
     TokenAdvantages,
     TrainingSample,
     Trajectory,
@@ -51,35 +53,41 @@ class Scorer:
                         "not sampled; use another trainer.algorithm.policy_loss_type for such data"
                     )
         rows = [segment.tokens for segment in segments]
-        none: list[FloatArray | None] = [None] * len(rows)
-        old = ref = values = none
+        computed: dict[str, Sequence[FloatArray]] = {}
+        sampled: list[FloatArray | None] = [None] * len(rows)
         if "old_logprobs" in self.needs:
             if self.recompute_old or any(segment.logprobs is None for segment in segments):
-                old = [*self.trainer.score("policy", rows, temperature=self.temperature)]
-            else:
-                old = [segment.logprobs for segment in segments]
+                computed["old_logprobs"] = self._score("policy", rows)
+            else:  # checked when they were sampled
+                sampled = [segment.logprobs for segment in segments]
         if "ref_logprobs" in self.needs:
-            ref = [*self.trainer.score("reference", rows, temperature=self.temperature)]
+            computed["ref_logprobs"] = self._score("reference", rows)
         if "values" in self.needs:
-            values = [*self.trainer.score("value", rows, temperature=1.0)]
+            computed["values"] = self.trainer.score("value", rows, temperature=1.0)
+        masks = [segment.loss_mask for segment in segments]
+        owners = [one for one in trajectories for _ in one.segments]
+        for name, column in computed.items():
+            _check_finite(name, column, masks, owners)
+        old, ref, values = (
+            computed.get(name, sampled if name == "old_logprobs" else [None] * len(rows))
+            for name in ("old_logprobs", "ref_logprobs", "values")
+        )
         scores = iter(
             [
                 Scores(old_logprobs=o, ref_logprobs=r, values=v)
                 for o, r, v in zip(old, ref, values, strict=True)
             ]
         )
-        scored = []
-        for group in groups:
-            members = []
-            for trajectory in group.trajectories:
-                own = tuple([next(scores) for _ in trajectory.segments])
-                members.append(Scored(trajectory=trajectory, scores=own))
-            scored.append(members)
-        masks = [segment.loss_mask for segment in segments]
-        owners = [one for one in trajectories for _ in one.segments]
-        for name, column in (("old_logprobs", old), ("ref_logprobs", ref), ("values", values)):
-            _check_finite(name, column, masks, owners)
-        return scored
+        return [
+            [
+                Scored(trajectory=one, scores=tuple([next(scores) for _ in one.segments]))
+                for one in group.trajectories
+            ]
+            for group in groups
+        ]
+
+    def _score(self, role: str, rows: Sequence[IntArray]) -> Sequence[FloatArray]:
+        return self.trainer.score(role, rows, temperature=self.temperature)
 
 
 def _check_finite(
@@ -92,18 +100,16 @@ def _check_finite(
 
     All rows are looked at together, and one by one only to find the owner of a bad one.
     """
-    found = [
-        (row, mask, owner)
-        for row, mask, owner in zip(rows, masks, owners, strict=True)
-        if row is not None
-    ]
-    if not found:
+    there = [row for row in rows if row is not None]
+    if not there:
         return
-    flat = np.concatenate([row for row, _, _ in found])
-    if np.isfinite(flat[np.concatenate([mask for _, mask, _ in found])]).all():
+    mask_of_all = np.concatenate(
+        [mask for row, mask in zip(rows, masks, strict=True) if row is not None]
+    )
+    if np.isfinite(np.concatenate(there)[mask_of_all]).all():
         return
-    for row, mask, owner in found:
-        if not np.isfinite(row[mask]).all():
+    for row, mask, owner in zip(rows, masks, owners, strict=True):
+        if row is not None and not np.isfinite(row[mask]).all():
             raise NonFiniteError(f"trajectory {owner.id}: {name} are not finite")
 
 
@@ -200,28 +206,27 @@ def training_samples(
         reduction: ``trainer.algorithm.loss_reduction``.
         terms: Names of the loss's terms.
     """
-    owners: list[tuple[int, int]] = []
-    parts = []
-    trajectory_number = 0
+    parts: list[tuple[int, int, str, Segment, Scores, TokenAdvantages]] = []
+    number = 0
     for group_number, group in enumerate(groups):
         for one, tokens in group:
+            name = one.trajectory.id
             for segment, scores, entry in zip(
                 one.trajectory.segments, one.scores, tokens, strict=True
             ):
-                owners.append((group_number, trajectory_number))
-                parts.append((one.trajectory.id, segment, scores, entry))
-            trajectory_number += 1
-    masks = [entry.loss_mask for _, _, _, entry in parts]
-    trajectories = [number for _, number in owners]
-    weights = {"policy": reduction(masks, trajectories, [group for group, _ in owners])}
+                parts.append((group_number, number, name, segment, scores, entry))
+            number += 1
+    masks = [part[5].loss_mask for part in parts]
+    trajectories = [part[1] for part in parts]
+    weights = {"policy": reduction(masks, trajectories, [part[0] for part in parts])}
     others = [term for term in terms if term != "policy"]
     if others:
-        weights |= dict.fromkeys(others, trajectory_mean(masks, trajectories, trajectory_number))
+        weights |= dict.fromkeys(others, trajectory_mean(masks, trajectories, number))
     return [
         TrainingSample(
             trajectory_id=name,
             group=group_number,
-            trajectory=number,
+            trajectory=trajectory,
             tokens=segment.tokens,
             loss_mask=entry.loss_mask,
             advantages=entry.advantages.astype(np.float32, copy=False),
@@ -230,9 +235,7 @@ def training_samples(
             scores=scores,
             loss_weights={term: weights[term][row] for term in terms},
         )
-        for row, ((group_number, number), (name, segment, scores, entry)) in enumerate(
-            zip(owners, parts, strict=True)
-        )
+        for row, (group_number, trajectory, name, segment, scores, entry) in enumerate(parts)
     ]
 
 

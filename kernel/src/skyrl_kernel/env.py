@@ -33,8 +33,11 @@ class EnvStep(TypedDict):
 class Env(Protocol):
     """One episode's judge. Methods may also be ``async``.
 
-    ``isolate`` (class attribute, default False) asks for a process of its own
-    that the kernel may kill: set it where calls can hang.
+    Two class attributes, both False by default, say how it is called:
+    ``isolate`` asks for a process of its own that the kernel may kill: set it
+    where calls can hang. ``instant`` promises that making it and calling it take
+    microseconds of Python and wait for nothing: the kernel then spares the trip
+    to a worker thread. Both are under the same deadline.
     """
 
     def init(
@@ -66,6 +69,7 @@ class TextEnv:
     """
 
     isolate = False
+    instant = False
 
     def __init__(
         self, extras: Mapping[str, Any], max_turns: int = 1, cap: int | None = None

@@ -7,12 +7,15 @@ every line; `number` turns them back.
 
 import contextlib
 import dataclasses
+import io
 import json
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -26,7 +29,11 @@ def dump_line(record: Mapping[str, Any]) -> str:
         >>> dump_line({"step": 3, "loss": float("nan")})
         '{"step": 3, "loss": "NaN"}\n'
     """
-    return json.dumps(_plain(record), ensure_ascii=False, allow_nan=False) + "\n"
+    try:
+        text = _ENCODER.encode(record)
+    except (TypeError, ValueError):  # something that JSON does not know
+        return _ENCODER.encode(_plain(record)) + "\n"
+    return (text if text.isascii() else _ENCODER.encode(_plain(record))) + "\n"
 
 
 def number(value: Any) -> Any:
@@ -39,26 +46,53 @@ def number(value: Any) -> Any:
     return _NON_FINITE.get(value, value) if isinstance(value, str) else value
 
 
-def append_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """Append the records to the file, all of them or none.
+class LineFile:
+    """A file that lines are appended to; opened with the first one.
 
-    They have reached the operating system on return, so that killing this
-    process loses nothing. Where writing fails half-way (disk full), the file is
-    cut back to what it held before.
+    Args:
+        path: Made if it is missing; its folder must be there.
     """
-    data = "".join(dump_line(record) for record in records).encode()
-    if not data:
-        return
-    with path.open("ab", buffering=0) as file:
-        size = file.tell()
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: io.FileIO | None = None
+
+    def append(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Append the records, all of them or none.
+
+        They have reached the operating system on return, so that killing this
+        process loses nothing. Where writing fails half-way (disk full), the file is
+        cut back to what it held before.
+        """
+        data = "".join([dump_line(record) for record in records]).encode()
+        if not data:
+            return
+        if self._file is None:
+            self._file = self._path.open("ab", buffering=0)
+        size = os.fstat(self._file.fileno()).st_size
         try:
             written = 0
             while written < len(data):
-                written += file.write(data[written:])
+                written += self._file.write(data[written:])
         except OSError:
             with contextlib.suppress(OSError):  # the first error is the one to report
-                file.truncate(size)
+                self._file.truncate(size)
             raise
+
+    def close(self) -> None:
+        """Close the file; the next line opens it again."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def append_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Append the records to the file, all of them or none: a `LineFile` used once."""
+    file = LineFile(path)
+    try:
+        file.append(records)
+    finally:
+        file.close()
 
 
 def read_lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
@@ -85,10 +119,10 @@ def _plain(value: Any) -> Any:
     """``value`` in the types that JSON knows."""
     if value is None or isinstance(value, bool):
         return value
+    if isinstance(value, str):
+        return str(value) if value.isascii() else str(value).encode("utf-8", "replace").decode()
     if isinstance(value, int):
         return int(value)
-    if isinstance(value, str):
-        return str(value).encode("utf-8", "replace").decode()
     if isinstance(value, float):
         if math.isfinite(value):
             return float(value)

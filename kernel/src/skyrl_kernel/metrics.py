@@ -5,6 +5,8 @@ docs/reference/metrics.md describes every metric.
 """
 
 import collections
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -12,28 +14,24 @@ import numpy as np
 from skyrl_kernel.batch import CreditedGroup
 from skyrl_kernel.env import mean_metrics
 from skyrl_kernel.producer import Batch
-from skyrl_kernel.records import Group, Trajectory, UpdateResult
+from skyrl_kernel.records import Group, Trajectory, UpdateResult, oldest_versions
 
 
 def reward_metrics(groups: Sequence[Group]) -> dict[str, float]:
     """``reward/…``: what the trajectories of a batch earned; nothing where nothing was sampled."""
     groups = [group for group in groups if any(one.turns for one in group.trajectories)]
-    totals = [[_total(one) for one in group.trajectories] for group in groups if group.trajectories]
-    flat = [total for group in totals for total in group]
-    if not flat:
+    if not groups:
         return {}
+    turns = [[_turn_rewards(one) for one in group.trajectories] for group in groups]
+    totals = [[sum(one) for one in group] for group in turns]
     size = max(len(group.trajectories) + len(group.failures) for group in groups)
+    passed = [any(one and one[-1] > 0 for one in group) for group in turns]
+    positive = [sum([reward for reward in one if reward > 0]) for group in turns for one in group]
     return {
-        "reward/avg_raw_reward": float(np.mean(flat)),
-        f"reward/avg_pass_at_{size}": float(
-            np.mean([_any_last_positive(g) for g in groups if g.trajectories])
-        ),
-        "reward/mean_positive_reward": float(
-            np.mean([_positive(one) for group in groups for one in group.trajectories])
-        ),
-        "reward/zero_variance_groups_frac": float(
-            np.mean([max(group) == min(group) for group in totals])
-        ),
+        "reward/avg_raw_reward": _mean([total for group in totals for total in group]),
+        f"reward/avg_pass_at_{size}": _mean(passed),  # SkyRL's: some last turn earned more than 0
+        "reward/mean_positive_reward": _mean(positive),
+        "reward/zero_variance_groups_frac": _mean([max(group) == min(group) for group in totals]),
     }
 
 
@@ -44,22 +42,20 @@ def generation_metrics(
     trajectories = [one for one in trajectories if one.turns]
     if not trajectories:
         return {}
-    lengths = np.array([one.num_completion_tokens for one in trajectories], dtype=np.float64)
-    rewarded = np.array([_total(one) != 0 for one in trajectories])
-    turns = [turn.stop - turn.start for one in trajectories for turn in one.turns]
+    turns = [[turn.stop - turn.start for turn in one.turns] for one in trajectories]
+    lengths = [sum(one) for one in turns]
+    rewarded = [_total(one) != 0 for one in trajectories]
     out = {
-        f"{prefix}/min_num_tokens": float(lengths.min()),
-        f"{prefix}/max_num_tokens": float(lengths.max()),
-        f"{prefix}/avg_num_tokens": float(lengths.mean()),
-        f"{prefix}/std_num_tokens": float(lengths.std()),
-        f"{prefix}/avg_tokens_non_zero_rewards": float(lengths[rewarded].mean())
-        if rewarded.any()
-        else 0.0,
-        f"{prefix}/avg_tokens_zero_rewards": float(lengths[~rewarded].mean())
-        if (~rewarded).any()
-        else 0.0,
-        f"{prefix}/tokens_per_turn_mean": float(np.mean(turns)),
-        f"{prefix}/turns_mean": float(np.mean([len(one.turns) for one in trajectories])),
+        f"{prefix}/min_num_tokens": float(min(lengths)),
+        f"{prefix}/max_num_tokens": float(max(lengths)),
+        f"{prefix}/avg_num_tokens": _mean(lengths),
+        f"{prefix}/std_num_tokens": float(np.std(lengths)),
+        f"{prefix}/avg_tokens_non_zero_rewards": _mean([*itertools.compress(lengths, rewarded)]),
+        f"{prefix}/avg_tokens_zero_rewards": _mean(
+            [length for length, is_so in zip(lengths, rewarded, strict=True) if not is_so]
+        ),
+        f"{prefix}/tokens_per_turn_mean": _mean([turn for one in turns for turn in one]),
+        f"{prefix}/turns_mean": _mean([len(one) for one in turns]),
     }
     endings = collections.Counter([one.stop_reason for one in trajectories])
     for reason, count in sorted(endings.items()):
@@ -89,7 +85,7 @@ def advantage_metrics(groups: Sequence[CreditedGroup]) -> dict[str, float]:
         flat = np.concatenate([entry.advantages for entry in entries])[masks]
     totals = [_total(one.trajectory) for group in groups for one, _ in group]
     return {
-        "loss/avg_final_rewards": float(np.mean(totals)) if totals else 0.0,
+        "loss/avg_final_rewards": _mean(totals),
         "loss/avg_raw_advantages": float(flat.mean()) if flat.size else 0.0,
         "loss/avg_raw_advantages_abs": float(np.abs(flat).mean()) if flat.size else 0.0,
         "loss/trained_tokens": float(flat.size),
@@ -120,29 +116,24 @@ def timing_metrics(seconds: Mapping[str, float]) -> dict[str, float]:
 
 def staleness_metrics(trajectories: Sequence[Trajectory], version: int) -> dict[str, float]:
     """``async/…``: versions between the weights that sampled and those that are trained."""
-    sampled = [one.version for one in trajectories]
-    lags = [version - oldest for oldest in sampled if oldest is not None]
-    if not lags:
+    oldest = oldest_versions(trajectories)
+    if not oldest:
         return {}
+    lags = version - np.array(oldest)
     return {
-        "async/staleness_mean": float(np.mean(lags)),
-        "async/staleness_max": float(max(lags)),
-        "async/staleness_min": float(min(lags)),
+        "async/staleness_mean": float(lags.mean()),
+        "async/staleness_max": float(lags.max()),
+        "async/staleness_min": float(lags.min()),
     }
 
 
+def _turn_rewards(trajectory: Trajectory) -> tuple[float, ...]:
+    return trajectory.reward.turns if trajectory.reward is not None else ()
+
+
 def _total(trajectory: Trajectory) -> float:
-    return trajectory.reward.total if trajectory.reward is not None else 0.0
+    return sum(_turn_rewards(trajectory))
 
 
-def _positive(trajectory: Trajectory) -> float:
-    turns = trajectory.reward.turns if trajectory.reward is not None else ()
-    return float(sum([turn for turn in turns if turn > 0]))
-
-
-def _any_last_positive(group: Group) -> bool:
-    """SkyRL's pass@n: some trajectory's last turn earned more than 0."""
-    return any(
-        one.reward is not None and one.reward.turns and one.reward.turns[-1] > 0
-        for one in group.trajectories
-    )
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values) if values else 0.0

@@ -211,15 +211,19 @@ def _kept(session: Session) -> str:
 
 async def _train_and_close(session: Session) -> int:
     # Start-up left a million objects that live as long as the run (torch, the model classes); every
-    # full collection would look at each of them again.
+    # full collection would look at each of them again. Trajectories hold no cycles, so the youngest
+    # need not be looked at for every few of them.
     gc.collect()
     gc.freeze()
+    thresholds = gc.get_threshold()
+    gc.set_threshold(20_000, *thresholds[1:])
     try:
         return await train(session)
     except FailureBudgetError as error:
         session.report_failures(error.failures)
         raise
     finally:
+        gc.set_threshold(*thresholds)
         gc.unfreeze()
         await session.producer.close()
         await session.rollouts.close()

@@ -195,8 +195,6 @@ class Session:
         rewarded = any(one.turns for one in trajectories)
         for warning in self.sentinels.check(step, credited, results, rewarded=rewarded):
             self.warn(warning)
-        if self.config.dump_trajectories:
-            self.folder.write_trajectories(step, batch.groups)
         self.report_failures(batch.failures)
         self.folder.append_metrics(step, numbers)
         self.progress.step(step, numbers)
@@ -204,6 +202,8 @@ class Session:
             step=step, total_steps=self.total_steps, metrics=numbers, trajectories=trajectories
         )
         self.observe("on_step_end", step=info)
+        if self.config.dump_trajectories:  # last: its thread takes turns with this one
+            self.folder.write_trajectories(step, batch.groups, credited)
 
     def report_evaluation(
         self,

@@ -58,6 +58,7 @@ class PluginManager:
         self._loaded: dict[str, _Loaded] = {}
         self._pluggy = _new_pluggy()
         self._found: dict[tuple[str, bool], list[Implementation]] = {}
+        self._claimants: dict[str, list[PluginEntry]] = {}
 
     @property
     def entries(self) -> tuple[PluginEntry, ...]:
@@ -98,7 +99,7 @@ class PluginManager:
         for value, one in reversed(loaded.items()):  # pluggy calls the last registered first
             fresh.register(one.module, name=value)
         self._order, self._loaded, self._pluggy = order, loaded, fresh
-        self._found = {}
+        self._found, self._claimants = {}, {}
 
     def sections(self) -> "dict[str, type[BaseModel]]":
         """The config sections of all loaded plugins: dotted path → model.
@@ -184,7 +185,10 @@ class PluginManager:
         )
 
     def _ask(self, hook: str, asked: str, kwargs: Mapping[str, object]) -> Resolved:
-        claimants = [entry for entry in self.entries if entry.name == asked]
+        claimants = self._claimants.get(asked)  # looked up once, as the implementations are
+        if claimants is None:
+            claimants = [entry for entry in self.entries if entry.name == asked]
+            self._claimants[asked] = claimants
         implementations = self._implementations(hook)
         answer = first_answer(asked, implementations, kwargs, partial(self._blame, hook))
         if answer is None:

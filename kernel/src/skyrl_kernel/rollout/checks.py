@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from skyrl_kernel.errors import FailureKind, TrajectoryError
-from skyrl_kernel.records import NOT_SAMPLED, Prompt, Reward, Trajectory
+from skyrl_kernel.records import NOT_SAMPLED, Prompt, Reward, Segment, Trajectory
 
 
 def check_trajectory(trajectory: Any, prompt: Prompt, sample: int) -> None:
-    """Refuse what is no trajectory of this prompt, or has log-probs that are not finite.
+    """Refuse what is no trajectory of this prompt; `check_tokens` looks at its numbers.
 
     Raises:
         TrajectoryError: Names the trajectory and what is wrong.
@@ -28,23 +28,48 @@ def check_trajectory(trajectory: Any, prompt: Prompt, sample: int) -> None:
         raise refuse(f"the generate stage returned trajectory {trajectory.id}")
     if not trajectory.segments:
         raise refuse("it has no segment")
-    for segment in trajectory.segments:
-        if len(segment.loss_mask) and segment.loss_mask[0]:
-            raise refuse("it trains on its first token, which nothing predicts")
-        if (
-            segment.versions is not None
-            and (segment.loss_mask & (segment.versions == NOT_SAMPLED)).any()
-        ):
-            raise refuse("its loss_mask marks tokens that no policy sampled")
-        if segment.logprobs is None:
-            continue
-        trained = segment.logprobs[segment.loss_mask]
-        if not np.isfinite(trained).all():
-            raise refuse("the engine reported a log-prob that is not finite")
-        if (trained > 1e-3).any():
-            raise refuse(
-                f"the engine reported a log-prob of {trained.max():g}; it cannot be above 0"
-            )
+
+
+def check_tokens(trajectories: Sequence[Trajectory]) -> list[TrajectoryError | None]:
+    """Refuse masks that mark what nothing sampled, and log-probs that are not finite or above 0.
+
+    All are looked at together, and one by one only to find a bad one.
+
+    Returns:
+        What is wrong with each, or None.
+    """
+    segments = [segment for one in trajectories for segment in one.segments]
+    if _token_problem(segments) is None:
+        return [None] * len(trajectories)
+    problems = [(one, _token_problem(one.segments)) for one in trajectories]
+    return [
+        None
+        if problem is None
+        else TrajectoryError(FailureKind.INFRASTRUCTURE, f"trajectory {one.id}: {problem}")
+        for one, problem in problems
+    ]
+
+
+def _token_problem(segments: Sequence[Segment]) -> str | None:
+    if any(len(segment.loss_mask) and segment.loss_mask[0] for segment in segments):
+        return "it trains on its first token, which nothing predicts"
+    masks, versions, logprobs = [], [], []
+    for segment in segments:
+        if segment.versions is not None and segment.logprobs is not None:
+            masks.append(segment.loss_mask)
+            versions.append(segment.versions)
+            logprobs.append(segment.logprobs)
+    if not masks:
+        return None
+    trained = np.concatenate(masks)
+    if (np.concatenate(versions)[trained] == NOT_SAMPLED).any():
+        return "its loss_mask marks tokens that no policy sampled"
+    found = np.concatenate(logprobs)[trained]
+    if not np.isfinite(found).all():
+        return "the engine reported a log-prob that is not finite"
+    if (found > 1e-3).any():
+        return f"the engine reported a log-prob of {found.max():g}; it cannot be above 0"
+    return None
 
 
 def check_rewards(rewards: Any, played: Sequence[Trajectory]) -> Sequence[Reward]:

@@ -16,7 +16,7 @@ from skyrl_kernel.records import (
 )
 from skyrl_kernel.rng import derive_seed
 from skyrl_kernel.rollout.asking import Seat
-from skyrl_kernel.rollout.checks import check_rewards, check_trajectory
+from skyrl_kernel.rollout.checks import check_rewards, check_tokens, check_trajectory
 from skyrl_kernel.rollout.deadline import CallTimeout
 from skyrl_kernel.rollout.env_host import EnvHost
 from skyrl_kernel.rollout.lockstep import Lockstep, LockstepSeat
@@ -126,11 +126,15 @@ class Rollouts:
         step: int,
         seated: Sequence[tuple[RolloutContext, Seat | LockstepSeat]],
     ) -> Group:
-        results = await asyncio.gather(
-            *(self._play(prompt, context, seat, step) for context, seat in seated)
-        )
-        played = [result for result in results if isinstance(result, Trajectory)]
-        failures = [result for result in results if isinstance(result, Failure)]
+        tasks = [
+            asyncio.create_task(self._play(prompt, context, seat, step)) for context, seat in seated
+        ]
+        try:
+            results = [await task for task in tasks]  # `gather` costs a callback for each
+        finally:
+            for task in tasks:
+                task.cancel()  # no-op unless one of them ended the run
+        played, failures = self._sound(results, step)
         judged, unjudged = await self._judge(played, step)
         return Group(
             index=index,
@@ -138,6 +142,22 @@ class Rollouts:
             trajectories=tuple(judged),
             failures=(*failures, *unjudged),
         )
+
+    def _sound(
+        self, results: Sequence[Trajectory | Failure], step: int
+    ) -> tuple[list[Trajectory], list[Failure]]:
+        """The trajectories that may be trained on, and the failures, new ones last."""
+        played = [result for result in results if isinstance(result, Trajectory)]
+        failures = [result for result in results if isinstance(result, Failure)]
+        problems = check_tokens(played)
+        failures += [
+            self._failure(problem, "generate", one.prompt, one.sample, step)
+            for one, problem in zip(played, problems, strict=True)
+            if problem is not None
+        ]
+        return [
+            one for one, problem in zip(played, problems, strict=True) if problem is None
+        ], failures
 
     async def _play(
         self, prompt: Prompt, context: RolloutContext, seat: Seat | LockstepSeat, step: int

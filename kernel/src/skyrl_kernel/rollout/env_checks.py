@@ -10,6 +10,8 @@ import numpy as np
 from skyrl_kernel.env import EnvStep
 from skyrl_kernel.records import Message
 
+_STEP_KEYS = frozenset({"observations", "reward", "done", "metadata"})
+
 
 class BadResult(Exception):
     """A method returned what its contract forbids; the message says what, and what it must be."""
@@ -27,6 +29,9 @@ def check_prompt(result: Any) -> Sequence[Message]:
 
 def check_step(result: Any) -> EnvStep:
     """What ``step`` returned, with plain Python values; numpy's scalars are as good."""
+    if _is_plain(result):
+        step: EnvStep = result
+        return step
     if not _is_mapping(result):
         raise BadResult(f"returned {_shown(result)}; it must return a mapping as EnvStep")
     if not ("observations" in result and "reward" in result and "done" in result):
@@ -59,6 +64,10 @@ def check_step(result: Any) -> EnvStep:
 
 def check_metrics(result: Any) -> dict[str, float]:
     """What ``get_metrics`` returned."""
+    if type(result) is dict and all(
+        [type(value) is float and math.isfinite(value) for value in result.values()]
+    ):
+        return {str(key): value for key, value in result.items()}
     if not _is_mapping(result):
         raise BadResult(f"returned {_shown(result)}; it must be a mapping of numbers")
     for key, value in result.items():
@@ -67,6 +76,19 @@ def check_metrics(result: Any) -> dict[str, float]:
         if not math.isfinite(value):
             raise BadResult(f"returned {key}={value}; it must be finite")
     return {str(key): float(value) for key, value in result.items()}
+
+
+def _is_plain(result: Any) -> bool:
+    """True for what most envs return at the end of an episode, so that no more need be asked."""
+    return (
+        type(result) is dict
+        and result.keys() == _STEP_KEYS
+        and type(result["reward"]) is float
+        and math.isfinite(result["reward"])
+        and type(result["done"]) is bool
+        and result["observations"] == []
+        and type(result["metadata"]) is dict
+    )
 
 
 def _is_mapping(value: Any) -> bool:

@@ -19,6 +19,7 @@ from skyrl_kernel.records import Message, Prompt
 from skyrl_kernel.rollout.deadline import CallTimeout, within
 from skyrl_kernel.rollout.env_checks import BadResult, check_metrics, check_prompt, check_step
 from skyrl_kernel.rollout.env_process import EnvProcessPool, ProcessEnv, RemoteEnvError
+from skyrl_kernel.rollout.in_place import InPlace
 from skyrl_kernel.rollout.workers import Workers
 
 T = TypeVar("T")
@@ -55,6 +56,9 @@ class EnvHost:
         self.timeout_s = timeout_s
         self.max_turns = max_turns
         self.workers = Workers(workers, "skyrl-env")
+        self.in_place = InPlace(timeout_s)
+        self.instant: set[str] = set()
+        """Env names of which an instance says that it answers at once; they need no thread."""
         self.in_processes: set[str] = set()
         """Env names of which an instance has hung; from then on they run in processes."""
 
@@ -64,6 +68,7 @@ class EnvHost:
 
     async def close(self) -> None:
         """End all processes and idle threads."""
+        self.in_place.close()
         self.workers.close()
         await self.processes.close()
 
@@ -84,13 +89,15 @@ class _Hosted:
         if self._name in self._host.in_processes:
             result = await self._init_in_process(messages)
         else:
-            result = await self._in_thread(lambda: self._make_and_init(messages))
+            result = await self._call_it(lambda: self._make_and_init(messages))
             if self._env is None:  # it asked for a process
                 result = await self._init_in_process(messages)
+            elif getattr(self._env, "instant", False) and InPlace.is_possible():
+                self._host.instant.add(self._name)
         return self._checked("init", check_prompt, result)
 
     def _make_and_init(self, messages: Sequence[Message]) -> Any:
-        """In a worker thread: one trip makes the env and calls it."""
+        """One trip to a thread makes the env and calls it."""
         env = self._host.make(self._name, self._extras(), self._host.max_turns)
         if getattr(env, "isolate", False):
             return None
@@ -123,13 +130,13 @@ class _Hosted:
             if isinstance(env, ProcessEnv):
                 await self._guard(env.close())
             else:
-                await self._in_thread(env.close)
+                await self._call_it(env.close)
         else:
-            metrics = await self._in_thread(lambda: self._measure_and_close(env))
+            metrics = await self._call_it(lambda: self._measure_and_close(env))
         return self._checked("get_metrics", check_metrics, metrics)
 
     def _measure_and_close(self, env: Env) -> Any:
-        """In a worker thread: one trip instead of two."""
+        """One trip to a thread instead of two."""
         self._doing = "get_metrics"
         metrics = env.get_metrics()
         self._env, self._doing = None, "close"
@@ -145,7 +152,7 @@ class _Hosted:
                 else:
                     await env.close()
             elif env is not None and not self._is_broken:
-                await self._in_thread(env.close)
+                await self._call_it(env.close)
 
     async def _call(self, method: str, *args: Any) -> Any:
         env = self._env
@@ -156,18 +163,21 @@ class _Hosted:
         if _is_async(type(env), method):
             awaitable = getattr(env, method)(*args)
             return await self._guard(within(awaitable, self._host.timeout_s))
-        return await self._in_thread(lambda: getattr(env, method)(*args))
+        return await self._call_it(lambda: getattr(env, method)(*args))
 
-    async def _in_thread(self, function: Callable[[], Any]) -> Any:
-        """Call in a worker thread; await what comes out there, if it can be awaited."""
-        timeout_s = self._host.timeout_s
+    async def _call_it(self, function: Callable[[], Any]) -> Any:
+        """Call in place or in a worker thread; await what comes out, if it can be awaited."""
+        host = self._host
         try:
-            result = await self._host.workers.submit(function, timeout_s)
+            if self._name in host.instant:
+                result = host.in_place.call(function)
+            else:
+                result = await host.workers.submit(function, host.timeout_s)
         except BaseException as error:
             self._type(error)
             raise
         if type(result) not in _ANSWERS and inspect.isawaitable(result):
-            result = await self._guard(within(result, timeout_s))
+            result = await self._guard(within(result, host.timeout_s))
         return result
 
     async def _guard(self, call: Awaitable[T]) -> T:

@@ -16,7 +16,7 @@ from skyrl_kernel.rollout.asking import ask_each
 if TYPE_CHECKING:
     from skyrl_kernel.protocols import Engine
 
-_Waiting = tuple[GenerateRequest, "asyncio.Future[Completion]"]
+_Waiting = tuple[Sequence[GenerateRequest], "asyncio.Future[list[Completion]]"]
 
 
 class Lockstep:
@@ -35,7 +35,7 @@ class Lockstep:
         self._timeout_s = timeout_s
         self._live: set[int] = set()
         self._waiting: dict[int, list[_Waiting]] = {}
-        """Place → its requests; more than one where a trajectory asks in parallel."""
+        """Place → its calls; more than one where a trajectory asks in parallel."""
         self._round: asyncio.Task[None] | None = None
 
     def enter(self, place: int) -> "LockstepSeat":
@@ -53,11 +53,10 @@ class Lockstep:
 
     async def request(self, place: int, requests: Sequence[GenerateRequest]) -> list[Completion]:
         """Wait for the round, and for its results."""
-        loop = asyncio.get_running_loop()
-        futures = [loop.create_future() for _ in requests]
-        self._waiting.setdefault(place, []).extend(zip(requests, futures, strict=True))
+        future: asyncio.Future[list[Completion]] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(place, []).append((requests, future))
         self._start_if_ready()
-        return [await future for future in futures]
+        return await future
 
     def _start_if_ready(self) -> None:
         if self._waiting and len(self._waiting) == len(self._live) and self._round is None:
@@ -67,16 +66,17 @@ class Lockstep:
         waiting = [one for place in sorted(self._waiting) for one in self._waiting[place]]
         self._waiting.clear()
         try:
-            answers = await ask_each(
-                self._engine, [request for request, _ in waiting], self._timeout_s
-            )
-            for (_, future), answer in zip(waiting, answers, strict=True):
+            asked = [request for requests, _ in waiting for request in requests]
+            answers = iter(await ask_each(self._engine, asked, self._timeout_s))
+            for requests, future in waiting:
+                own = [next(answers) for _ in requests]
                 if future.done():
                     continue
-                if isinstance(answer, Exception):
-                    future.set_exception(answer)
+                failed = [answer for answer in own if isinstance(answer, Exception)]
+                if failed:
+                    future.set_exception(failed[0])
                 else:
-                    future.set_result(answer)
+                    future.set_result([one for one in own if isinstance(one, Completion)])
         except BaseException as error:
             for _, future in waiting:
                 if not future.done():

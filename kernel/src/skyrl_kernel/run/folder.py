@@ -24,7 +24,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from skyrl_kernel.json_lines import append_lines, number, read_lines
+from skyrl_kernel.json_lines import LineFile, append_lines, number, read_lines
 from skyrl_kernel.run.atomic import (
     remove_leftovers,
     set_aside,
@@ -38,6 +38,7 @@ from skyrl_kernel.run.lock import LOCK_NAME, FolderLock
 from skyrl_kernel.run.trajectory_file import read_trajectories, write_trajectories
 
 if TYPE_CHECKING:
+    from skyrl_kernel.batch import CreditedGroup
     from skyrl_kernel.records import Failure, Group
 
 _TRAJECTORIES = re.compile(r"^step_(\d+)\.parquet$")
@@ -65,9 +66,13 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.export = path / "export" if export is None else export
         self.logs = path if logs is None else logs
+        self._metrics_file: LineFile | None = None
+        """Kept open while the folder is held; None where it is not."""
         self._lock: FolderLock | None = None
         self._thread: ThreadPoolExecutor | None = None
         self._writing: Future[None] | None = None
+        self._unsynced: list[Path] = []
+        """Files of trajectories that a power cut could still take."""
 
     @classmethod
     def create(cls, path: Path, *, export: Path | None = None, logs: Path | None = None) -> Self:
@@ -78,6 +83,7 @@ class RunFolder:
         """
         folder = cls(path, export=export, logs=logs)
         folder._lock = FolderLock(path)
+        folder._metrics_file = LineFile(folder.metrics)
         return folder
 
     def close(self) -> None:
@@ -85,6 +91,8 @@ class RunFolder:
         try:
             self._wait()
         finally:
+            if self._metrics_file is not None:
+                self._metrics_file.close()
             if self._thread is not None:
                 self._thread.shutdown()
                 self._thread = None
@@ -152,7 +160,11 @@ class RunFolder:
         Numbers that are not finite are written as ``"NaN"``, ``"Infinity"`` and
         ``"-Infinity"``, since JSON has none.
         """
-        append_lines(self.metrics, [{"step": step, **metrics}])
+        line = {"step": step, **metrics}
+        if self._metrics_file is None:
+            append_lines(self.metrics, [line])
+        else:
+            self._metrics_file.append([line])
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The lines of ``metrics.jsonl``, non-finite numbers as floats again."""
@@ -173,7 +185,12 @@ class RunFolder:
         """Where the trajectories of a step are."""
         return self.trajectories / f"step_{step}.parquet"
 
-    def write_trajectories(self, step: int, groups: Sequence["Group"]) -> Path:
+    def write_trajectories(
+        self,
+        step: int,
+        groups: Sequence["Group"],
+        credited: "Sequence[CreditedGroup] | None" = None,
+    ) -> Path:
         """Begin to write what a step trained on, in a thread beside the next step; the file.
 
         `sync`, `close` and the next call wait until it is there.
@@ -185,7 +202,8 @@ class RunFolder:
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, "skyrl-trajectories")
         path = self.trajectory_file(step)
-        self._writing = self._thread.submit(write_trajectories, path, groups)
+        self._unsynced.append(path)
+        self._writing = self._thread.submit(write_trajectories, path, groups, credited)
         return path
 
     def _wait(self) -> None:
@@ -205,10 +223,13 @@ class RunFolder:
             OSError: Something could not be written.
         """
         self._wait()
-        for path in (self.metrics, self.failures):
+        for path in (self.metrics, self.failures, *self._unsynced):
             if path.exists():
                 sync_file(path)
+        if self._unsynced:
+            sync_folder(self.trajectories)
         sync_folder(self.path)
+        self._unsynced.clear()
 
     @staticmethod
     def write_aside(path: Path, write: Callable[[Path], None]) -> Path:
@@ -235,6 +256,8 @@ class RunFolder:
             The steps of which something was removed, in order.
         """
         self._wait()
+        if self._metrics_file is not None:
+            self._metrics_file.close()
         removed: set[int] = set()
         for path in (self.metrics, self.failures):
             removed.update(_truncate_lines(path, step))

@@ -8,17 +8,22 @@ the column ``timings``.
 
 import functools
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from skyrl_kernel.json_lines import dump_line
-from skyrl_kernel.run.atomic import sync_file, sync_folder, temporary_for
+from skyrl_kernel.run.atomic import temporary_for
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
 
-    from skyrl_kernel.records import Group, Segment, Trajectory
+    from skyrl_kernel.batch import CreditedGroup
+    from skyrl_kernel.records import Group, Segment, Trajectory, Turn
+
+_REPEATING = ("uid", "data_source", "env_class", "messages", "stop_reason")
+"""Columns of text that many rows share."""
 
 
 @functools.cache
@@ -44,6 +49,11 @@ def schema() -> "pa.Schema":
             ("loss_mask", pa.list_(pa.bool_())),
             ("logprobs", pa.list_(pa.float32())),
             ("versions", pa.list_(pa.int32())),
+            ("old_logprobs", pa.list_(pa.float32())),
+            ("ref_logprobs", pa.list_(pa.float32())),
+            ("values", pa.list_(pa.float32())),
+            ("advantages", pa.list_(pa.float32())),
+            ("returns", pa.list_(pa.float32())),
         ]
     )
     return pa.schema(
@@ -66,25 +76,38 @@ def schema() -> "pa.Schema":
     )
 
 
-def write_trajectories(path: Path, groups: Sequence["Group"]) -> None:
-    """Write the trajectories of a step, group by group; whole or not at all.
+def write_trajectories(
+    path: Path, groups: Sequence["Group"], credited: "Sequence[CreditedGroup] | None" = None
+) -> None:
+    """Write the trajectories of a step, group by group; whole or not at all, also after a kill.
 
+    ``loss_mask`` marks what was trained on: the segment's mask, or what `advantage` and
+    `select` left of it. ``old_logprobs`` are null where they are the sampler's own.
     ``messages`` and each turn's ``metadata`` are JSON text. ``reward`` and
     ``turn_rewards`` are null where nothing was judged. Lost trajectories are in
     ``failures.jsonl``, not here.
+
+    Args:
+        path: The file.
+        groups: What to write.
+        credited: The same with scores and advantages, where they were trained on.
     """
     import pyarrow.parquet as pq
 
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_for(path)
     try:
-        pq.write_table(_table(groups), temporary, compression="zstd")
-        sync_file(temporary)
+        pq.write_table(
+            _table(groups, credited),
+            temporary,
+            compression="zstd",
+            use_dictionary=list(_REPEATING),  # numbers of tokens hardly repeat
+            write_statistics=False,
+        )
         temporary.rename(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
 
 
 def read_trajectories(path: Path, *, timings: bool = True) -> list[dict[str, Any]]:
@@ -108,86 +131,129 @@ def read_trajectories(path: Path, *, timings: bool = True) -> list[dict[str, Any
     return rows
 
 
-def _table(groups: Sequence["Group"]) -> "pa.Table":
+def _table(groups: Sequence["Group"], credited: "Sequence[CreditedGroup] | None") -> "pa.Table":
     import pyarrow as pa
 
     types = schema()
-    pairs = [(group, trajectory) for group in groups for trajectory in group.trajectories]
-    trajectories = [trajectory for _, trajectory in pairs]
-    prompts = {id(t.prompt): t.prompt for t in trajectories}  # a group shares one
+    rows = [row for group in groups for row in group.trajectories]
+    prompts = {id(row.prompt): row.prompt for row in rows}  # a group shares one
     messages = {key: _json(list(prompt.messages)) for key, prompt in prompts.items()}
 
-    def column(name: str, value: "Callable[[Group, Trajectory], Any]") -> "pa.Array":
-        return pa.array([value(*pair) for pair in pairs], type=types.field(name).type)
+    def column(name: str, values: Sequence[Any]) -> "pa.Array":
+        return pa.array(values, type=types.field(name).type)
 
     columns = {
-        "uid": column("uid", lambda g, t: _text(t.prompt.uid)),
-        "sample": column("sample", lambda g, t: t.sample),
-        "group": column("group", lambda g, t: g.index),
-        "data_source": column("data_source", lambda g, t: _text(t.prompt.data_source)),
-        "env_class": column("env_class", lambda g, t: _text(t.prompt.env_class)),
-        "messages": column("messages", lambda g, t: messages[id(t.prompt)]),
-        "stop_reason": column("stop_reason", lambda g, t: str(t.stop_reason)),
-        "reward": column("reward", lambda g, t: t.reward and t.reward.total),
-        "turn_rewards": column("turn_rewards", lambda g, t: t.reward and t.reward.turns),
-        "reward_components": column(
-            "reward_components", lambda g, t: _pairs(t.reward.components if t.reward else {})
-        ),
-        "turns": column("turns", lambda g, t: _turns(t)),
-        "segments": _segments(trajectories),
-        "env_metrics": column("env_metrics", lambda g, t: _pairs(t.env_metrics)),
-        "timings": column("timings", lambda g, t: _pairs(t.timings)),
+        "uid": column("uid", [_text(row.prompt.uid) for row in rows]),
+        "sample": column("sample", [row.sample for row in rows]),
+        "group": column("group", [group.index for group in groups for _ in group.trajectories]),
+        "data_source": column("data_source", [_text(row.prompt.data_source) for row in rows]),
+        "env_class": column("env_class", [_text(row.prompt.env_class) for row in rows]),
+        "messages": column("messages", [messages[id(row.prompt)] for row in rows]),
+        "stop_reason": column("stop_reason", [str(row.stop_reason) for row in rows]),
+        "reward": column("reward", [row.reward and row.reward.total for row in rows]),
+        "turn_rewards": column("turn_rewards", [row.reward and row.reward.turns for row in rows]),
+        "reward_components": _maps([row.reward.components if row.reward else {} for row in rows]),
+        "turns": _turns([row.turns for row in rows]),
+        "segments": _segments(rows, credited),
+        "env_metrics": _maps([row.env_metrics for row in rows]),
+        "timings": _maps([row.timings for row in rows]),
     }
     return pa.Table.from_arrays([columns[name] for name in types.names], schema=types)
 
 
-def _turns(trajectory: "Trajectory") -> list[dict[str, Any]]:
-    return [
-        {
-            "segment": turn.segment,
-            "start": turn.start,
-            "stop": turn.stop,
-            "reward": turn.reward,
-            "action": _text(turn.action),
-            "metadata": _json(turn.metadata) if turn.metadata else "{}",
-        }
-        for turn in trajectory.turns
-    ]
+# Nested columns are built from flat ones: pyarrow takes ten times as long to take rows apart.
 
 
-def _segments(trajectories: Sequence["Trajectory"]) -> "pa.Array":
-    """The one heavy column, built from numpy arrays and not token by token."""
+def _turns(rows: Sequence[Sequence["Turn"]]) -> "pa.Array":
     import pyarrow as pa
 
-    segments = [segment for trajectory in trajectories for segment in trajectory.segments]
+    turns = [turn for row in rows for turn in row]
+    struct = schema().field("turns").type.value_type
+    fields = {
+        "segment": [turn.segment for turn in turns],
+        "start": [turn.start for turn in turns],
+        "stop": [turn.stop for turn in turns],
+        "reward": [turn.reward for turn in turns],
+        "action": [_text(turn.action) for turn in turns],
+        "metadata": [_json(turn.metadata) if turn.metadata else "{}" for turn in turns],
+    }
+    arrays = [pa.array(fields[field.name], field.type) for field in struct]
+    values = pa.StructArray.from_arrays(arrays, fields=list(struct))
+    return pa.ListArray.from_arrays(_offsets([len(row) for row in rows]), values)
+
+
+def _maps(rows: Sequence[Mapping[str, float]]) -> "pa.Array":
+    """A column of name → number, names in order."""
+    import pyarrow as pa
+
+    items = [(str(key), float(row[key])) for row in rows for key in sorted(row, key=str)]
+    keys = pa.array([key for key, _ in items], pa.string())
+    numbers = pa.array([number for _, number in items], pa.float64())
+    return pa.MapArray.from_arrays(_offsets([len(row) for row in rows]), keys, numbers)
+
+
+def _segments(
+    rows: Sequence["Trajectory"], credited: "Sequence[CreditedGroup] | None"
+) -> "pa.Array":
+    import pyarrow as pa
+
+    segments = [segment for row in rows for segment in row.segments]
+    arrays: dict[str, Sequence[np.ndarray[Any, Any] | None]] = {
+        "tokens": [one.tokens for one in segments],
+        "loss_mask": [one.loss_mask for one in segments],
+        "logprobs": [one.logprobs for one in segments],
+        "versions": [one.versions for one in segments],
+        **_credits(segments, credited or ()),
+    }
     struct = schema().field("segments").type.value_type
+    none = [None] * len(segments)
     fields = [
-        _ragged(segments, "tokens", struct),
-        pa.array([segment.num_prompt_tokens for segment in segments], pa.int32()),
-        _ragged(segments, "loss_mask", struct),
-        _ragged(segments, "logprobs", struct),
-        _ragged(segments, "versions", struct),
+        pa.array([one.num_prompt_tokens for one in segments], field.type)
+        if field.name == "num_prompt_tokens"
+        else _ragged(arrays.get(field.name, none), field.type)
+        for field in struct
     ]
     values = pa.StructArray.from_arrays(fields, fields=list(struct))
-    return pa.ListArray.from_arrays(_offsets([len(t.segments) for t in trajectories]), values)
+    return pa.ListArray.from_arrays(_offsets([len(row.segments) for row in rows]), values)
 
 
-def _ragged(segments: Sequence["Segment"], name: str, struct: "pa.StructType") -> "pa.Array":
+def _credits(
+    segments: Sequence["Segment"], credited: "Sequence[CreditedGroup]"
+) -> "dict[str, Sequence[np.ndarray[Any, Any] | None]]":
+    """Columns that only trained segments have."""
+    entries = [entry for group in credited for entry in group]
+    if not entries:
+        return {}
+    scores = [score for scored, _ in entries for score in scored.scores]
+    tokens = [one for _, own in entries for one in own]
+    return {
+        "loss_mask": [one.loss_mask for one in tokens],
+        "old_logprobs": [
+            None if score.old_logprobs is segment.logprobs else score.old_logprobs
+            for score, segment in zip(scores, segments, strict=True)
+        ],
+        "ref_logprobs": [one.ref_logprobs for one in scores],
+        "values": [one.values for one in scores],
+        "advantages": [one.advantages for one in tokens],
+        "returns": [one.returns for one in tokens],
+    }
+
+
+def _ragged(rows: "Sequence[np.ndarray[Any, Any] | None]", kind: "pa.ListType") -> "pa.Array":
     """A list column from the [T] arrays of each segment; None becomes null."""
     import numpy as np
     import pyarrow as pa
 
-    rows = [getattr(segment, name) for segment in segments]
-    value_type = struct.field(name).type.value_type
-    dtype = value_type.to_pandas_dtype()
-    flat = [np.asarray(row, dtype) for row in rows if row is not None]
-    values = pa.array(np.concatenate(flat) if flat else np.zeros(0, dtype), value_type)
+    given = [row for row in rows if row is not None]
+    if not given:
+        return pa.nulls(len(rows), kind)
+    values = np.concatenate(given, dtype=kind.value_type.to_pandas_dtype(), casting="same_kind")
     offsets = _offsets([0 if row is None else len(row) for row in rows])
-    if any(row is None for row in rows):  # a null offset makes a null list
+    if len(given) < len(rows):  # a null offset makes a null list
         ends = offsets.to_pylist()
         starts = [None if row is None else start for row, start in zip(rows, ends, strict=False)]
         offsets = pa.array([*starts, ends[-1]], pa.int32())
-    return pa.ListArray.from_arrays(offsets, values)
+    return pa.ListArray.from_arrays(offsets, pa.array(values, kind.value_type))
 
 
 def _offsets(lengths: Iterable[int]) -> "pa.Array":
@@ -197,14 +263,12 @@ def _offsets(lengths: Iterable[int]) -> "pa.Array":
     return pa.array(np.cumsum([0, *lengths], dtype=np.int32), pa.int32())
 
 
-def _pairs(numbers: Mapping[str, float]) -> list[tuple[str, float]]:
-    return sorted((str(key), float(value)) for key, value in numbers.items())
-
-
 def _json(value: Any) -> str:
     return dump_line(value).rstrip("\n")
 
 
 def _text(text: str | None) -> str | None:
     """``text`` in a form that UTF-8 can hold: lone surrogates become question marks."""
-    return None if text is None else text.encode("utf-8", "replace").decode()
+    if text is None or text.isascii():
+        return text
+    return text.encode("utf-8", "replace").decode()
