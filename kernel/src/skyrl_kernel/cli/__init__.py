@@ -9,10 +9,7 @@ import click
 _COMMANDS = {
     "run": ("skyrl_kernel.cli.run", "Train: the loop, with the plugins and settings given."),
     "eval": ("skyrl_kernel.cli.eval", "Evaluate a run's newest checkpoint, or a model."),
-<<<<<<< ours
     "report": ("skyrl_kernel.cli.report", "Make one HTML page about a run or several."),
-=======
->>>>>>> theirs
     "log": ("skyrl_kernel.cli.log", "Deliver a run to the stores of loggers, from its folder."),
     "data": ("skyrl_kernel.cli.data", "Make a data set."),
     "plugins": ("skyrl_kernel.cli.plugins", "List installed plugins, or explain one."),
