@@ -9,7 +9,7 @@ from workspace import ROOT, package_folders
 from skyrl_kernel.config import Config
 from skyrl_kernel.config.compat import table
 from skyrl_kernel.config.sources import flatten
-from skyrl_kernel.plugins import discover
+from skyrl_kernel.plugins import PluginManager, discover
 from skyrl_kernel.slots import SETS, SLOTS, SWITCHES
 
 CONFIG = ROOT / "kernel" / "src" / "skyrl_kernel" / "config"
@@ -48,6 +48,16 @@ def test_a_key_of_a_plugin_has_no_other_answer_than_that_it_is_not_read() -> Non
     for row in table().keys.values():
         if any(row.name.startswith(f"{path}.") for path in sections):
             assert row.status == "not read", f"{row.name} is read by a plugin: {row}"
+
+
+def test_the_sections_of_skyrls_own_envs_have_skyrls_keys() -> None:
+    catalog = discover()
+    for name in ("search", "text2sql", "llm_as_a_judge"):
+        manager = PluginManager(catalog)
+        manager.load([catalog.find(name, ("skyrl.envs",))])
+        path = f"environment.{name}"
+        fields = {f"{path}.{field}" for field in manager.sections()[path].model_fields}
+        assert {key for key in table().keys if key.startswith(f"{path}.")} <= fields
 
 
 def test_a_name_that_a_package_has_needs_no_answer() -> None:

@@ -1,6 +1,7 @@
 """SkyRL's keys: each is read or has an answer, and the answer does what it says."""
 
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from skyrl_kernel.config import (
     settle_names,
     unread_variables,
 )
-from skyrl_kernel.config.compat import Row, renamed, table
+from skyrl_kernel.config.compat import TABLE, Row, key_rows, renamed, table
 from skyrl_kernel.config.sources import flatten
 from skyrl_kernel.config.words import read_word
 from skyrl_kernel.errors import ConfigError
@@ -106,6 +107,14 @@ def test_every_answer_says_why_and_what_is_not_yet_there_says_what_will_bring_it
         assert re.search(r"[^.]$", row.text), row
         assert (row.topic in table().topics) == (row.status == "not yet"), row
     assert {row.topic for row in rows()} - {""} == set(table().topics)
+
+
+def test_no_row_stands_there_twice() -> None:
+    content = tomllib.loads(TABLE.read_text())
+    keys = [row.name for group in content["keys"] for row in key_rows(group)]
+    values = [(group["key"], name) for group in content["values"] for name in group["names"]]
+    for found, whole in ((keys, table().keys), (values, table().values)):
+        assert len(found) == len(whole)
 
 
 def test_what_switches_a_row_on_is_a_key() -> None:

@@ -38,11 +38,14 @@ TABLE = Path(__file__).with_name("skyrl.toml")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Topic:
-    """Something that is not there yet: a heading of docs/roadmap.md."""
+    """Something that is not there yet, as docs/roadmap.md has it."""
 
     name: str
+    """What rows call it."""
     title: str
+    """Its heading."""
     text: str
+    """What it will bring, and how things are until then."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,9 +103,13 @@ class Answer:
     """One thing that was set and is not read."""
 
     name: str
+    """Dotted key, or variable."""
     value: Any
+    """What it was set to."""
     origin: str
+    """Where it was set."""
     row: Row
+    """What there is to say of it."""
 
     def __str__(self) -> str:
         return f"{self.setting} ({self.origin}): {self.row.text}"
@@ -118,6 +125,7 @@ class Table:
     """``skyrl.toml``."""
 
     topics: Mapping[str, Topic]
+    """Name → topic, in the order of the roadmap."""
     keys: Mapping[str, Row]
     """Dotted key → row."""
     moved: Mapping[str, str]
@@ -145,7 +153,7 @@ def table() -> Table:
     topics = {name: Topic(name=name, **text) for name, text in content["topics"].items()}
     return Table(
         topics=topics,
-        keys={row.name: row for group in content["keys"] for row in _keys(group)},
+        keys={row.name: row for group in content["keys"] for row in key_rows(group)},
         moved={old: new for group in content["moved"] for old, new in group["to"].items()},
         values={
             (group["key"], name): _row(name, group)
@@ -159,7 +167,8 @@ def table() -> Table:
     )
 
 
-def _keys(group: Mapping[str, Any]) -> Iterator[Row]:
+def key_rows(group: Mapping[str, Any]) -> Iterator[Row]:
+    """The rows of one ``[[keys]]`` of the file: of each role, where it names some."""
     for key, default in group.get("defaults", {}).items():
         for role in group.get("roles", [""]):
             yield _row(key.replace("{role}", role), group, default)

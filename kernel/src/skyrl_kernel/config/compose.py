@@ -75,27 +75,7 @@ def resolve_config(
     known = _known_keys(Config)
     for path, model in plugin_sections.items():
         known.update({f"{path}.{key}": leaf for key, leaf in _known_keys(model).items()})
-    answers, problems = Answers(), []
-    for answer in layers.replaced:
-        answers.add(answer, is_missed=True)
-    kernel_values: dict[str, Any] = {}
-    for key, value in layers.values.items():
-        origin = layers.origins[key]
-        if isinstance(value, str) and (found := _INTERPOLATION.search(value)):
-            problems.append(
-                f"{key}={value} ({origin}): {found[0]} would be taken as it stands; values refer to no "
-                "other keys and no variables, so write the value, or let the shell fill it in"
-            )
-        elif _is_known(key, known):
-            kernel_values[key] = value
-        elif row := _row(key, unselected):
-            answer = Answer(name=key, value=value, origin=origin, row=row)
-            try:
-                answers.add(answer, is_missed=is_missed(answer, layers))
-            except ValueError as error:
-                problems.append(f"{key}={value!r} ({origin}): {error}")
-        else:
-            problems.append(_key_problem(key, known, unselected, origin))
+    kernel_values, answers, problems = _sort_out(layers, known, unselected)
     problems = problems or broken_rules(layers)
     refused = answers.not_here if allow_not_yet else [*answers.not_here, *answers.not_yet]
     problems += refusals(refused)
@@ -129,6 +109,34 @@ def resolve_config(
         not_read=tuple(answers.not_read),
         not_yet=tuple(answers.not_yet),
     )
+
+
+def _sort_out(
+    layers: Layers, known: Mapping[str, bool], unselected: Mapping[str, str]
+) -> tuple[dict[str, Any], Answers, list[str]]:
+    """Values of keys that are read, answers to SkyRL's others, and what is wrong with the rest."""
+    answers, problems = Answers(), []
+    for answer in layers.replaced:
+        answers.add(answer, is_missed=True)
+    values: dict[str, Any] = {}
+    for key, value in layers.values.items():
+        origin = layers.origins[key]
+        if isinstance(value, str) and (found := _INTERPOLATION.search(value)):
+            problems.append(
+                f"{key}={value} ({origin}): {found[0]} would be taken as it stands; values refer to no "
+                "other keys and no variables, so write the value, or let the shell fill it in"
+            )
+        elif _is_known(key, known):
+            values[key] = value
+        elif row := _row(key, unselected):
+            answer = Answer(name=key, value=value, origin=origin, row=row)
+            try:
+                answers.add(answer, is_missed=is_missed(answer, layers))
+            except ValueError as error:
+                problems.append(f"{key}={value!r} ({origin}): {error}")
+        else:
+            problems.append(_key_problem(key, known, unselected, origin))
+    return values, answers, problems
 
 
 def _row(key: str, unselected: Mapping[str, str]) -> Row | None:
