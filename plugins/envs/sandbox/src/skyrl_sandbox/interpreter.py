@@ -1,7 +1,9 @@
 """Which Python runs the programs, and which folders it needs."""
 
+import importlib.util
 import os
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,3 +68,35 @@ def _home(settings: Path) -> Path:
     lines = (line.partition("=") for line in settings.read_text().splitlines())
     (home,) = [value.strip() for key, _, value in lines if key.strip() == "home"]
     return Path(home).parent
+
+
+def package_folders(names: Iterable[str]) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+    """Where installed packages of this process are.
+
+    Returns:
+        What must be readable for them to be imported: the packages alone, not what they
+        depend on; and the folders to import from.
+
+    Raises:
+        UsageError: One is not installed.
+
+    Example:
+        >>> readable, imported_from = package_folders(["numpy"])
+        >>> [path.name for path in readable][0], len(imported_from)
+        ('numpy', 1)
+    """
+    readable: list[Path] = []
+    imported_from: list[Path] = []
+    for name in names:
+        spec = importlib.util.find_spec(name) if name.isidentifier() else None
+        if spec is None or spec.origin is None or not Path(spec.origin).is_file():
+            raise UsageError(
+                f"no package '{name}' for the sandbox: it is not installed beside this one; "
+                f"pip install {name}, or leave it out"
+            )
+        origin = Path(spec.origin)
+        found = origin.parent if spec.submodule_search_locations else origin
+        libraries = found.parent / f"{name}.libs"  # where wheels keep what they link to
+        readable += [found, *([libraries] if libraries.is_dir() else [])]
+        imported_from.append(found.parent)
+    return tuple(readable), tuple(dict.fromkeys(imported_from))

@@ -1,5 +1,6 @@
 """Runs one program to its end: `Sandbox.run` and `Sandbox.run_python`."""
 
+import copy
 import math
 import os
 import selectors
@@ -12,7 +13,7 @@ from pathlib import Path
 from skyrl_kernel.errors import UsageError
 from skyrl_sandbox.check import require_sandbox
 from skyrl_sandbox.command import PROGRAM, bwrap_command
-from skyrl_sandbox.interpreter import Interpreter
+from skyrl_sandbox.interpreter import Interpreter, package_folders
 from skyrl_sandbox.launch import Launched, sandbox_failed
 from skyrl_sandbox.limits import Limit, Limits, Result
 from skyrl_sandbox.seccomp import seccomp_filter
@@ -42,12 +43,14 @@ class Sandbox:
         readable: Folders and files of the host that appear inside, read-only, at the same
             path. Name as little as possible.
         python_path: Folders that Python programs may import from; they are readable too.
+        packages: Installed packages of this process that Python programs may import, for an
+            interpreter of the same version. What they depend on must be named too.
         environment: Variables for the programs, beside PATH, HOME, USER and LANG.
         bwrap: Path of bubblewrap; default: found and tried once per process.
 
     Raises:
         UsageError: No sandbox can be had here (see `require_sandbox`), or one of the
-            folders is not there or would be unreadable inside.
+            folders or packages is not there or would be unreadable inside.
 
     Example:
         >>> Sandbox().run_python("print(6 * 7)").stdout
@@ -61,19 +64,29 @@ class Sandbox:
         python: Interpreter | None = None,
         readable: Iterable[Path] = (),
         python_path: Iterable[Path] = (),
+        packages: Iterable[str] = (),
         environment: Mapping[str, str] | None = None,
         bwrap: str | None = None,
     ) -> None:
         self.limits = limits or Limits()
         self.python = python or Interpreter.default()
         importable = tuple(python_path)
-        self._readable = (*self.python.folders, *readable, *importable)
+        installed, imported_from = package_folders(packages)
+        self._readable = (*self.python.folders, *readable, *importable, *installed)
         for path in self._readable:
             _refuse_unreadable(path)
         self._environment = dict(environment or {})
-        if importable:
-            self._environment["PYTHONPATH"] = os.pathsep.join(map(str, importable))
+        if importable or imported_from:
+            self._environment["PYTHONPATH"] = os.pathsep.join(
+                map(str, (*importable, *imported_from))
+            )
         self._bwrap = require_sandbox() if bwrap is None else bwrap
+
+    def with_limits(self, limits: Limits) -> "Sandbox":
+        """The same sandbox with other limits."""
+        other = copy.copy(self)
+        other.limits = limits
+        return other
 
     def run(
         self, command: Sequence[str], *, stdin: str | bytes = b"", limits: Limits | None = None

@@ -1,0 +1,1 @@
+"""LiveCodeBench: programs judged by their tests, in the sandbox."""
