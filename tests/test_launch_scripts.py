@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from running import skyrl
 from workspace import ROOT
 
 from skyrl_tiny.plugin import cache_folder
@@ -46,6 +47,18 @@ def bash(line: str, home: Path, **variables: str) -> "subprocess.CompletedProces
     )
 
 
+def words_of(line: str, home: Path) -> list[str]:
+    """What a line of bash, such as a script, calls ``skyrl`` with."""
+    folder = home / "bin"
+    folder.mkdir(exist_ok=True)
+    recorder = folder / "skyrl"
+    recorder.write_text("#!/bin/bash\nprintf '%s\\0' \"$@\"\n")
+    recorder.chmod(0o755)
+    done = bash(f'PATH="{folder}:$PATH"; {line}', home)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split("\0")[:-1]
+
+
 def commands(script: Path) -> list[str]:
     """The commands in the comment at the top, each on one line."""
     head = script.read_text().partition("set -euo")[0]
@@ -77,50 +90,51 @@ def test_a_script_ends_in_what_the_user_adds(script: Path) -> None:
 
 
 @each_script
-def test_every_key_of_a_script_is_accepted_as_written(script: Path, home: Path) -> None:
-    done = bash(f"{script} --dry-run", home, SKYRL_RAY_PG_TIMEOUT_IN_S="90")
-    assert done.returncode == 0, done.stderr
-    assert missing(done.stdout) == [
+def test_every_key_of_a_script_is_accepted_as_written(
+    script: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SKYRL_RAY_PG_TIMEOUT_IN_S", "90")
+    done = skyrl(*words_of(f"{script} --dry-run", home))
+    assert done.code == 0, done.err
+    assert missing(done.out) == [
         "generator.inference_engine.backend=vllm",
         "generator.inference_engine.weight_sync_backend=nccl",
         "trainer.placement.policy_num_gpus_per_node=4",
         "trainer.placement.ref_num_gpus_per_node=4",
         "generator.inference_engine.num_engines=4",
     ]
-    unread = section(done.stdout, "not read")
+    unread = section(done.out, "not read")
     given = set(re.findall(r"^  ([a-z_.]+)=", script.read_text(), re.MULTILINE))
-    shown = set(re.findall(r"^  ([a-zA-Z_.]+) ?=", done.stdout, re.MULTILINE))
+    shown = set(re.findall(r"^  ([a-zA-Z_.]+) ?=", done.out, re.MULTILINE))
     assert given <= shown
     assert "gpu_memory_utilization=0.8 (command line): a setting of vLLM" in unread
-    variables = section(done.stdout, "environment variables not read")
+    variables = section(done.out, "environment variables not read")
     assert "SKYRL_RAY_PG_TIMEOUT_IN_S=90" in variables
-    assert [path.name for path in home.iterdir()] == ["examples"]
 
 
 @each_script
 def test_as_written_a_run_is_refused_with_all_that_is_missing(script: Path, home: Path) -> None:
-    done = bash(f"{script}", home)
-    assert done.returncode == 2
-    lines = done.stderr.splitlines()
+    done = skyrl(*words_of(f"{script}", home))
+    lines = done.complaint.splitlines()
     assert len(lines) == 4
     assert all("SkyRL has it, this project not yet: docs/roadmap.md" in line for line in lines)
     assert "policy_num_gpus_per_node=4, trainer.placement.ref_num_gpus_per_node=4 (comm" in lines[2]
-    assert [path.name for path in home.iterdir()] == ["examples"]
+    assert not (home / "ckpts").exists()
 
 
 @each_script
 def test_a_layout_that_cannot_be_is_refused_even_by_a_dry_run(script: Path, home: Path) -> None:
-    done = bash(f"{script} --dry-run generator.inference_engine.num_engines=2", home)
-    assert done.returncode == 2
-    assert "the policy has 4 GPUs" in done.stderr
-    assert "make the two equal" in done.stderr
+    words = words_of(f"{script} --dry-run generator.inference_engine.num_engines=2", home)
+    complaint = skyrl(*words).complaint
+    assert "the policy has 4 GPUs" in complaint
+    assert "make the two equal" in complaint
 
 
 @each_script
 def test_for_a_laptop_nothing_is_missing(script: Path, home: Path) -> None:
-    done = bash(f"{laptop(script)} --dry-run", home)
-    assert done.returncode == 0, done.stderr
-    assert missing(done.stdout) == []
+    done = skyrl(*words_of(f"{laptop(script)} --dry-run", home))
+    assert done.code == 0, done.err
+    assert missing(done.out) == []
 
 
 @pytest.mark.slow
