@@ -420,7 +420,7 @@ class EnvironmentConfig(Section):
     timeout_s: Seconds = 60.0
     """Deadline of every call of an env."""
     max_env_workers: Positive = 32
-    """Threads that env calls run in (SkyRL: environment.skyrl_gym.max_env_workers)."""
+    """Threads that env calls run in."""
 
 
 class Config(Section):
