@@ -8,6 +8,7 @@ The text holds no number of its own, so that it cannot disagree with the files.
 import json
 from pathlib import Path
 
+import gpu_report
 import learning_report
 import speed_report
 from curves import draw_curves
@@ -15,12 +16,14 @@ from curves import draw_curves
 HERE = Path(__file__).parent
 LEARNING = HERE / "learning.json"
 SPEED = HERE / "speed.json"
+GPU = HERE / "gpu.json"
 SUITE = HERE / "suite.json"
 TITLE = """\
 # Results
 
-Written by `make bench`, `make bench-learning` and `make test-all`; the numbers are in `speed.json`, \
-`learning.json` and `suite.json` beside this page.
+Written by `make bench`, `make bench-learning`, `make test-all` and, where there is a GPU, \
+`python benchmarks/gpu.py`; the numbers are in `speed.json`, `learning.json`, `suite.json` and \
+`gpu.json` beside this page.
 """
 
 
@@ -33,6 +36,7 @@ def write() -> None:
         parts.append(learning_report.section(learning))
     if SPEED.exists():
         parts.append(speed_report.section(json.loads(SPEED.read_text())))
+    parts.append(gpu_report.section(json.loads(GPU.read_text()) if GPU.exists() else None))
     if SUITE.exists():
         import suite  # which imports this module
 
