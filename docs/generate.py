@@ -34,19 +34,6 @@ NOTICE = "<!-- Written by docs/generate.py. Change the code, then run `make docs
 WIDTH = 90
 """Columns of the help texts."""
 
-HELP: tuple[list[str], ...] = (
-    [],
-    ["run"],
-    ["eval"],
-    ["data"],
-    ["data", "multiply"],
-    ["data", "gsm8k"],
-    ["plugins"],
-    ["plugins", "list"],
-    ["plugins", "info"],
-)
-"""Commands whose ``--help`` is shown."""
-
 
 def main() -> None:
     """Write the pages, or compare them."""
@@ -69,7 +56,7 @@ def pages() -> dict[str, str]:
     catalog = own_plugins()
     return {
         "config.md": config_page(catalog),
-        "cli.md": cli_page(),
+        "cli.md": cli_page(catalog),
         "../roadmap.md": roadmap_page(),
     }
 
@@ -418,13 +405,26 @@ ask for nothing that is missing; otherwise a run is refused, and `skyrl run --dr
 # --- cli.md -----------------------------------------------------------------------------
 
 
-def cli_page() -> str:
+def cli_page(plugins: list[PluginEntry]) -> str:
     """The help text of every command."""
     parts = [NOTICE, "# Commands\n", EXIT_CODES]
-    for words in HELP:
+    for words in commands(skyrl, plugins):
         parts.append(f"## {' '.join(['skyrl', *words])}\n")
         parts.append(f"```text\n{help_of(words)}\n```\n")
     return "\n".join(parts)
+
+
+def commands(command: click.Command, plugins: list[PluginEntry]) -> Iterator[list[str]]:
+    """The words of a command and of those below it; below ``data`` stand the data sets."""
+    yield []
+    if command.name == "data":
+        yield from ([entry.name] for entry in plugins if "data_recipe" in entry.manifest.offers)
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            below = command.get_command(context, name)
+            assert below is not None
+            yield from ([name, *words] for words in commands(below, plugins))
 
 
 EXIT_CODES = """\
