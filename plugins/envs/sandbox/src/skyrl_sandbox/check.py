@@ -1,12 +1,10 @@
 """Whether a sandbox can be had here, asked once before anything depends on it."""
 
 import functools
-import os
 import shutil
 import sys
 
 from skyrl_kernel.errors import TrajectoryError, UsageError
-from skyrl_sandbox.command import PATH
 
 _INSTALL = (
     "install bubblewrap: apt-get install bubblewrap (Debian, Ubuntu), dnf install bubblewrap "
@@ -57,9 +55,9 @@ def find_bwrap() -> str:
             f"bubblewrap exists on Linux only, and this is {sys.platform}",
             "run on Linux, or in a virtual machine or container with Linux",
         )
-    bwrap = shutil.which("bwrap", path=os.environ.get("PATH", "") + os.pathsep + PATH)
+    bwrap = shutil.which("bwrap")
     if bwrap is None:
-        raise _refusal("the command bwrap is not installed", _INSTALL)
+        raise _refusal("no command bwrap is on the PATH", _INSTALL)
     return bwrap
 
 

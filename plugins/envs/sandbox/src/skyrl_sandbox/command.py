@@ -53,6 +53,7 @@ def bwrap_command(
     program_fd: int | None = None,
     seccomp_fd: int,
     status_fd: int,
+    is_root: bool | None = None,
 ) -> list[str]:
     """What to execute so that ``command`` runs inside.
 
@@ -65,12 +66,14 @@ def bwrap_command(
         program_fd: Open file with the Python program, which appears as `PROGRAM`.
         seccomp_fd: Open file with the filter of system calls.
         status_fd: Where bubblewrap tells process id and exit code, as JSON.
+        is_root: Whether root will execute it; default: whether this process is root.
     """
+    is_root = os.geteuid() == 0 if is_root is None else is_root
     size = str(limits.files_mb * 2**20)
     words = [bwrap, "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
     for namespace in _NAMESPACES:
         words += [f"--unshare-{namespace}"]
-    if not _is_root():
+    if not is_root:
         words += [
             "--unshare-user",
             "--disable-userns",
@@ -94,11 +97,7 @@ def bwrap_command(
     # bubblewrap's own file systems are writable memory without a bound unless this is said.
     words += ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/tmp"]
     words += ["--seccomp", str(seccomp_fd), "--json-status-fd", str(status_fd), "--"]
-    return [*words, *_prlimit(limits), *_setpriv(), *command]
-
-
-def _is_root() -> bool:
-    return os.geteuid() == 0
+    return [*words, *_prlimit(limits, is_root), *(_setpriv() if is_root else []), *command]
 
 
 def _mounts(readable: Iterable[Path]) -> list[str]:
@@ -123,11 +122,11 @@ def _mounts(readable: Iterable[Path]) -> list[str]:
     return words
 
 
-def _prlimit(limits: Limits) -> list[str]:
+def _prlimit(limits: Limits, is_root: bool) -> list[str]:
     words = ["prlimit", "--core=0", f"--nofile={limits.open_files}"]
     words += [f"--as={limits.memory_mb * 2**20}", f"--fsize={limits.files_mb * 2**20}"]
-    # One more for setpriv's own moment, none for bubblewrap: it is another user, or counted here.
-    words += [f"--nproc={limits.processes if _is_root() else limits.processes + 1}"]
+    # In a user namespace bubblewrap's first process is of the same user, and counted.
+    words += [f"--nproc={limits.processes if is_root else limits.processes + 1}"]
     if limits.cpu_s is not None:
         seconds = math.ceil(limits.cpu_s)
         words += [f"--cpu={seconds}:{seconds + 1}"]
@@ -135,8 +134,6 @@ def _prlimit(limits: Limits) -> list[str]:
 
 
 def _setpriv() -> list[str]:
-    if not _is_root():
-        return []
     user = str(_free_user())
     return [
         *("setpriv", "--reuid", user, "--regid", user, "--clear-groups"),

@@ -27,8 +27,8 @@ class Interpreter:
         packages of the run.
         """
         base = Path(sys.base_prefix)
-        name = f"python{sys.version_info.major}.{sys.version_info.minor}"
-        return cls(path=base / "bin" / name, folders=(base,))
+        path = base / "bin" / f"python{sys.version_info.major}.{sys.version_info.minor}"
+        return cls(path=path, folders=(base,)) if path.exists() else cls.at(sys.executable)
 
     @classmethod
     def at(cls, path: str | Path) -> "Interpreter":

@@ -76,9 +76,9 @@ class Launched:
                     bufsize=0,
                 )
             )
-        except Exception as error:
+        except OSError as error:
             os.close(self.status_fd)
-            raise sandbox_failed(f"cannot start bubblewrap: {error}") from error
+            raise sandbox_failed(f"bubblewrap cannot be started: {error}") from error
         finally:
             for number in (theirs, *open_files.values()):
                 os.close(number)

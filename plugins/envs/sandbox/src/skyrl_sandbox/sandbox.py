@@ -104,7 +104,7 @@ class Sandbox:
         """
         limits = limits or self.limits
         launched = self.launch(command, limits)
-        return _to_the_end(launched, _encoded(stdin), limits)
+        return run_to_the_end(launched, _encoded(stdin), limits)
 
     def run_python(
         self,
@@ -117,7 +117,7 @@ class Sandbox:
         """Run a Python program, which lies at /program/main.py; see `run`."""
         limits = limits or self.limits
         launched = self.launch_python(program, arguments, limits)
-        return _to_the_end(launched, _encoded(stdin), limits)
+        return run_to_the_end(launched, _encoded(stdin), limits)
 
     def launch_python(self, program: str, arguments: Sequence[str], limits: Limits) -> Launched:
         """Start a Python program and leave it running; see `launch`."""
@@ -167,7 +167,8 @@ def _encoded(text: str | bytes) -> bytes:
     return text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
 
 
-def _to_the_end(launched: Launched, stdin: bytes, limits: Limits) -> Result:
+def run_to_the_end(launched: Launched, stdin: bytes, limits: Limits) -> Result:
+    """Feed what was started, watch it, and tell how it ended."""
     try:
         return _Run(launched, stdin, limits).result()
     finally:
