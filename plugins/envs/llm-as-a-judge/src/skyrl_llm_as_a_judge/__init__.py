@@ -1,0 +1,1 @@
+"""Answers judged by another language model, behind any OpenAI-compatible URL."""
