@@ -1,6 +1,6 @@
 """Asking an engine: under a deadline, and one bad request costs one trajectory."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from skyrl_kernel.errors import FailureKind, SkyrlError, TrajectoryError
@@ -73,5 +73,12 @@ class Seat:
         """Complete the requests; see `ask`."""
         return await ask(self._engine, requests, self._timeout_s)
 
+    def step_aside(self) -> Callable[[], None]:
+        """See `LockstepSeat.step_aside`; here nobody waits for anybody."""
+        return _nothing
+
     def leave(self) -> None:
         """Nobody waits for this trajectory."""
+
+
+def _nothing() -> None: ...

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from skyrl_kernel.errors import FailureKind, PluginError, SkyrlError, TrajectoryError
 from skyrl_kernel.protocols import Engine, Generate, RewardFn, RolloutContext, Tokenizer
@@ -98,7 +99,7 @@ class Rollouts:
                 sampling=sampling,
                 engine=seat,
                 tokenizer=self._tokenizer,
-                host_env=self._envs.host,
+                host_env=partial(self._envs.host, step_aside=seat.step_aside),
                 max_prompt_tokens=self._max_prompt_tokens,
                 max_input_tokens=self._max_input_tokens,
                 max_turns=self._envs.max_turns,

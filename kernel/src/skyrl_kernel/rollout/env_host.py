@@ -18,7 +18,13 @@ from skyrl_kernel.protocols import HostedEnv
 from skyrl_kernel.records import Message, Prompt
 from skyrl_kernel.rollout.deadline import CallTimeout, within
 from skyrl_kernel.rollout.env_checks import BadResult, check_metrics, check_prompt, check_step
-from skyrl_kernel.rollout.env_process import EnvProcessPool, ProcessEnv, RemoteEnvError
+from skyrl_kernel.rollout.env_process import (
+    EnvProcessPool,
+    ProcessEnv,
+    RemoteEnvError,
+    StepAside,
+    no_rounds,
+)
 from skyrl_kernel.rollout.in_place import InPlace
 from skyrl_kernel.rollout.workers import Workers
 
@@ -62,9 +68,14 @@ class EnvHost:
         self.in_processes: set[str] = set()
         """Env names of which an instance has hung; from then on they run in processes."""
 
-    def host(self, prompt: Prompt) -> HostedEnv:
-        """A hosted env for one trajectory; nothing is made before its ``init``."""
-        return _Hosted(self, prompt)
+    def host(self, prompt: Prompt, step_aside: StepAside = no_rounds) -> HostedEnv:
+        """A hosted env for one trajectory; nothing is made before its ``init``.
+
+        Args:
+            prompt: Names the env and has its columns.
+            step_aside: Called if it must wait for another trajectory's process.
+        """
+        return _Hosted(self, prompt, step_aside)
 
     async def close(self) -> None:
         """End all processes and idle threads."""
@@ -74,9 +85,10 @@ class EnvHost:
 
 
 class _Hosted:
-    def __init__(self, host: EnvHost, prompt: Prompt) -> None:
+    def __init__(self, host: EnvHost, prompt: Prompt, step_aside: StepAside) -> None:
         self._host = host
         self._prompt = prompt
+        self._step_aside = step_aside
         self._name = prompt.env_class
         self._env: Env | ProcessEnv | None = None
         self._doing = "init"
@@ -106,7 +118,9 @@ class _Hosted:
 
     async def _init_in_process(self, messages: Sequence[Message]) -> Any:
         host = self._host
-        opening = host.processes.open(self._name, self._extras(), host.max_turns, host.timeout_s)
+        opening = host.processes.open(
+            self._name, self._extras(), host.max_turns, host.timeout_s, self._step_aside
+        )
         env = self._env = await self._guard(opening)
         return await self._guard(env.call("init", messages))
 

@@ -5,6 +5,7 @@ that overruns a deadline is killed and replaced.
 """
 
 import asyncio
+import collections
 import contextlib
 import multiprocessing
 from collections.abc import Callable, Mapping
@@ -147,6 +148,52 @@ class ProcessEnv:
         self._pool.drop(self._child)
 
 
+StepAside = Callable[[], Callable[[], None]]
+"""Called before a wait for a process that others hold; what it returns is called at its end."""
+
+
+def no_rounds() -> Callable[[], None]:
+    """A `StepAside` for where nobody waits for anybody."""
+    return _nothing
+
+
+def _nothing() -> None: ...
+
+
+class _Slots:
+    """A semaphore whose waiters step aside: who has a slot may be waiting for all that have none."""
+
+    def __init__(self, size: int) -> None:
+        self._free = size
+        self._waiting: collections.deque[tuple[asyncio.Future[None], Callable[[], None]]] = (
+            collections.deque()
+        )
+
+    async def acquire(self, step_aside: StepAside) -> None:
+        """Wait for a slot."""
+        if self._free:
+            self._free -= 1
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((turn, step_aside()))
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if not turn.cancelled():  # it came at the same moment
+                self.release()
+            raise
+
+    def release(self) -> None:
+        """Hand the slot to who waits longest; they come back at once, not when they next run."""
+        while self._waiting:
+            turn, come_back = self._waiting.popleft()
+            if not turn.done():
+                come_back()
+                turn.set_result(None)
+                return
+        self._free += 1
+
+
 class EnvProcessPool:
     """Child processes, started when first needed.
 
@@ -157,16 +204,21 @@ class EnvProcessPool:
 
     def __init__(self, factory: EnvFactory, size: int) -> None:
         self._factory = factory
-        self._slots = asyncio.Semaphore(size)
+        self._slots = _Slots(size)
         self._threads = ThreadPoolExecutor(size, "skyrl-env-process")
         self._idle: list[_Child] = []
         self._used: set[_Child] = set()
 
     async def open(
-        self, name: str, extras: Mapping[str, Any], max_turns: int | None, timeout_s: float
+        self,
+        name: str,
+        extras: Mapping[str, Any],
+        max_turns: int | None,
+        timeout_s: float,
+        step_aside: StepAside = no_rounds,
     ) -> ProcessEnv:
-        """An env in a process of its own; waits while all processes are in use."""
-        await self._slots.acquire()
+        """An env in a process of its own; waits, aside, while all processes are in use."""
+        await self._slots.acquire(step_aside)
         try:
             child = self._idle_child()
             if child is None:

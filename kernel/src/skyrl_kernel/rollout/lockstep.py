@@ -7,7 +7,7 @@ ordered by trajectory. Synchronous runs are reproducible because of this.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from skyrl_kernel.records import Completion, GenerateRequest
@@ -50,6 +50,12 @@ class Lockstep:
         self._live.discard(place)
         self._waiting.pop(place, None)
         self._start_if_ready()
+
+    def step_aside(self, place: int) -> Callable[[], None]:
+        """See `LockstepSeat.step_aside`."""
+        self._live.discard(place)
+        self._start_if_ready()
+        return lambda: self._live.add(place)
 
     async def request(self, place: int, requests: Sequence[GenerateRequest]) -> list[Completion]:
         """Wait for the round, and for its results."""
@@ -98,6 +104,14 @@ class LockstepSeat:
     async def generate(self, requests: Sequence[GenerateRequest]) -> list[Completion]:
         """Complete the requests in one round."""
         return await self._lockstep.request(self._place, requests) if requests else []
+
+    def step_aside(self) -> Callable[[], None]:
+        """Rounds begin without this trajectory, which waits for what others hold.
+
+        Returns:
+            To be called the moment it need not wait any more: rounds wait for it again.
+        """
+        return self._lockstep.step_aside(self._place)
 
     def leave(self) -> None:
         """The trajectory has ended."""
