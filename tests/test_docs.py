@@ -543,6 +543,10 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in pages.anchors(path), link
 
 
+MAPPINGS = ("generator.chat_template_kwargs", "environment.skyrl_gym.ids")
+"""Keys that anything may stand below."""
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_config_keys_in_prose_exist(page: Path) -> None:
     known = config_keys()
