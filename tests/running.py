@@ -17,6 +17,7 @@ from typing import Any
 
 from skyrl_kernel import progress
 from skyrl_kernel.cli import _exit_code
+from skyrl_kernel.metrics import is_wall_clock
 from skyrl_kernel.run import RunFolder
 from skyrl_kernel.testing.distributions import make_distribution, on_path
 
@@ -154,8 +155,7 @@ class Lab:
 def without_times(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Metrics that a repetition must reproduce."""
     return [
-        {key: value for key, value in line.items() if not key.startswith("timing/")}
-        for line in metrics
+        {key: value for key, value in line.items() if not is_wall_clock(key)} for line in metrics
     ]
 
 

@@ -459,7 +459,7 @@ def documented(page: str, first_column: str) -> list[str]:
 
 
 METRICS = documented("metrics.md", "metric")
-ONLY_WHEN_IT_OCCURS = {"failures/<kind>"}
+ONLY_WHEN_IT_OCCURS = {"failures/<kind>", "timing/save_hf_model"}
 
 
 def pattern(name: str) -> re.Pattern[str]:
@@ -469,9 +469,17 @@ def pattern(name: str) -> re.Pattern[str]:
 
 @pytest.fixture
 def written(lab: Lab) -> set[str]:
-    """Metrics of a real run with every term of the loss."""
-    terms = {"use_kl_loss": True, "use_entropy_loss": True}
-    changes = {f"trainer__algorithm__{key}": value for key, value in terms.items()}
+    """Metrics of a real run with every term of the loss, and all that has numbers of its own."""
+    switches = {
+        "use_kl_loss",
+        "use_entropy_loss",
+        "recompute_old_logprobs",
+        "zero_variance_filter",
+    }
+    changes = {f"trainer__algorithm__{key}": True for key in switches}
+    changes |= {
+        f"generator__{key}": True for key in ("step_wise_trajectories", "merge_stepwise_output")
+    }
     with probe_installed(lab.folder / "site"):
         done = lab.run("metrics", **changes)
     assert done.code == 0, done.err

@@ -108,41 +108,12 @@ def test_the_name_of_pass_at_n_does_not_depend_on_what_was_lost() -> None:
 def test_nothing_is_said_about_rewards_where_nothing_was_judged() -> None:
     assert metrics.reward_metrics([group(lost=2)]) == {}
     assert metrics.reward_metrics([group(trajectory())]) == {}  # SFT: no turns
-    assert metrics.generation_metrics([trajectory()]) == {}
-
-
-def test_generation_metrics() -> None:  # SkyRL: lengths [2, 2], [3, 1]
-    trajectories = [
-        trajectory(1.0, lengths=[2], env_metrics={"exact_match": 1.0}),
-        trajectory(1.0, lengths=[2]),
-        trajectory(0.5, 0.5, lengths=[2, 1], env_metrics={"exact_match": 0.0}),
-        trajectory(1.0, lengths=[1], stop_reason=StopReason.LENGTH),
-    ]
-    found = metrics.generation_metrics(trajectories)
-    assert found["generate/min_num_tokens"] == 1
-    assert found["generate/max_num_tokens"] == 3
-    assert found["generate/avg_num_tokens"] == 2
-    assert found["generate/std_num_tokens"] == pytest.approx(0.707107, abs=1e-6)
-    assert found["generate/avg_tokens_non_zero_rewards"] == 2
-    assert found["generate/avg_tokens_zero_rewards"] == 0
-    assert found["generate/tokens_per_turn_mean"] == pytest.approx(8 / 5)
-    assert found["generate/turns_mean"] == 5 / 4
-    assert (found["generate/stop_stop_frac"], found["generate/stop_length_frac"]) == (0.75, 0.25)
-    assert found["environment/exact_match"] == 0.5  # of those that report it
-
-
-def test_lengths_are_told_apart_by_whether_anything_was_earned() -> None:
-    found = metrics.generation_metrics(
-        [trajectory(1.0, lengths=[4]), trajectory(0.0, lengths=[2]), trajectory(0.0, lengths=[6])]
-    )
-    assert found["generate/avg_tokens_non_zero_rewards"] == 4
-    assert found["generate/avg_tokens_zero_rewards"] == 4
 
 
 def test_failures_are_counted_by_kind_those_of_dropped_groups_too() -> None:
     batch = Batch(
         groups=(group(trajectory(1.0), lost=1), group(trajectory(1.0), index=5)),
-        masked=frozenset({5}),
+        masked={5: "all rewards equal"},
         dropped=((group(lost=2, index=1), "all trajectories lost"),),
         rounds=2,
     )
@@ -152,6 +123,38 @@ def test_failures_are_counted_by_kind_those_of_dropped_groups_too() -> None:
         "generate/groups_dropped": 1,
         "generate/groups_masked": 1,
     }
+
+
+def test_trajectories_of_groups_that_were_filtered_are_counted() -> None:
+    batch = Batch(
+        groups=tuple(group(trajectory(1.0), trajectory(1.0), index=i) for i in range(4)),
+        masked={0: "all rewards equal", 2: "something else", 3: "all rewards equal"},
+        dropped=(),
+        rounds=1,
+    )
+    assert metrics.filter_metrics(batch) == {"reward/num_zero_variance_filtered": 4}
+    assert metrics.failure_metrics(batch)["generate/groups_masked"] == 3
+
+
+def test_success_is_counted_by_group_where_the_env_says() -> None:
+    right, wrong = {"exact_match": 1.0}, {"exact_match": 0.0}
+    groups = [
+        group(trajectory(0.5, env_metrics=wrong), trajectory(0.0, env_metrics=wrong)),
+        group(trajectory(1.0, env_metrics=right), trajectory(0.0, env_metrics=wrong)),
+        group(trajectory(1.0), trajectory(1.0)),
+    ]
+    found = metrics.reward_metrics(groups)
+    assert found["reward/avg_success_at_2"] == 0.5  # one of the two that say
+    assert found["reward/avg_pass_at_2"] == 1.0  # half a point passes
+    assert "reward/avg_success_at_2" not in metrics.reward_metrics(groups[2:])
+
+
+def test_times_are_told_from_what_two_runs_share() -> None:
+    found = metrics.timing_metrics({"step": 2.0, "eval": 9.0})
+    assert found == {"timing/step": 2.0, "timing/eval": 9.0}
+    assert all(map(metrics.is_wall_clock, found))
+    assert metrics.is_wall_clock("trainer/tokens_per_second_per_gpu")
+    assert not metrics.is_wall_clock("reward/avg_raw_reward")
 
 
 def test_advantage_metrics_look_at_trained_tokens_only() -> None:

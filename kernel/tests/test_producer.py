@@ -153,7 +153,7 @@ def test_no_group_is_trained_on_that_is_staler_than_allowed_and_all_come_in_orde
         assert len(batch.groups) == world.target
         for group in batch.groups:
             assert 0 <= step - 1 - world.begun[group.index] <= world.max_staleness
-        assert batch.masked <= {group.index for group in batch.groups}
+        assert batch.masked.keys() <= {group.index for group in batch.groups}
         taken = [*batch.groups, *(group for group, _ in batch.dropped)]
         consumed += sorted(group.index for group in taken)
     # every group that began was trained on or dropped, once, in the order of beginning

@@ -107,6 +107,18 @@ def test_beginning_anew_removes_every_step_and_keeps_the_config(tmp_path):
         assert folder.read_config() == {"a": 1}
 
 
+def test_dumped_evaluations_of_later_steps_are_taken_back(tmp_path):
+    with RunFolder.create(tmp_path / "run", export=tmp_path / "out") as folder:
+        for step in (0, 5, 10):
+            folder.write_aside(
+                folder.eval_dump(step), lambda path: void((path / "a.jsonl").write_text("{}"))
+            )
+        (folder.dumped_evals / "notes").mkdir()
+        assert folder.truncate_after(5) == [10]
+        left = sorted(path.name for path in (tmp_path / "out" / "dumped_evals").iterdir())
+        assert left == ["global_step_0_evals", "global_step_5_evals", "notes"]
+
+
 def test_a_folder_moved_aside_keeps_everything_and_takes_the_next_number(tmp_path):
     for number in (1, 2, 3):
         with RunFolder.create(tmp_path / "run") as folder:

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -123,3 +125,25 @@ def test_metrics_without_tokens_are_left_out() -> None:
     empty = torch.zeros(0)
     sums.add(inputs, LossTerms(terms={}, metrics={"x": TokenMetric(values=empty)}), weights)
     assert sums.result() == {}
+
+
+def test_differences_to_the_sampler_are_pooled_over_micro_batches() -> None:
+    # current - sampler: 0.5, 1 | 0, 0.5, 1.5, as SkyRL's own case: mean 0.7, mean square 0.75
+    parts = [([-1.0, -2.0], [-1.5, -1.0]), ([-0.5, -1.5, -2.5], [-0.5, -2.0, -1.0])]
+    sums = MetricSums()
+    for current, sampler in parts:
+        row = replace(
+            sample(0, [0] + [1] * len(current)),
+            sampler_logprobs=np.array([0, *sampler], dtype=np.float32),
+        )
+        logprobs = torch.tensor(current, requires_grad=True)
+        inputs, weights = pack([row], logprobs, torch.zeros_like(logprobs), needs=frozenset())
+        sums.add(inputs, LossTerms(terms={}), weights)
+    name = "minibatch_rollout_logprobs_abs_diff"
+    found = {key: value for key, value in sums.result().items() if key.startswith(name)}
+    assert found == {
+        f"{name}_mean": pytest.approx(0.7),
+        f"{name}_std": pytest.approx((0.75 - 0.49) ** 0.5),
+        f"{name}_min": 0.0,
+        f"{name}_max": pytest.approx(1.5),
+    }

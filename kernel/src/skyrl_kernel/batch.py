@@ -127,6 +127,8 @@ def credit(
         HookError: Wrong number or shape of results.
         NonFiniteError: An advantage or return of a trained token is not finite.
     """
+    if advantage.needs_one_row:
+        _refuse_several_rows(scored)
     results = advantage(scored)
     if len(results) != len(scored) or any(
         len(result) != len(group) for result, group in zip(results, scored, strict=True)
@@ -154,6 +156,17 @@ def credit(
         ]
         for place, (group, result) in enumerate(zip(scored, results, strict=True))
     ]
+
+
+def _refuse_several_rows(scored: Sequence[Sequence[Scored]]) -> None:
+    for group in scored:
+        for one in group:
+            if len(one.trajectory.segments) > 1:
+                raise HookError(
+                    f"trajectory {one.trajectory.id} has {len(one.trajectory.segments)} token rows, and "
+                    "the advantage stage credits tokens along one; use another "
+                    "trainer.algorithm.advantage_estimator, or another generator.rollout"
+                )
 
 
 def _all_masked(tokens: Sequence[TokenAdvantages]) -> tuple[TokenAdvantages, ...]:

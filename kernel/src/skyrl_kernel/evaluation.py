@@ -3,16 +3,23 @@
 import asyncio
 from collections.abc import Mapping, Sequence
 
+from skyrl_kernel.clock import Clock
 from skyrl_kernel.errors import FailureBudgetError, HookError
 from skyrl_kernel.protocols import Evaluate
 from skyrl_kernel.records import Failure, Group, Prompt, Sampling, Trajectory
 from skyrl_kernel.rollout.driver import Rollouts
+from skyrl_kernel.rollout_metrics import ending_metrics, length_metrics
 from skyrl_kernel.run.eval_dump import source_name, write_eval_dump
 from skyrl_kernel.session import Session
 
 
-async def evaluate(run: Session, *, step: int) -> dict[str, float]:
+async def evaluate(run: Session, *, step: int, clock: Clock) -> dict[str, float]:
     """Evaluate the engine's weights, tell the observers, and return the metrics.
+
+    Args:
+        run: Everything.
+        step: After which.
+        clock: Takes the time of ``eval_generate``.
 
     Returns:
         ``eval/<source>/<name>`` for each data source and for ``all``; empty if
@@ -21,14 +28,15 @@ async def evaluate(run: Session, *, step: int) -> dict[str, float]:
     if not run.val_prompts:
         return {}
     with run.stage("evaluate", step, total=len(run.val_prompts) * run.eval_samples):
-        trajectories, failures = await play(
-            run.rollouts,
-            run.val_prompts,
-            size=run.eval_samples,
-            sampling=run.eval_sampling,
-            batch_size=run.eval_batch_size,
-            step=step,
-        )
+        with clock("eval_generate"):
+            trajectories, failures = await play(
+                run.rollouts,
+                run.val_prompts,
+                size=run.eval_samples,
+                sampling=run.eval_sampling,
+                batch_size=run.eval_batch_size,
+                step=step,
+            )
         if failures and len(failures) > run.max_failed_frac * (len(failures) + len(trajectories)):
             raise FailureBudgetError(
                 f"evaluation at step {step}: {len(failures)} of {len(failures) + len(trajectories)} "
@@ -46,10 +54,8 @@ async def evaluate(run: Session, *, step: int) -> dict[str, float]:
 def _dump(
     run: Session, step: int, trajectories: Sequence[Trajectory], numbers: Mapping[str, float]
 ) -> None:
-    """Write ``dumped_evals/global_step_N_evals/``, where exports go or into the run folder."""
-    root = run.folder.path if run.config.export_path is None else run.folder.export
     run.folder.write_aside(
-        root / "dumped_evals" / f"global_step_{step}_evals",
+        run.folder.eval_dump(step),
         lambda folder: write_eval_dump(folder, trajectories, numbers, run.tokenizer.decode),
     )
 
@@ -95,5 +101,9 @@ def by_source(
                 f"the evaluate stage returned a {type(found).__name__}; it must return a mapping of numbers"
             )
         numbers |= {f"eval/{source}/{name}": float(value) for name, value in found.items()}
+    played = [one for one in trajectories if one.turns]
+    if played:
+        lengths = length_metrics(played) | ending_metrics(played)
+        numbers |= {f"eval/all/{name}": value for name, value in lengths.items()}
     numbers["eval/all/failed"] = float(len(failures))
     return numbers

@@ -14,6 +14,7 @@ from skyrl_kernel.batch import CreditedGroup, credit, training_samples
 from skyrl_kernel.clock import Clock
 from skyrl_kernel.errors import StopRun
 from skyrl_kernel.evaluation import evaluate
+from skyrl_kernel.measure import measure
 from skyrl_kernel.producer import Batch
 from skyrl_kernel.records import UpdateResult
 from skyrl_kernel.session import Session
@@ -31,7 +32,8 @@ async def train(run: Session) -> int:
     step = run.first_step - 1
     await run.sync(step)
     if step == 0 and run.eval_before_train:
-        await evaluate(run, step=0)
+        await evaluate(run, step=0, clock=Clock())
+    saving = Clock()
     while step < run.total_steps:
         step += 1
         clock = Clock()
@@ -42,53 +44,40 @@ async def train(run: Session) -> int:
                 scored = await run.compute(run.scorer, batch.groups)
             with clock("compute_advantages_and_returns"), run.stage("advantage", step):
                 credited = credit(run.advantage, scored, _masked_places(batch))
-            with clock("policy_train"), run.stage("loss", step, total=run.updates_per_step):
-                results = await update(run, credited)
+            with (
+                clock("train_critic_and_policy"),
+                clock("policy_train"),
+                run.stage("loss", step, total=run.updates_per_step),
+            ):
+                results = await update(run, credited, clock)
             with clock("sync_weights"), run.stage("sync_weights", step):
                 await run.sync(step)
-        numbers = measure(run, step, batch, credited, results)
+        numbers = measure(run, step, batch, credited, results, clock)
         if run.eval_due(step):
             with clock("eval"):
-                numbers |= await evaluate(run, step=step)
-        times = metrics.timing_metrics(clock.seconds)
+                numbers |= await evaluate(run, step=step, clock=clock)
+        times = metrics.timing_metrics(saving.seconds | clock.seconds)
         run.report(step, batch, credited, results, numbers | times)
-        await run.compute(run.save, step)
+        saving = Clock()
+        await run.compute(run.save, step, saving)
         if run.stop:
             raise StopRun(run.stop)
         run.admission.advance()  # last, so that synchronous runs evaluate and save undisturbed
     return step
 
 
-async def update(run: Session, credited: Sequence[CreditedGroup]) -> list[UpdateResult]:
+async def update(
+    run: Session, credited: Sequence[CreditedGroup], clock: Clock
+) -> list[UpdateResult]:
     """One optimizer step per mini-batch, ``update_epochs_per_batch`` times over."""
     results = []
     for _ in range(run.epochs_per_batch):
         for start in range(0, len(credited), run.mini_batch_size):
             minibatch = credited[start : start + run.mini_batch_size]
-            samples = training_samples(minibatch, run.reduction, run.loss.coefficients)
+            with clock("convert_to_training_input"):
+                samples = training_samples(minibatch, run.reduction, run.loss.coefficients)
             results.append(await run.compute(run.update, samples))
     return results
-
-
-def measure(
-    run: Session,
-    step: int,
-    batch: Batch,
-    credited: Sequence[CreditedGroup],
-    results: Sequence[UpdateResult],
-) -> dict[str, float]:
-    """The step's numbers, times and evaluation aside."""
-    trajectories = [one for group in batch.groups for one in group.trajectories]
-    return {
-        "trainer/global_step": float(step),
-        "trainer/epoch": float(run.epoch(step)),
-        **metrics.reward_metrics(batch.groups),
-        **metrics.generation_metrics(trajectories),
-        **metrics.failure_metrics(batch),
-        **metrics.advantage_metrics(credited),
-        **metrics.update_metrics(results),
-        **metrics.staleness_metrics(trajectories, step - 1),
-    }
 
 
 def _masked_places(batch: Batch) -> frozenset[int]:

@@ -1,20 +1,26 @@
 """The numbers of a step, under SkyRL's names and by SkyRL's definitions.
 
 Where SkyRL's definition misleads, another name stands beside it:
-docs/reference/metrics.md describes every metric.
+docs/reference/metrics.md describes every metric. Those of what was generated are
+in `skyrl_kernel.rollout_metrics`, those of log-probs in `skyrl_kernel.score_metrics`.
 """
 
 import collections
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from skyrl_kernel.batch import CreditedGroup
-from skyrl_kernel.env import mean_metrics
 from skyrl_kernel.producer import Batch
-from skyrl_kernel.records import Group, Trajectory, UpdateResult, oldest_versions
+from skyrl_kernel.records import (
+    EQUAL_REWARDS,
+    Group,
+    Trajectory,
+    UpdateResult,
+    oldest_versions,
+)
+from skyrl_kernel.success import any_success
 
 
 def reward_metrics(groups: Sequence[Group]) -> dict[str, float]:
@@ -25,45 +31,17 @@ def reward_metrics(groups: Sequence[Group]) -> dict[str, float]:
     turns = [[_turn_rewards(one) for one in group.trajectories] for group in groups]
     totals = [[sum(one) for one in group] for group in turns]
     size = max(len(group.trajectories) + len(group.failures) for group in groups)
+    outcomes = [any_success(group.trajectories) for group in groups]
+    succeeded = [outcome for outcome in outcomes if outcome is not None]
     passed = [any(one and one[-1] > 0 for one in group) for group in turns]
     positive = [sum([reward for reward in one if reward > 0]) for group in turns for one in group]
     return {
         "reward/avg_raw_reward": _mean([total for group in totals for total in group]),
+        **({f"reward/avg_success_at_{size}": _mean(succeeded)} if succeeded else {}),
         f"reward/avg_pass_at_{size}": _mean(passed),  # SkyRL's: some last turn earned more than 0
         "reward/mean_positive_reward": _mean(positive),
         "reward/zero_variance_groups_frac": _mean([max(group) == min(group) for group in totals]),
     }
-
-
-def generation_metrics(
-    trajectories: Sequence[Trajectory], prefix: str = "generate"
-) -> dict[str, float]:
-    """``generate/…`` and ``environment/…``: lengths, turns, endings, the envs' own numbers."""
-    trajectories = [one for one in trajectories if one.turns]
-    if not trajectories:
-        return {}
-    turns = [[turn.stop - turn.start for turn in one.turns] for one in trajectories]
-    lengths = [sum(one) for one in turns]
-    rewarded = [_total(one) != 0 for one in trajectories]
-    out = {
-        f"{prefix}/min_num_tokens": float(min(lengths)),
-        f"{prefix}/max_num_tokens": float(max(lengths)),
-        f"{prefix}/avg_num_tokens": _mean(lengths),
-        f"{prefix}/std_num_tokens": float(np.std(lengths)),
-        f"{prefix}/avg_tokens_non_zero_rewards": _mean([*itertools.compress(lengths, rewarded)]),
-        f"{prefix}/avg_tokens_zero_rewards": _mean(
-            [length for length, is_so in zip(lengths, rewarded, strict=True) if not is_so]
-        ),
-        f"{prefix}/tokens_per_turn_mean": _mean([turn for one in turns for turn in one]),
-        f"{prefix}/turns_mean": _mean([len(one) for one in turns]),
-    }
-    endings = collections.Counter([one.stop_reason for one in trajectories])
-    for reason, count in sorted(endings.items()):
-        out[f"{prefix}/stop_{reason}_frac"] = count / len(trajectories)
-    if prefix == "generate":
-        metrics = mean_metrics([one.env_metrics for one in trajectories if one.env_metrics])
-        out.update({f"environment/{name}": value for name, value in metrics.items()})
-    return out
 
 
 def failure_metrics(batch: Batch) -> dict[str, float]:
@@ -74,6 +52,18 @@ def failure_metrics(batch: Batch) -> dict[str, float]:
     out["generate/groups_dropped"] = float(len(batch.dropped))
     out["generate/groups_masked"] = float(len(batch.masked))
     return out
+
+
+def filter_metrics(batch: Batch) -> dict[str, float]:
+    """``reward/num_zero_variance_filtered``: trajectories of groups masked for equal rewards."""
+    count = sum(
+        [
+            len(group.trajectories)
+            for group in batch.groups
+            if batch.masked.get(group.index) == EQUAL_REWARDS
+        ]
+    )
+    return {"reward/num_zero_variance_filtered": float(count)}
 
 
 def advantage_metrics(groups: Sequence[CreditedGroup]) -> dict[str, float]:
@@ -112,6 +102,17 @@ def update_metrics(results: Sequence[UpdateResult]) -> dict[str, float]:
 def timing_metrics(seconds: Mapping[str, float]) -> dict[str, float]:
     """``timing/…``: seconds by stage."""
     return {f"timing/{name}": value for name, value in seconds.items()}
+
+
+def is_wall_clock(name: str) -> bool:
+    """True for numbers that no two runs share.
+
+    Example:
+        >>> names = "timing/step", "generate/trajectory_time_llm_max", "generate/turns_mean"
+        >>> [is_wall_clock(name) for name in names]
+        [True, True, False]
+    """
+    return name.startswith("timing/") or "_time_" in name or "_per_second_" in name
 
 
 def staleness_metrics(trajectories: Sequence[Trajectory], version: int) -> dict[str, float]:

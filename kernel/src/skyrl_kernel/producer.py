@@ -42,8 +42,8 @@ class Batch:
 
     groups: tuple[Group, ...]
     """Kept and masked groups, in order of admission."""
-    masked: frozenset[int]
-    """Indexes of groups that are in the batch but train on nothing."""
+    masked: Mapping[int, str]
+    """Indexes of groups that are in the batch but train on nothing, and why."""
     dropped: tuple[tuple[Group, str], ...]
     """Groups that `select` refused, with its reason."""
     rounds: int
@@ -128,7 +128,7 @@ class Producer:
         target = self._admission.target
         candidates: list[Group] = []
         dropped: list[tuple[Group, str]] = []
-        masked: set[int] = set()
+        masked: dict[int, str] = {}
         rounds = 0
         while len(candidates) < target:
             if 0 < self._max_rounds <= rounds:
@@ -167,12 +167,12 @@ class Producer:
                     continue
                 kept.append(group)
                 if verdict == "mask":
-                    masked.add(group.index)
+                    masked[group.index] = reason
             self._admission.drop(len(candidates) - len(kept))
             candidates = kept
         return Batch(
             groups=tuple(candidates),
-            masked=frozenset(masked),
+            masked=masked,
             dropped=tuple(dropped),
             rounds=rounds,
         )

@@ -346,3 +346,7 @@ class Selection:
     """One per candidate group. ``mask``: stays in the batch, trains on nothing."""
     reasons: tuple[str, ...]
     """Why, one per candidate; empty for ``keep``."""
+
+
+EQUAL_REWARDS = "all rewards equal"
+"""Reason of a group that is masked because none of its rewards differs; metrics count these."""

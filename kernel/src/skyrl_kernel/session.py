@@ -14,6 +14,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from skyrl_kernel.admission import Admission
 from skyrl_kernel.batch import CreditedGroup, Scorer
+from skyrl_kernel.clock import Clock
 from skyrl_kernel.config import TrainerConfig
 from skyrl_kernel.errors import SkyrlError, StopRun, WeightSyncError, is_disk_full
 from skyrl_kernel.feed import Feed
@@ -269,14 +270,15 @@ class Session:
 
     # --- checkpoints -------------------------------------------------------------------
 
-    def save(self, step: int) -> None:
+    def save(self, step: int, clock: Clock) -> None:
         """Write the Hugging Face export and the checkpoint, each where it is due."""
         exported = bool(self.stop) or self._due(step, self.config.hf_save_interval)
         if exported:
-            self._export(step)  # first: after its last checkpoint a run counts as finished
+            with clock("save_hf_model"):
+                self._export(step)  # first: after its last checkpoint a run counts as finished
         if not (self.stop or self._due(step, self.config.ckpt_interval)):
             return
-        with self.progress.stage("checkpoint"):
+        with clock("save_checkpoints"), self.progress.stage("checkpoint"):
             self.folder.sync()
             path = save_checkpoint(
                 self.folder.checkpoints,

@@ -304,6 +304,8 @@ def _table(numbers: Mapping[str, float]) -> str:
     cells: dict[str, dict[str, str]] = {}
     for key, value in numbers.items():
         _, source, name = key.split("/", 2)
+        if "/" in name:  # of the rollouts, which --json shows
+            continue
         text = f"{value:.0f}" if name in _COUNTS else format_number(value)
         cells.setdefault(source, {})[name] = text
     columns = list(dict.fromkeys(name for row in cells.values() for name in row))

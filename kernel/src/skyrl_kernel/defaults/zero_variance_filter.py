@@ -11,9 +11,7 @@ import numpy as np
 from skyrl_kernel.config.tree import AlgorithmConfig
 from skyrl_kernel.hookspecs import hookimpl
 from skyrl_kernel.protocols import Select, Settings
-from skyrl_kernel.records import Group, Selection, Verdict
-
-REASON = "all rewards equal"
+from skyrl_kernel.records import EQUAL_REWARDS, Group, Selection, Verdict
 
 
 @hookimpl(wrapper=True)
@@ -38,7 +36,7 @@ def filtered(inner: Select, tolerance: float) -> Select:
         ):
             is_flat = verdict == "keep" and has_equal_rewards(group, tolerance)
             verdicts.append("mask" if is_flat else verdict)
-            reasons.append(REASON if is_flat else reason)
+            reasons.append(EQUAL_REWARDS if is_flat else reason)
         return Selection(verdicts=tuple(verdicts), reasons=tuple(reasons))
 
     return decide

@@ -6,6 +6,7 @@
         metrics.jsonl                one object per step
         failures.jsonl               one object per lost trajectory
         trajectories/step_N.parquet  what was trained on
+        dumped_evals/                what evaluations generated; `skyrl_kernel.run.eval_dump`
         checkpoints/global_step_N/   `skyrl_kernel.run.checkpoint`
         export/                      Hugging Face directories
         log.jsonl                    `skyrl_kernel.logs`
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from skyrl_kernel.json_lines import LineFile, append_lines, number, read_lines
 from skyrl_kernel.run.atomic import (
+    discard,
     remove_leftovers,
     set_aside,
     sync_file,
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from skyrl_kernel.records import Failure, Group
 
 _TRAJECTORIES = re.compile(r"^step_(\d+)\.parquet$")
+_EVALS = re.compile(r"^global_step_(\d+)_evals$")
 
 
 class RunFolder:
@@ -65,6 +68,8 @@ class RunFolder:
         self.trajectories = path / "trajectories"
         self.checkpoints = path / "checkpoints"
         self.export = path / "export" if export is None else export
+        is_inside = self.export == path / "export"
+        self.dumped_evals = (path if is_inside else self.export) / "dumped_evals"
         self.logs = path if logs is None else logs
         self._metrics_file: LineFile | None = None
         """Kept open while the folder is held; None where it is not."""
@@ -173,6 +178,10 @@ class RunFolder:
             for _, record in read_lines(self.metrics)
         ]
 
+    def eval_dump(self, step: int) -> Path:
+        """Where what the evaluation after a step generated is."""
+        return self.dumped_evals / f"global_step_{step}_evals"
+
     def append_failures(self, failures: Sequence["Failure"]) -> None:
         """One line of ``failures.jsonl`` for each lost trajectory."""
         append_lines(self.failures, [dataclasses.asdict(failure) for failure in failures])
@@ -268,6 +277,13 @@ class RunFolder:
                     entry.unlink()
                     removed.add(int(name[1]))
             remove_leftovers(self.trajectories)
+        if self.dumped_evals.is_dir():
+            for entry in self.dumped_evals.iterdir():
+                name = _EVALS.match(entry.name)
+                if name and int(name[1]) > step:
+                    discard(entry)
+                    removed.add(int(name[1]))
+            remove_leftovers(self.dumped_evals)
         remove_leftovers(self.path)
         return sorted(removed)
 

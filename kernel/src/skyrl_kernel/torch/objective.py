@@ -142,6 +142,11 @@ _TERM_METRICS = {"kl": "policy_kl"}
 """Where SkyRL has a name for a term's weighted sum; others are ``<term>_loss``."""
 
 
+_MISMATCH = "minibatch_rollout_logprobs_abs_diff"
+"""SkyRL's name of |log-prob of the weights being updated − sampler's|."""
+_MISMATCH_SQUARE = f"{_MISMATCH}_square"
+
+
 class MetricSums:
     """Collects per-token metrics over micro-batches and reduces each as it declared."""
 
@@ -157,6 +162,11 @@ class MetricSums:
                 _TERM_METRICS.get(name, f"{name}_loss"), "sum", (weights[name] * term).detach()
             )
         self._add("policy_entropy", "mean", inputs.entropy.detach())
+        if inputs.sampler_logprobs is not None:
+            difference = (inputs.logprobs.detach() - inputs.sampler_logprobs).abs()
+            for reduction in ("mean", "min", "max"):
+                self._add(f"{_MISMATCH}_{reduction}", reduction, difference)
+            self._add(_MISMATCH_SQUARE, "mean", difference**2)
         for name, metric in out.metrics.items():
             self._add(name, metric.reduction, metric.values.detach())
 
@@ -174,7 +184,11 @@ class MetricSums:
 
     def result(self) -> dict[str, float]:
         """Metric name → value over everything added; metrics without tokens are left out."""
-        return {
+        found = {
             name: total / self._counts[name] if self._reductions[name] == "mean" else total
             for name, total in self._sums.items()
         }
+        if _MISMATCH_SQUARE in found:
+            variance = found.pop(_MISMATCH_SQUARE) - found[f"{_MISMATCH}_mean"] ** 2
+            found[f"{_MISMATCH}_std"] = max(variance, 0.0) ** 0.5
+        return found

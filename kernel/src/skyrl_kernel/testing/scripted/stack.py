@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from skyrl_kernel.json_lines import read_lines
+from skyrl_kernel.metrics import is_wall_clock
 from skyrl_kernel.plugins import discover
 from skyrl_kernel.runner import RunResult, run
 from skyrl_kernel.slots import ALGORITHMS, BACKENDS, ENVS, PLUGINS
@@ -56,6 +57,6 @@ def read_metrics(result: RunResult, *, timings: bool = False) -> list[dict[str, 
         timings: False leaves out what no two runs share.
     """
     return [
-        {key: value for key, value in line.items() if timings or not key.startswith("timing/")}
+        {key: value for key, value in line.items() if timings or not is_wall_clock(key)}
         for _, line in read_lines(result.folder / "metrics.jsonl")
     ]

@@ -1,0 +1,58 @@
+"""The numbers of a step, gathered: what is measured in `skyrl_kernel.metrics` and its neighbours."""
+
+from collections.abc import Sequence
+
+from skyrl_kernel import metrics
+from skyrl_kernel.batch import CreditedGroup
+from skyrl_kernel.clock import Clock
+from skyrl_kernel.producer import Batch
+from skyrl_kernel.records import UpdateResult
+from skyrl_kernel.rollout_metrics import generation_metrics, group_time_metrics, merge_metrics
+from skyrl_kernel.score_metrics import kl_metrics, mismatch_metrics
+from skyrl_kernel.session import Session
+
+
+def measure(
+    run: Session,
+    step: int,
+    batch: Batch,
+    credited: Sequence[CreditedGroup],
+    results: Sequence[UpdateResult],
+    clock: Clock,
+) -> dict[str, float]:
+    """Everything that is told of a step, the evaluation and the seconds of its stages aside."""
+    trajectories = [one for group in batch.groups for one in group.trajectories]
+    algorithm = run.config.algorithm
+    numbers = {
+        "trainer/global_step": float(step),
+        "trainer/epoch": float(run.epoch(step)),
+        "trainer/tokens_per_second_per_gpu": _num_tokens(batch) / clock.seconds["step"],
+        **metrics.reward_metrics(batch.groups),
+        **generation_metrics(trajectories),
+        **group_time_metrics(batch.groups),
+        **metrics.failure_metrics(batch),
+        **metrics.advantage_metrics(credited),
+        **kl_metrics(credited, algorithm.kl_estimator_type),
+        **metrics.update_metrics(results),
+        **mismatch_metrics(credited),
+        **metrics.staleness_metrics(trajectories, step - 1),
+    }
+    if "kl" in run.loss.coefficients:
+        numbers["loss/kl_loss_coef"] = run.loss.coefficients["kl"]
+    if algorithm.zero_variance_filter:
+        numbers |= metrics.filter_metrics(batch)
+    if run.plan.tree.generator.merge_stepwise_output:
+        numbers |= merge_metrics(trajectories)
+    return numbers
+
+
+def _num_tokens(batch: Batch) -> int:
+    """Of all rows, prompts included."""
+    return sum(
+        [
+            len(segment.tokens)
+            for group in batch.groups
+            for one in group.trajectories
+            for segment in one.segments
+        ]
+    )
