@@ -1,9 +1,15 @@
 """Programs on their tests, in the sandbox."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 import time
+from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from skyrl_kernel.config import EnvironmentConfig
@@ -206,6 +212,35 @@ def test_a_sandbox_that_fails_is_not_the_programs_fault(sandbox: Sandbox) -> Non
     with pytest.raises(TrajectoryError, match="the sandbox failed") as caught:
         judge(broken, ADD, "print(1)")
     assert caught.value.kind is FailureKind.INFRASTRUCTURE
+
+
+@pytest.mark.slow  # the command makes its model first
+def test_a_run_without_bubblewrap_is_refused_at_its_start(tmp_path: Path) -> None:
+    row = {"prompt": [{"role": "user", "content": "Add."}], "env_class": "lcb",
+           "reward_spec": {"ground_truth": json.dumps(ADD)}}  # fmt: skip
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "train.parquet")
+    words = [
+        "--plugin",
+        "grpo",
+        "--plugin",
+        "lcb",
+        "data.train_data=['train.parquet']",
+        "data.val_data=[]",
+    ]
+    ended = subprocess.run(
+        [Path(sys.executable).parent / "skyrl", "run", *words],
+        env={**os.environ, "PATH": str(tmp_path)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 2
+    assert (
+        "row 0 (from 0) names the env 'lcb': code that a model wrote runs only in a s"
+        in ended.stderr
+    )
+    assert "To have one, install bubblewrap: apt-get install bubblewrap" in ended.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["train.parquet"]
 
 
 def test_the_plugin_makes_its_env_and_refuses_what_it_cannot_have() -> None:

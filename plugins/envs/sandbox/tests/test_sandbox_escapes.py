@@ -210,6 +210,15 @@ def test_no_process_of_the_host_is_seen_or_signalled(sandbox: Sandbox) -> None:
     assert len(said.splitlines()[0].split(",")) <= 3  # bubblewrap's own, and this program
 
 
+def test_no_namespace_is_shared_with_the_host(sandbox: Sandbox) -> None:
+    names = ["cgroup", "ipc", "mnt", "net", "pid", "uts"]
+    program = f"import os\nfor name in {names}: print(os.readlink('/proc/self/ns/' + name))"
+    theirs = sandbox.run_python(program).stdout.split()
+    assert len(theirs) == len(names)
+    assert not set(theirs) & {os.readlink(f"/proc/self/ns/{name}") for name in names}
+    assert sandbox.run(["uname", "-n"]).stdout == "sandbox\n"
+
+
 def test_killing_the_parent_ends_only_the_sandbox(sandbox: Sandbox) -> None:
     result = sandbox.run_python(
         "import os, signal\n"

@@ -20,7 +20,7 @@ class WorkerPool:
         handler: As for `Worker`.
 
     Example:
-        >>> with WorkerPool(Sandbox(), "operator:length_hint") as pool:
+        >>> with WorkerPool(Sandbox(), "operator:length_hint") as pool:  # doctest: +SKIP
         ...     pool.call([1, 2, 3])
         3
     """

@@ -53,7 +53,7 @@ class Sandbox:
             folders or packages is not there or would be unreadable inside.
 
     Example:
-        >>> Sandbox().run_python("print(6 * 7)").stdout
+        >>> Sandbox().run_python("print(6 * 7)").stdout  # doctest: +SKIP
         '42\n'
     """
 

@@ -82,7 +82,7 @@ class Worker:
         TrajectoryError: The sandbox failed, of the kind infrastructure.
 
     Example:
-        >>> with Worker(Sandbox(), "operator:length_hint") as worker:
+        >>> with Worker(Sandbox(), "operator:length_hint") as worker:  # doctest: +SKIP
         ...     worker.call([1, 2, 3])
         3
     """

@@ -8,6 +8,7 @@ import atexit
 import contextlib
 import math
 import os
+import re
 import resource
 import select
 import shutil
@@ -181,7 +182,7 @@ def _module(name: str, code: str) -> ModuleType:
     sys.modules[name] = module
     exec(PRELUDE, module.__dict__)
     for word, statement in PACKAGES.items():
-        if word in code:
+        if re.search(rf"\b{word}\b", code):
             with contextlib.suppress(ImportError):
                 exec(statement, module.__dict__)
     return module
