@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from skyrl_kernel import session
 from skyrl_kernel.cli import _exit_code
 from skyrl_kernel.errors import ConfigError, HookError
 from skyrl_kernel.feed import feed, process
@@ -201,6 +202,27 @@ def test_a_store_is_given_every_step_once_with_its_metrics_times_and_tables(
     ]
     assert shown[0]["prompt"] == stored[0]["messages"][0]["content"]
     assert shown[0]["completion"] == stored[0]["turns"][0]["action"]
+
+
+def test_what_an_evaluation_said_is_on_the_disk_before_the_checkpoint_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that goes on from there does not evaluate again."""
+    write, save = feed.write_eval_rows, session.save_checkpoint
+    there: list[bool] = []
+
+    def slowly(path: Path, *rest: Any) -> None:
+        time.sleep(0.3)
+        write(path, *rest)
+
+    def looking(checkpoints: Path, step: int, *rest: Any) -> Path:
+        there.append((checkpoints.parent / "loggers" / "eval" / f"step_{step}.jsonl").exists())
+        return save(checkpoints, step, *rest)
+
+    monkeypatch.setattr(feed, "write_eval_rows", slowly)
+    monkeypatch.setattr(session, "save_checkpoint", looking)
+    train(tmp_path, "trainer.ckpt_interval=1", "trainer.eval_interval=1", steps=2)
+    assert there == [True, True]
 
 
 @pytest.mark.slow

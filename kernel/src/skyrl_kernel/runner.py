@@ -101,7 +101,7 @@ def carry_out(plan: Plan, *, progress: Progress | None = None) -> RunResult:
                     session = make_session(
                         prepared, folder=folder, progress=progress, runtime=runtime, start=start
                     )
-                    session.feed = Feed(plan, folder)
+                    session.feed = Feed(plan, folder, progress.message)
                     logs.adopt_libraries()  # those that were imported just now
                     _begin(session, start)
                     notes = [f"{path} held another run; it is now {moved}"] if moved else []

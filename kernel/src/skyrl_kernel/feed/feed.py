@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from skyrl_kernel.feed.backlog import LOGGERS, eval_rows
 from skyrl_kernel.feed.cursor import Cursor
 from skyrl_kernel.feed.job import Job, make_sink
 from skyrl_kernel.feed.journal import Journal
-from skyrl_kernel.feed.process import CLOSED, FAILED, SLOW
+from skyrl_kernel.feed.process import CLOSED, FAILED, RETRY_S, SLOW
 from skyrl_kernel.feed.sink import LogEnd
 from skyrl_kernel.feed.tables import spread, write_eval_rows
 from skyrl_kernel.run.folder import RunFolder
@@ -33,7 +34,9 @@ if TYPE_CHECKING:
 INTERRUPTED_S = 5.0
 """Most seconds that loggers get after Ctrl-C."""
 RESTART_S = 5.0
-"""Before a process that died is started again; doubles each time."""
+"""Before a process that died is started again; doubles each time, up to `process.RETRY_S`."""
+SILENT_S = 2.0
+"""A longer wait at the end is said."""
 
 
 def sink_plugins(plan: "Plan") -> "list[PluginEntry]":
@@ -59,12 +62,14 @@ class Feed:
     Args:
         plan: The run's.
         folder: The run's, held by this process.
+        say: Shows a line to the user.
     """
 
-    def __init__(self, plan: "Plan", folder: RunFolder) -> None:
+    def __init__(self, plan: "Plan", folder: RunFolder, say: Callable[[str], None]) -> None:
         config = plan.tree.trainer
         self._plan = plan
         self._folder = folder
+        self._say = say
         self._wait_s = config.logger_timeout_s
         self._eval_samples = config.num_logger_eval_samples
         self._returns = config.resume_mode == "from_path"
@@ -115,7 +120,7 @@ class Feed:
         """Give the loggers a bounded time to catch up."""
         last = LogEnd(status=end.status, message=end.message, step=end.step)
         wait_s = min(self._wait_s, INTERRUPTED_S) if end.status == "interrupted" else self._wait_s
-        deadline = time.monotonic() + wait_s
+        began = time.monotonic()
         try:
             self._settle()
             self._journal.end(last)
@@ -123,9 +128,20 @@ class Feed:
             self._thread.shutdown()
             for logger in self._loggers:
                 logger.end(last)
+            if late := self._unfinished(began + min(SILENT_S, wait_s)):
+                names = ", ".join(logger.job.name for logger in late)
+                self._say(f"waiting up to {wait_s:g} s until loggers have everything: {names}")
+            self._unfinished(began + wait_s)
             for logger in self._loggers:
-                logger.wait(max(0.0, deadline - time.monotonic()))
                 logger.kill()
+
+    def _unfinished(self, deadline: float) -> "list[_Logger]":
+        """The loggers that have not ended by then."""
+        return [
+            logger
+            for logger in self._loggers
+            if not logger.wait(max(0.0, deadline - time.monotonic()))
+        ]
 
     def _shortfalls(self) -> list[str]:
         """Which stores lack something after the end, and how to bring it to them."""
@@ -192,7 +208,7 @@ class _Logger:
                 return
             self._reports.put((FAILED, f"its process ended with exit code {code}"))
             self._ending.wait(pause)
-            pause *= 2
+            pause = min(2 * pause, RETRY_S)
             with self._lock:
                 if self._killed:
                     return
@@ -221,9 +237,10 @@ class _Logger:
         assert self._end is not None
         return json.dumps(dataclasses.asdict(self._end)) + "\n"
 
-    def wait(self, seconds: float) -> None:
-        """Until it has delivered everything or given up, but no longer."""
+    def wait(self, seconds: float) -> bool:
+        """Until it has delivered everything or given up, but no longer; True if it has."""
         self._thread.join(seconds)
+        return not self._thread.is_alive()
 
     def kill(self) -> None:
         """End the process, whatever it is doing."""

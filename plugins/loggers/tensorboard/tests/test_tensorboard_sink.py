@@ -70,7 +70,7 @@ def test_of_a_long_table_some_rows_are_shown_and_it_says_so(tmp_path: Path) -> N
     sink.open(run)
     sink.log(LogRecord(step=1, time=0.0, metrics={}, tables=(table,)))
     sink.close(LogEnd(status="finished"))
-    shown = text(read(tmp_path / "all" / "p" / "r"), "trajectories/eval")
+    shown = text(read(tmp_path / "all" / "p" / "r-a"), "trajectories/eval")
     assert shown.splitlines() == [
         "4 of 100 rows", "", "| n |", "| --- |", "| 0 |", "| 25 |", "| 50 |", "| 75 |",
     ]  # fmt: skip
@@ -88,4 +88,4 @@ def test_the_environment_names_the_folder_of_runs_as_in_skyrl(
         )
     )  # fmt: skip
     sink.close(LogEnd(status="finished"))
-    assert list((tmp_path / "boards" / "p" / "r").iterdir())
+    assert list((tmp_path / "boards" / "p" / "r-a").iterdir())

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
+from skyrl_kernel.config import TrainerConfig
 from skyrl_kernel.errors import ConfigError
 from skyrl_kernel.feed import LogEnd, LogRun, Sink
 from skyrl_kernel.testing.contracts import SinkContract
 from skyrl_wandb.offline import kept_steps, records
-from skyrl_wandb.plugin import WandbConfig, WandbSink
+from skyrl_wandb.plugin import WandbConfig, WandbSink, make_sink
 
 
 def history(folder: Path, id: str) -> Iterator[dict[str, Any]]:
@@ -86,6 +87,20 @@ def test_without_a_key_an_online_run_is_refused_and_told_what_to_do(
         WandbSink(WandbConfig(mode="online"))
     WandbSink(WandbConfig(mode="offline"))
     WandbSink(WandbConfig(mode="disabled"))
+
+
+@pytest.mark.parametrize(
+    ("values", "complaint"),
+    [
+        ({"project_name": "a/b"}, r"trainer\.project_name='a/b' is no name of a project for wandb"),
+        ({"project_name": ""}, "it has 1 to 128 characters"),
+        ({"tags": ["good", "x" * 65]}, "is no tag for wandb: it has 1 to 64 characters"),
+    ],
+)
+def test_names_that_wandb_does_not_take_are_refused(values: dict[str, Any], complaint: str) -> None:
+    settings = {TrainerConfig: TrainerConfig(**values), WandbConfig: WandbConfig()}
+    with pytest.raises(ConfigError, match=complaint):
+        make_sink("wandb", settings)
 
 
 def test_a_key_in_the_environment_or_in_netrc_is_enough(

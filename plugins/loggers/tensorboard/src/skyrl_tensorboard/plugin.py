@@ -31,7 +31,7 @@ class TensorboardConfig(Section):
     """``trainer.tensorboard``: where event files go, and how much text."""
 
     log_dir: str | None = None
-    """Folder of runs; each has a folder ``<project>/<run>`` in it. Default: the environment's
+    """Folder of runs; each has a folder ``<project>/<run>-<id>`` in it. Default: the environment's
     TENSORBOARD_DIR, and without it ``tensorboard/`` in the run folder."""
     max_rows: int = 32
     """Rows of a table that are shown, evenly spread: TensorBoard loads all text of a run at once.
@@ -91,7 +91,8 @@ class TensorboardSink:
     def _folder(self, run: LogRun) -> Path:
         root = self._config.log_dir or os.environ.get("TENSORBOARD_DIR")
         if root:
-            return Path(root).expanduser() / run.project / run.name
+            project, name = (text.replace("/", "_") for text in (run.project, run.name))
+            return Path(root).expanduser() / project / f"{name}-{run.id}"
         return run.folder / "tensorboard" / run.name
 
     def _text(self, step: int, wall_time: float, tag: str, text: str) -> None:

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel
 
-from skyrl_kernel.config import Section
+from skyrl_kernel.config import Section, TrainerConfig
 from skyrl_kernel.errors import ConfigError
 from skyrl_kernel.feed import NOTHING, LogEnd, LogRecord, LogRun
 from skyrl_kernel.hookspecs import hookimpl
@@ -25,6 +25,8 @@ from skyrl_wandb.offline import is_finished, kept_steps
 
 SERVER = "https://api.wandb.ai"
 """Where wandb sends runs unless WANDB_BASE_URL says otherwise."""
+FORBIDDEN, LONGEST_PROJECT, LONGEST_TAG = frozenset("/\\#?%:"), 128, 64
+"""wandb's rules for the names of projects and for tags."""
 OFFLINE = frozenset({"offline", "dryrun"})
 """Modes in which a run is kept in its folder."""
 
@@ -135,7 +137,25 @@ def config_sections() -> Mapping[str, type[BaseModel]]:
     return {"trainer.wandb": WandbConfig}
 
 
+def _refuse_names(config: TrainerConfig) -> None:
+    """What wandb would refuse minutes later."""
+    found = sorted(FORBIDDEN.intersection(config.project_name))
+    if found or not 0 < len(config.project_name) <= LONGEST_PROJECT:
+        raise ConfigError(
+            f"trainer.project_name='{config.project_name}' is no name of a project for wandb: it has 1 "
+            f"to {LONGEST_PROJECT} characters, none of them in {' '.join(sorted(FORBIDDEN))}"
+        )
+    for tag in config.tags or ():
+        if not 0 < len(tag) <= LONGEST_TAG:
+            raise ConfigError(
+                f"trainer.tags: '{tag}' is no tag for wandb: it has 1 to {LONGEST_TAG} characters"
+            )
+
+
 @hookimpl
 def make_sink(name: str, settings: Settings) -> WandbSink | None:
     """A run of wandb."""
-    return WandbSink(settings[WandbConfig]) if name == "wandb" else None
+    if name != "wandb":
+        return None
+    _refuse_names(settings[TrainerConfig])
+    return WandbSink(settings[WandbConfig])
