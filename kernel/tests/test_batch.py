@@ -240,6 +240,12 @@ def test_an_advantage_may_mask_more_but_not_less() -> None:
         credit(returning(loss_mask=np.array([True, True])), scored([0, 1]), ())
 
 
+def test_credit_along_one_row_refuses_trajectories_of_several() -> None:
+    several = [[Scored(trajectory=trajectory([0, 1], [0, 1]), scores=(Scores(), Scores()))]]
+    with pytest.raises(HookError, match=r"p/0 has 2 token rows.*credits tokens along one"):
+        credit(replace(returning(), needs_one_row=True), several, masked=())
+
+
 @pytest.mark.parametrize("name", ["advantages", "returns"])
 def test_an_infinite_credit_of_a_trained_token_names_its_trajectory(name: str) -> None:
     with pytest.raises(NonFiniteError, match=f"trajectory p/0: {name} are not finite"):

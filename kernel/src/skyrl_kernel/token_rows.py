@@ -116,8 +116,9 @@ class _Row:
 
     def add_completion(self, completion: Completion) -> None:
         """Tokens that it did."""
-        self._sampled.append((len(self.tokens), len(completion.tokens), completion))
-        self.add(completion.tokens)
+        tokens = completion.tokens
+        self._sampled.append((len(self.tokens), len(tokens), completion))
+        self.add(tokens)
 
     def drop_last(self) -> None:
         """Take back the newest token."""
@@ -128,16 +129,18 @@ class _Row:
                 self._sampled[-1] = (start, count - 1, completion)
 
     def segment(self) -> Segment:
-        loss_mask = np.zeros(len(self.tokens), dtype=np.bool_)
-        for start, count, _ in self._sampled:
-            loss_mask[start : start + count] = True
+        length = len(self.tokens)
+        loss_mask = np.zeros(length, dtype=np.bool_)
         logprobs = versions = None
         if self._keeps_logprobs:
-            logprobs = np.zeros(len(self.tokens), dtype=np.float32)
-            versions = np.full(len(self.tokens), NOT_SAMPLED, dtype=np.int32)
-            for start, count, completion in self._sampled:
-                logprobs[start : start + count] = completion.logprobs[:count]
-                versions[start : start + count] = completion.versions[:count]
+            logprobs = np.zeros(length, dtype=np.float32)
+            versions = np.full(length, NOT_SAMPLED, dtype=np.int32)
+        for start, count, completion in self._sampled:
+            place = slice(start, start + count)
+            loss_mask[place] = True
+            if logprobs is not None and versions is not None:
+                logprobs[place] = completion.logprobs[:count]
+                versions[place] = completion.versions[:count]
         return Segment(
             tokens=self.tokens,
             num_prompt_tokens=self._num_prompt_tokens,
@@ -170,12 +173,13 @@ class _OneRow:
 
     def add_turn(self, completion: Completion, action: str, *, is_sampled: bool) -> None:
         """See `Rows.add_turn`."""
-        start = len(self._row.tokens)
+        row = self._row
+        start = len(row.tokens)
         if is_sampled:
-            self._row.add_completion(completion)
+            row.add_completion(completion)
         else:  # not what was sampled, so not to be trained on
-            self._row.add(self._template.tokenizer.encode(action))
-        self.places.append((0, start, len(self._row.tokens)))
+            row.add(self._template.tokenizer.encode(action))
+        self.places.append((0, start, len(row.tokens)))
 
     @property
     def _is_ended(self) -> bool:
