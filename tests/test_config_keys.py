@@ -40,7 +40,9 @@ def manifests() -> dict[str, dict[str, list[str]]]:
 def test_a_typed_key_is_read(key: str) -> None:
     if key not in IN_SLOTS:
         leaf = THROUGH.get(key, key.rpartition(".")[2])
-        assert re.search(rf'\.{leaf}\b|"({re.escape(key)}|{leaf})"', SOURCES), f"nothing reads {key}"
+        assert re.search(rf'\.{leaf}\b|"({re.escape(key)}|{leaf})"', SOURCES), (
+            f"nothing reads {key}"
+        )
 
 
 def test_a_key_of_a_plugin_has_no_other_answer_than_that_it_is_not_read() -> None:
