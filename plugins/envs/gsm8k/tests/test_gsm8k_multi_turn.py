@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from skyrl_gsm8k.multi_turn import Gsm8kMultiTurnEnv
 from skyrl_gsm8k.plugin import make_env
+from skyrl_gsm8k.problems import MultiTurnOptions, write_data
 from skyrl_kernel.cli.data import data
 from skyrl_kernel.env import Env
 from skyrl_kernel.errors import UsageError
@@ -18,6 +19,13 @@ from skyrl_kernel.run.trajectory_file import read_trajectories
 from skyrl_kernel.testing.contracts import EnvContract
 from skyrl_kernel.testing.scripted import Ask, Script, installed, run_scripted
 
+CHECKOUT = Path(__file__).parents[4]
+ORIGINAL = [
+    folder
+    for place in (CHECKOUT, CHECKOUT.parent)
+    if (folder := place / "shared" / "data" / "gsm8k").is_dir()
+]
+"""Where the published files are, in or beside the checkout; they are not part of it."""
 ROW = {"reward_spec": {"method": "rule", "ground_truth": "42"}}
 
 
@@ -154,6 +162,21 @@ def test_no_turn_at_all_is_refused(source: Path) -> None:
     error = CliRunner().invoke(data, words).exception
     assert isinstance(error, UsageError)
     assert "--max_turns=0: Input should be greater than or equal to 1" in str(error)
+
+
+@pytest.mark.skipif(not ORIGINAL, reason="not checked: the published files are not here")
+def test_the_published_answers_are_right_at_the_first_turn(tmp_path: Path) -> None:
+    files = write_data(MultiTurnOptions(max_turns=4), tmp_path, ORIGINAL[0])
+    rows = {split: pq.read_table(file).to_pylist() for split, file in files.items()}
+    assert {split: len(some) for split, some in rows.items()} == {
+        "train": 7473,
+        "validation": 1319,
+    }
+    for row in rows["validation"]:
+        env = Gsm8kMultiTurnEnv(row)
+        assert env.max_turns == 4
+        step = env.step(row["extra_info"]["answer"])
+        assert (step["reward"], step["done"]) == (1.0, True)
 
 
 def test_a_run_keeps_the_reward_of_each_turn(tmp_path: Path, source: Path) -> None:
