@@ -86,7 +86,7 @@ def test_folder_distribution_and_import_names_follow_from_each_other(folder):
 
 @each_plugin
 def test_entry_points_are_in_the_group_of_their_folder(folder):
-    groups = project(folder)["entry-points"]
+    groups = project(folder).get("entry-points", {})
     assert set(groups) <= {GROUP_OF_FOLDER[folder.parent.name], "skyrl.plugins"}
     for points in groups.values():
         for value in points.values():
@@ -104,7 +104,7 @@ def test_a_plugin_says_which_kernels_it_accepts(folder):
 @pytest.mark.parametrize("folder", package_folders(), ids=lambda folder: folder.name)
 def test_a_manifest_describes_exactly_the_entry_points(folder):
     source = next((folder / "src").glob("skyrl_*"))
-    points = {name for group in project(folder)["entry-points"].values() for name in group}
+    points = {name for group in project(folder).get("entry-points", {}).values() for name in group}
     assert set(tomllib.loads((source / "plugin.toml").read_text())) == points
 
 
@@ -138,7 +138,7 @@ def test_the_loop_names_no_plugin():
     names = {
         name
         for folder in package_folders()
-        for group in project(folder)["entry-points"].values()
+        for group in project(folder).get("entry-points", {}).values()
         for name in group
     }
     loop = ast.parse((KERNEL / "loop.py").read_text())

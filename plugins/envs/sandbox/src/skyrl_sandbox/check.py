@@ -29,6 +29,8 @@ def require_sandbox() -> str:
     try:
         result = Sandbox(bwrap=bwrap).run(["true"])
     except (TrajectoryError, ValueError) as error:
+        if "Unknown option" in str(error):
+            raise _refusal(f"{error}", f"{_INSTALL}; 0.8 or newer") from error
         raise _refusal(
             f"{error}",
             "let this user make namespaces (sysctl kernel.unprivileged_userns_clone=1, "
