@@ -162,7 +162,7 @@ def test_memory_that_children_share_counts_once(sandbox: Sandbox) -> None:
     # 60 MB seen by ten processes are 600 MB for who adds up, 60 MB on the machine.
     result = sandbox.run_python(
         "import os, time\n"
-        "data = bytes(60_000_000)\n"
+        "data = b'x' * 60_000_000\n"
         "for _ in range(9):\n"
         "    if os.fork() == 0:\n"
         "        time.sleep(0.5); os._exit(0)\n"
