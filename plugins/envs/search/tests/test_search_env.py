@@ -10,6 +10,7 @@ import pytest
 from skyrl_kernel.config import EnvironmentConfig
 from skyrl_kernel.env import Env
 from skyrl_kernel.errors import FailureBudgetError
+from skyrl_kernel.json_lines import read_lines
 from skyrl_kernel.run.trajectory_file import read_trajectories
 from skyrl_kernel.testing.contracts import EnvContract
 from skyrl_kernel.testing.scripted import Ask, Script, installed, run_scripted
@@ -239,7 +240,19 @@ def test_a_run_searches_and_answers(tmp_path: Path, url: str) -> None:
         # the documents are in the row of tokens, and are not trained on
         (segment,) = one["segments"]
         assert not all(segment["loss_mask"][segment["num_prompt_tokens"] :])
+    assert not [line for _, line in read_lines(folder / "log.jsonl") if line["event"] == "search"]
     shared_retriever(url, topk=1, timeout_s=30.0, deadline_s=54.0, log_requests=False).close()
+
+
+def test_searches_are_logged_where_that_is_asked_for(tmp_path: Path, url: str) -> None:
+    folder = run(
+        tmp_path, f"environment.search.search_url={url}", "environment.search.log_requests=true"
+    )
+    lines = [line for _, line in read_lines(folder / "log.jsonl") if line["event"] == "search"]
+    assert len(lines) == 8
+    assert {line["query"] for line in lines} <= set(CAPITALS)
+    assert {(line["documents"], line["attempts"]) for line in lines} == {(1, 1)}
+    shared_retriever(url, topk=3, timeout_s=30.0, deadline_s=54.0, log_requests=True).close()
 
 
 def test_a_retriever_that_is_down_costs_trajectories_and_is_no_reward(tmp_path: Path) -> None:
