@@ -231,6 +231,7 @@ def test_a_run_trains_on_no_group_without_differences(site: Path) -> None:
     )
     lines = read_metrics(result)
     assert [line["generate/groups_masked"] for line in lines if line["step"]] == [1, 1]
+    assert [line["reward/num_zero_variance_filtered"] for line in lines] == [2, 2]
     assert script.trainer is not None
     for batch in script.trainer.batches:
         trained = {one.group: bool(one.loss_mask.any()) for one in batch}

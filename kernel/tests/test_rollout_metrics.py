@@ -100,6 +100,7 @@ def test_rows_of_turns_are_counted_one_by_one() -> None:
     assert found["generate/batch_num_seq"] == 3
     assert found["generate/batch_padded_seq_len"] == 12
     assert found["generate/max_num_tokens"] == 6  # the reply is in the second row's prompt
+    assert generation_metrics([one])["policy/response_length"] == 4
     joined = trajectory((2, 0.0), (4, 1.0), reply=3)
     assert merge_metrics([joined, trajectory((5, 0.0))]) == {
         "generate/num_seq_before_merge": 3,
