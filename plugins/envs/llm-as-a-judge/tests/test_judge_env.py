@@ -234,7 +234,7 @@ def test_the_deadline_ends_it_before_a_pause_that_would_pass_it() -> None:
         chat(lambda request: (503, ""), **{"Retry-After": "60"}) as server,
         asking(server) as (judge, pauses),
     ):
-        assert "1 attempts in" in lost(judge)
+        assert "1 attempt in" in lost(judge)
         assert pauses == []
 
 
@@ -245,6 +245,18 @@ def test_a_request_has_a_deadline_of_its_own() -> None:
     ):
         assert "ReadTimeout" in lost(judge)
         assert len(server.asked) == 2
+
+
+def test_after_a_lost_question_others_are_tried_once_until_one_succeeds() -> None:
+    answers = [(503, "busy")] * 11 + [said("1")] + [(503, "busy")] * 3 + [said("0")]
+    with chat(lambda request: answers.pop(0)) as server, asking(server) as (judge, pauses):
+        lost(judge)
+        assert "did not answer: 1 attempt in " in lost(judge)
+        assert len(server.asked) == 11
+        assert judge.ask("?") == "1"
+        pauses.clear()
+        assert judge.ask("?") == "0"
+        assert pauses == [1, 2, 3]
 
 
 def test_nobody_listening_is_told_as_that() -> None:

@@ -120,6 +120,18 @@ def test_the_deadline_ends_it_before_a_pause_that_would_pass_it() -> None:
         assert pauses == [1, 2]
 
 
+def test_after_a_lost_search_others_are_tried_once_until_one_succeeds() -> None:
+    script = [(503, "busy")] * 11 + [(200, GOOD)] + [(503, "busy")] * 3 + [(200, GOOD)]
+    with scripted(*script) as server, asking(server) as (retriever, pauses):
+        lost(retriever)
+        assert "did not answer a search: 1 attempt in " in lost(retriever)
+        assert len(server.asked) == 11
+        assert retriever.search("pear") == ["a pear"]
+        pauses.clear()
+        assert retriever.search("pear") == ["a pear"]
+        assert pauses == [1, 2, 3]
+
+
 def test_nobody_listening_is_told_as_that() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -59,6 +59,8 @@ class Judge:
         self._sleep = sleep
         self._lock = threading.Lock()
         self._client: httpx2.Client | None = None
+        self._is_down = False
+        """The latest question was lost: others are tried once, or a run would wait for hours."""
 
     def ask(self, question: str) -> str:
         """The judge's reply to one user message; empty if it said nothing.
@@ -72,17 +74,21 @@ class Judge:
         # ASCII: a cut-off byte sequence in a completion is no UTF-8.
         body = json.dumps(request).encode("ascii")
         began = time.monotonic()
-        for attempt in range(1, ATTEMPTS + 1):
+        attempts = 1 if self._is_down else ATTEMPTS
+        for attempt in range(1, attempts + 1):
             answer, problem, wanted_s = self._attempt(body, began)
             if answer is not None:
+                self._is_down = False
                 return self._read(answer)
             pause_s = max(_PAUSE_S * attempt, wanted_s)
             spent_s = time.monotonic() - began
-            if attempt == ATTEMPTS or spent_s + pause_s >= self._deadline_s:
+            if attempt == attempts or spent_s + pause_s >= self._deadline_s:
                 break
             self._sleep(pause_s)
+        self._is_down = True
+        times = "1 attempt" if attempt == 1 else f"{attempt} attempts"
         raise self._lost(
-            f"did not answer: {attempt} attempts in {time.monotonic() - began:.0f} s, the last gave "
+            f"did not answer: {times} in {time.monotonic() - began:.0f} s, the last gave "
             f"{problem}. Name another: environment.llm_as_a_judge.base_url; or give it longer: "
             "environment.timeout_s"
         )

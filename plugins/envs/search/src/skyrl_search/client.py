@@ -60,6 +60,8 @@ class Retriever:
         self._sleep = sleep
         self._lock = threading.Lock()
         self._client: httpx2.Client | None = None
+        self._is_down = False
+        """The latest search was lost: others are tried once, or a run would wait for hours."""
 
     def search(self, query: str) -> list[str]:
         """The texts of the best documents, best first.
@@ -72,9 +74,11 @@ class Retriever:
         # ASCII: a cut-off byte sequence in a completion is no UTF-8.
         body = json.dumps(request).encode("ascii")
         began = time.monotonic()
-        for attempt in range(1, ATTEMPTS + 1):
+        attempts = 1 if self._is_down else ATTEMPTS
+        for attempt in range(1, attempts + 1):
             answer, problem = self._attempt(body, began)
             if answer is not None:
+                self._is_down = False
                 documents = self._read(answer)
                 if self._log_requests:
                     seconds = round(time.monotonic() - began, 3)
@@ -83,13 +87,14 @@ class Retriever:
                 return documents
             pause_s = _PAUSE_S * attempt
             spent_s = time.monotonic() - began
-            if attempt == ATTEMPTS or spent_s + pause_s >= self._deadline_s:
+            if attempt == attempts or spent_s + pause_s >= self._deadline_s:
                 break
             if self._log_requests:
                 log.info("search failed, trying again", attempt=attempt, problem=problem)
             self._sleep(pause_s)
+        self._is_down = True
         raise _lost(
-            f"the retriever at {self._url} did not answer a search: {attempt} attempts in "
+            f"the retriever at {self._url} did not answer a search: {_times(attempt)} in "
             f"{time.monotonic() - began:.0f} s, the last gave {problem}. Start one with 'python -m "
             "skyrl_search.server --corpus FILE', or name another: environment.search.search_url"
         )
@@ -164,6 +169,10 @@ def is_loopback(host: str) -> bool:
 
 def _lost(message: str) -> TrajectoryError:
     return TrajectoryError(FailureKind.INFRASTRUCTURE, message, "search")
+
+
+def _times(attempts: int) -> str:
+    return "1 attempt" if attempts == 1 else f"{attempts} attempts"
 
 
 def _start(text: str) -> str:
