@@ -6,6 +6,9 @@ goes wrong in it, and is read at each call, so that a trouble can begin and end 
 
 import json
 import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,8 +18,10 @@ import pytest
 
 from skyrl_kernel import session
 from skyrl_kernel.cli import _exit_code
+from skyrl_kernel.cli.show import describe_plan
 from skyrl_kernel.errors import ConfigError, HookError
 from skyrl_kernel.feed import feed, process
+from skyrl_kernel.plan import make_plan
 from skyrl_kernel.plugins import discover
 from skyrl_kernel.run import RunFolder
 from skyrl_kernel.runner import RunResult
@@ -99,6 +104,17 @@ from skyrl_kernel.hookspecs import hookimpl
 def make_sink(name):
     return print if name == "junk" else None
 """
+KILLS = """
+import os
+import signal
+
+from skyrl_kernel.hookspecs import hookimpl
+
+@hookimpl
+def on_step_end(step):
+    if step.step == 3 and "KILLED_AT_3" in os.environ:
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
 OBSERVER = "from skyrl_kernel.hookspecs import hookimpl\n@hookimpl\ndef on_step_end(step): ...\n"
 FOREVER = 1_000_000
 
@@ -114,7 +130,7 @@ def _site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             files={"skyrl_diary/plugin.toml": manifest},
             entry_points={LOGGERS: dict.fromkeys(("diary", "second"), "skyrl_diary.plugin")},
         )
-        for name, source in (("junk", JUNK), ("watcher", OBSERVER)):
+        for name, source in (("junk", JUNK), ("watcher", OBSERVER), ("kills", KILLS)):
             make_distribution(
                 folder,
                 f"skyrl-{name}",
@@ -272,6 +288,11 @@ def test_secrets_reach_neither_the_store_nor_what_its_process_prints(
             assert b"0123456789abcdef" not in path.read_bytes(), path
 
 
+def test_a_dry_run_shows_which_stores_would_be_fed() -> None:
+    made = make_plan(["scripted"], overrides=["trainer.logger=['diary','watcher']"])
+    assert describe_plan(made).splitlines()[-1] == "stores, fed behind the run: logger/diary"
+
+
 # --- what is refused ------------------------------------------------------------------------
 
 
@@ -330,7 +351,7 @@ def test_the_run_ends_in_time_says_what_is_missing_and_the_rest_is_delivered_lat
     assert not hangs or time.monotonic() - began < 12
     assert result.status == "finished"
     out = capsys.readouterr().out
-    assert f"logger 'diary' was given {given} and did not finish within" in out
+    assert f"logger 'diary' was given {given} when the run stopped waiting for it" in out
     assert f"'skyrl log {result.folder} --plugin diary' delivers the rest" in out
     assert "logger 'second'" not in out
     if "second" in loggers:
@@ -398,6 +419,33 @@ def test_steps_that_are_done_again_after_a_crash_are_not_delivered_again(tmp_pat
     train(tmp_path, "trainer.ckpt_interval=2", steps=4)
     assert [line["step"] for line in RunFolder(tmp_path / "run").read_metrics()] == [0, 1, 2, 3, 4]
     assert steps(diary(tmp_path)) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.slow
+def test_after_a_kill_the_same_command_goes_on_in_the_store(tmp_path: Path) -> None:
+    words = ["trainer.ckpt_interval=2", "trainer.max_training_steps=4", "trainer.run_name=run"]
+    words.append("trainer.logger=['diary','kills']")
+    script = (
+        "from pathlib import Path\n"
+        "from skyrl_kernel.testing.scripted import run_scripted\n"
+        f"run_scripted(Path({str(tmp_path)!r}), *{words!r})\n"
+    )
+    path = os.pathsep.join(sys.path)
+    killed = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | {"KILLED_AT_3": "1", "PYTHONPATH": path},
+        capture_output=True,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    checkpoints = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()]
+    assert checkpoints == ["global_step_2"]
+    run_scripted(tmp_path, *words)
+    entries = diary(tmp_path)
+    opens = [entry for entry in entries if entry["call"] == "open"]
+    assert len({entry["id"] for entry in opens}) == 1
+    assert all(gone(entry["pid"]) for entry in opens)
+    assert steps(entries) == [0, 1, 2, 3, 4]
+    assert entries[-1]["what"] == "finished"
 
 
 @pytest.mark.slow

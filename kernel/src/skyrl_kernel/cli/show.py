@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 
 from skyrl_kernel.config import Answer, unread_variables
 from skyrl_kernel.config.sources import flatten
+from skyrl_kernel.feed.feed import sink_plugins
 from skyrl_kernel.masking import mask_secrets
 from skyrl_kernel.plan import Plan
 from skyrl_kernel.slots import STAGES
@@ -38,6 +39,9 @@ def describe_plan(plan: Plan) -> str:
         names = [entry.qualified for entry in plan.manager.observers(hook)]
         if names:
             lines.append(f"  {hook}: {', '.join(names)}")
+    stores = [entry.qualified for entry in sink_plugins(plan)]
+    if stores:
+        lines.append(f"stores, fed behind the run: {', '.join(stores)}")
     return "\n".join(lines)
 
 

@@ -155,9 +155,8 @@ class Feed:
             done = sum(step <= cursor.step for step in steps)
             given = f"{done} of {len(steps)} steps" if done < len(steps) else "every step"
             texts.append(
-                f"logger '{name}' was given {given} and did not finish within "
-                f"trainer.logger_timeout_s={self._wait_s:g}; nothing is lost: "
-                f"'skyrl log {self._folder.path} --plugin {name}' delivers the rest"
+                f"logger '{name}' was given {given} when the run stopped waiting for it; nothing is "
+                f"lost: 'skyrl log {self._folder.path} --plugin {name}' delivers the rest"
             )
         return texts
 
