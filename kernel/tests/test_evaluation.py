@@ -197,8 +197,8 @@ def test_each_evaluation_of_a_run_is_dumped_as_skyrl_dumps_it(site: Path) -> Non
     (first, *others) = lines(folder / "set_a.jsonl")
     assert len(others) == 3  # two prompts, two samples
     assert first == {
-        "input_prompt": "say 0",
-        "output_response": "jawhy0!",
+        "input_prompt": "<user>say 0<end><assistant>",
+        "output_response": "ja<end><user>why<end><assistant>0!<end>",
         "score": 1.0,
         "stop_reason": "stop",
         "env_class": "scripted",
@@ -238,7 +238,8 @@ def test_the_command_dumps_where_it_is_told(site: Path) -> None:
         done = CliRunner().invoke(skyrl, words)
         again = CliRunner().invoke(skyrl, words)
     assert done.exit_code == 0, done.output
-    assert [line["output_response"] for line in lines(folder / "unknown.jsonl")] == ["jawhy0!"]
+    (line,) = lines(folder / "unknown.jsonl")
+    assert line["output_response"] == "ja<end><user>why<end><assistant>0!<end>"
     assert "not empty; name a new one" in str(again.exception) + again.output
 
 
@@ -268,7 +269,7 @@ def test_the_response_of_rows_that_share_no_beginning_is_what_each_said(tmp_path
         )
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         folder.mkdir()
-        write_eval_dump(folder, [one], {}, tokenizer.decode)
+        write_eval_dump(folder, [one], {}, tokenizer)
         (line,) = lines(folder / "unknown.jsonl")
         assert (line["input_prompt"], line["output_response"]) == ("ab", response)
         assert line["score"] is None

@@ -56,7 +56,7 @@ def _dump(
 ) -> None:
     run.folder.write_aside(
         run.folder.eval_dump(step),
-        lambda folder: write_eval_dump(folder, trajectories, numbers, run.tokenizer.decode),
+        lambda folder: write_eval_dump(folder, trajectories, numbers, run.tokenizer),
     )
 
 

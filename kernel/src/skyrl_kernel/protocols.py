@@ -66,8 +66,8 @@ class Tokenizer(Protocol):
         """[T] ids of a conversation in the model's chat template."""
         ...
 
-    def decode(self, tokens: IntArray) -> str:
-        """Text of the ids, special tokens left out."""
+    def decode(self, tokens: IntArray, *, skip_special_tokens: bool = True) -> str:
+        """Text of the ids, special tokens left out unless told otherwise."""
         ...
 
 

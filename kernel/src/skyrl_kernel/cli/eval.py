@@ -279,7 +279,7 @@ def _play(
     if dump is not None:
         write_folder_atomically(
             dump,
-            lambda folder: write_eval_dump(folder, trajectories, numbers, tokenizer.decode),
+            lambda folder: write_eval_dump(folder, trajectories, numbers, tokenizer),
         )
     return numbers, failures
 

@@ -4,8 +4,8 @@
     <folder>/aggregated_results.jsonl  one object: the metrics
 
 A trajectory's fields are ``input_prompt``, ``output_response``, ``score``,
-``stop_reason``, ``env_class``, ``env_extras`` and ``data_source``. Texts are
-without special tokens; the response of several turns holds the env's replies.
+``stop_reason``, ``env_class``, ``env_extras`` and ``data_source``. Texts are with
+their special tokens; the response of several turns holds the env's replies.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from skyrl_kernel.json_lines import append_lines
 
 if TYPE_CHECKING:
+    from skyrl_kernel.protocols import Tokenizer
     from skyrl_kernel.records import IntArray, Trajectory
 
 AGGREGATED = "aggregated_results.jsonl"
@@ -35,7 +36,7 @@ def write_eval_dump(
     folder: Path,
     trajectories: "Sequence[Trajectory]",
     metrics: Mapping[str, float],
-    decode: "Callable[[IntArray], str]",
+    tokenizer: "Tokenizer",
 ) -> None:
     """Fill an empty folder.
 
@@ -43,8 +44,12 @@ def write_eval_dump(
         folder: Exists.
         trajectories: All that were judged.
         metrics: ``eval/<source>/<name>``.
-        decode: Ids to text.
+        tokenizer: The policy's.
     """
+
+    def decode(tokens: "IntArray") -> str:
+        return tokenizer.decode(tokens, skip_special_tokens=False)
+
     records: dict[str, list[dict[str, Any]]] = {}
     prompts: dict[str, str] = {}
     for one in trajectories:
@@ -70,8 +75,6 @@ def write_eval_dump(
 
 def _response(trajectory: "Trajectory", decode: "Callable[[IntArray], str]") -> str:
     """Everything behind the first prompt, from the last row if that still begins with it."""
-    if len(trajectory.turns) == 1:
-        return trajectory.turns[0].action
     first, last = trajectory.segments[0], trajectory.segments[-1]
     start = first.num_prompt_tokens
     if (first.tokens[:start] == last.tokens[:start]).all():

@@ -45,6 +45,7 @@ def test_a_conversation_is_formatted_by_the_model_s_template(llama: Path) -> Non
     assert ids.dtype == np.int32
     assert AutoTokenizer.from_pretrained(llama).decode(ids.tolist()) == expected
     assert tokenizer.decode(ids) == "user\n2 * 3\nassistant\n6\nassistant\n"  # specials left out
+    assert tokenizer.decode(ids, skip_special_tokens=False) == expected
     without = tokenizer.encode_chat(CHAT, add_generation_prompt=False)
     assert ids[: len(without)].tolist() == without.tolist()
 

@@ -11,6 +11,7 @@ END = 0
 ROLES = {"system": 1, "user": 2, "assistant": 3, "tool": 4}
 FIRST_CHARACTER = 8
 """Id of the character with code point 0; what is below is special."""
+_SPECIAL = {END: "<end>", **{number: f"<{role}>" for role, number in ROLES.items()}}
 
 
 class CharTokenizer:
@@ -44,8 +45,10 @@ class CharTokenizer:
             rows.append(np.array([ROLES["assistant"]], dtype=np.int32))
         return np.concatenate(rows) if rows else np.zeros(0, dtype=np.int32)
 
-    def decode(self, tokens: IntArray) -> str:
-        """Text of the ids, special ones left out."""
+    def decode(self, tokens: IntArray, *, skip_special_tokens: bool = True) -> str:
+        """Text of the ids; special ones are left out, or stand as ``<user>`` and ``<end>``."""
+        special = {} if skip_special_tokens else _SPECIAL
         return "".join(
-            chr(int(token) - FIRST_CHARACTER) for token in tokens if token >= FIRST_CHARACTER
+            chr(token - FIRST_CHARACTER) if token >= FIRST_CHARACTER else special.get(token, "")
+            for token in tokens.tolist()
         )

@@ -83,9 +83,10 @@ class HuggingFaceTokenizer:
             self._encoded[key] = encoded
         return self._encoded[key]
 
-    def decode(self, tokens: IntArray) -> str:
-        """Text of the ids, special tokens left out."""
-        return str(self._tokenizer.decode(np.asarray(tokens).tolist(), skip_special_tokens=True))
+    def decode(self, tokens: IntArray, *, skip_special_tokens: bool = True) -> str:
+        """Text of the ids, special tokens left out unless told otherwise."""
+        ids = np.asarray(tokens).tolist()
+        return str(self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens))
 
 
 def eos_token_ids(model: Path, tokenizer_eos: int | None) -> frozenset[int]:
