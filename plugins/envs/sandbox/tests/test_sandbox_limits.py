@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import resource
 import shutil
 import threading
 import time
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skyrl_sandbox import Limit, Limits, Result, Sandbox
+from skyrl_sandbox import Limit, Limits, Result, Sandbox, Worker
 from skyrl_sandbox.usage import Usage
 
 pytestmark = pytest.mark.skipif(
@@ -333,6 +334,22 @@ def test_nothing_is_left_open_here(sandbox: Sandbox) -> None:
         sandbox.run(["true"])
         sandbox.run(["sleep", "9"], limits=Limits(wall_s=0.05))
     assert set(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_process_with_many_open_files_can_still_run_programs() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 2048:
+        pytest.skip("fewer than 2048 files may be open here: numbers above 1023 were not tried")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2048), hard))
+    opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        assert Sandbox().run_python("print(input())", stdin="1").stdout == "1\n"
+        with Worker(Sandbox(), "operator:neg") as worker:
+            assert worker.call(2) == -2
+    finally:
+        for number in opened:
+            os.close(number)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_usage_of_a_process_that_is_gone_is_nothing() -> None:

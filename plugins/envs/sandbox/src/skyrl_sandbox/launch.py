@@ -58,7 +58,7 @@ class Launched:
     ) -> None:
         self._status = b""
         self.init: int | None = None
-        """Process id of the sandbox's first process, once it is known."""
+        """Process id of the sandbox's first process; None if bubblewrap failed before it."""
         self._init_handle: int | None = None
         self.status_fd, theirs = os.pipe()
         open_files = {name: _file(name, data) for name, data in files.items()}
@@ -84,31 +84,26 @@ class Launched:
                 os.close(number)
         self.end_handle = os.pidfd_open(self.process.pid)
         """Readable once bubblewrap has ended."""
-        self._read_status(time.monotonic() + _SETUP_S, until_end=False)
+        self.init = self._told("child-pid", _SETUP_S)
+        if self.init is not None:
+            with contextlib.suppress(OSError):  # it may be gone already
+                self._init_handle = os.pidfd_open(self.init)
 
-    def _read_status(self, deadline: float, *, until_end: bool) -> None:
-        while until_end or b"\n" not in self._status:
-            ready, _, _ = select.select(
-                [self.status_fd], [], [], max(0.0, deadline - time.monotonic())
-            )
-            if not ready:
-                break
+    def _told(self, key: str, timeout_s: float) -> int | None:
+        """A number that bubblewrap tells; None if it will not."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            for line in self._status.splitlines():
+                with contextlib.suppress(ValueError):  # a line that is not yet complete
+                    told: dict[str, Any] = json.loads(line)
+                    if key in told:
+                        return int(told[key])
+            if not is_ready(self.status_fd, select.POLLIN, deadline):
+                return None
             data = os.read(self.status_fd, 4096)
             if not data:
-                break
+                return None
             self._status += data
-        if self.init is None and (told := self._told("child-pid")) is not None:
-            self.init = told
-            with contextlib.suppress(OSError):  # it may be gone already
-                self._init_handle = os.pidfd_open(told)
-
-    def _told(self, key: str) -> int | None:
-        for line in self._status.splitlines():
-            with contextlib.suppress(ValueError):
-                told: dict[str, Any] = json.loads(line)
-                if key in told:
-                    return int(told[key])
-        return None
 
     def kill(self) -> None:
         """End every process of the sandbox."""
@@ -128,12 +123,10 @@ class Launched:
         """
         deadline = time.monotonic() + timeout_s
         for handle in (self.end_handle, self._init_handle):
-            left = max(0.0, deadline - time.monotonic())
-            if handle is not None and not select.select([handle], [], [], left)[0]:
+            if handle is not None and not is_ready(handle, select.POLLIN, deadline):
                 raise sandbox_failed(f"its processes did not end within {timeout_s:g} s")
         self.process.wait()
-        self._read_status(time.monotonic() + 1.0, until_end=True)
-        return self._told("exit-code")
+        return self._told("exit-code", 1.0)
 
     def close(self) -> None:
         """End what is left, and give back all that was opened."""
@@ -149,6 +142,21 @@ class Launched:
         os.close(self.status_fd)
         if self._init_handle is not None:
             os.close(self._init_handle)
+
+
+def is_ready(number: int, event: int, deadline: float) -> bool:
+    """Wait until a file can be read or written, or until the deadline.
+
+    Not by ``select.select``, which takes no number above 1023.
+
+    Args:
+        number: The file.
+        event: ``select.POLLIN`` or ``select.POLLOUT``.
+        deadline: Of `time.monotonic`.
+    """
+    poll = select.poll()
+    poll.register(number, event)
+    return bool(poll.poll(max(0.0, deadline - time.monotonic()) * 1000))
 
 
 def sandbox_failed(what: str) -> TrajectoryError:

@@ -1,6 +1,5 @@
 """A child in the sandbox that stays and answers: JSON in, JSON out, a deadline for each call."""
 
-import contextlib
 import json
 import os
 import select
@@ -10,7 +9,7 @@ from importlib import resources
 from types import TracebackType
 from typing import Any, Self
 
-from skyrl_sandbox.launch import sandbox_failed
+from skyrl_sandbox.launch import is_ready, sandbox_failed
 from skyrl_sandbox.limits import Limit, Limits
 from skyrl_sandbox.sandbox import Sandbox
 from skyrl_sandbox.usage import Usage
@@ -165,7 +164,7 @@ class Worker:
     def _send(self, line: bytes, deadline: float, timeout_s: float) -> None:
         left = memoryview(line)
         while left:
-            self._wait([], [self._stdin], deadline, timeout_s)
+            self._wait(self._stdin, select.POLLOUT, deadline, timeout_s)
             try:
                 left = left[os.write(self._stdin, left[:_PIECE]) :]
             except BlockingIOError:
@@ -175,7 +174,7 @@ class Worker:
 
     def _answer(self, deadline: float, timeout_s: float) -> Any:
         while b"\n" not in self._pending:
-            self._wait([self._stdout], [], deadline, timeout_s)
+            self._wait(self._stdout, select.POLLIN, deadline, timeout_s)
             data = os.read(self._stdout, _PIECE)
             if not data:
                 raise self._death()
@@ -197,11 +196,10 @@ class Worker:
             raise WorkerError(*problem)
         return answer
 
-    def _wait(self, read: list[int], write: list[int], deadline: float, timeout_s: float) -> None:
-        if any(select.select(read, write, [], max(0.0, deadline - time.monotonic()))):
-            return
-        self.kill()
-        raise WorkerTimeout(f"no answer within {timeout_s:g} s")
+    def _wait(self, number: int, event: int, deadline: float, timeout_s: float) -> None:
+        if not is_ready(number, event, deadline):
+            self.kill()
+            raise WorkerTimeout(f"no answer within {timeout_s:g} s")
 
     def _end(self, limit: Limit) -> None:
         if self._limit is None and not self._killed.is_set():
@@ -227,17 +225,16 @@ class Worker:
         init = self._launched.init
         usage = None if init is None else Usage(init, self._limits)
         is_open = True
-        next_look = time.monotonic()
         while self._launched.process.poll() is None or is_open:
-            wait_s = max(0.0, next_look - time.monotonic())
-            with contextlib.suppress(OSError):
-                if select.select([stderr] if is_open else [], [], [], wait_s)[0]:
-                    data = os.read(stderr, _PIECE)
-                    is_open = bool(data)
-                    self._stderr = (self._stderr + data)[-_KEPT:]
-            if time.monotonic() >= next_look:
-                next_look = time.monotonic() + _TICK_S
-                if usage is not None and not self._killed.is_set():
-                    limit = usage.exceeded()
-                    if limit is not None:
-                        self._end(limit)
+            next_look = time.monotonic() + _TICK_S
+            while is_open and is_ready(stderr, select.POLLIN, next_look):
+                data = os.read(stderr, _PIECE)
+                is_open = bool(data)
+                self._stderr = (self._stderr + data)[-_KEPT:]
+                if time.monotonic() >= next_look:
+                    break
+            if is_ready(self._launched.end_handle, select.POLLIN, next_look):
+                continue
+            limit = None if usage is None or self._killed.is_set() else usage.exceeded()
+            if limit is not None:
+                self._end(limit)
