@@ -358,6 +358,21 @@ def test_a_program_with_closed_outputs_is_still_watched(sandbox: Sandbox) -> Non
     assert not _running(mark)
 
 
+def test_a_call_returns_only_when_all_processes_are_gone(sandbox: Sandbox) -> None:
+    mark = f"skyrl-crowd-{os.getpid()}"
+    program = (
+        "import os\n"
+        "for _ in range(10):\n"
+        "    if os.fork() == 0:\n"
+        "        os.closerange(0, 3)\n"
+        f"        os.execvp('sh', ['sh', '-c', 'while :; do :; done', '{mark}'])\n"
+        "print('done')\n"
+    )
+    for _ in range(3):
+        assert sandbox.run_python(program, limits=Limits(cpu_s=60)).stdout == "done\n"
+        assert not _running(mark)
+
+
 def test_the_sandbox_ends_with_the_process_that_made_it(tmp_path: Path) -> None:
     mark = f"skyrl-orphan-{os.getpid()}"
     program = (
