@@ -49,7 +49,7 @@ def test_the_installed_command_is_the_one_that_is_tested():
 def test_help_names_every_command_and_each_has_its_own():
     lines = skyrl("--help").out.splitlines()
     listed = [line.split()[0] for line in lines[lines.index("Commands:") + 1 :]]
-    assert listed == ["run", "eval", "data", "plugins"]
+    assert listed == ["run", "eval", "report", "log", "data", "plugins"]
     for command in listed:
         outcome = skyrl(command, "--help")
         assert outcome.code == 0
@@ -149,6 +149,7 @@ def test_a_run_tells_its_folder_and_its_model_and_leaves_what_it_promises(lab):
     assert f"trained model: {folder / 'export' / 'global_step_2'}\n" in outcome.out
     assert {path.name for path in folder.iterdir()} == {
         *("config.yaml", "plugins.json", "metrics.jsonl", "trajectories", "checkpoints", "export"),
+        *("dumped_evals",),
         *("log.jsonl", ".lock"),  # failures.jsonl where there are any
     }
     lock = json.loads((folder / "plugins.json").read_text())
@@ -217,7 +218,7 @@ def test_data_refuses_in_one_line_and_leaves_nothing(tmp_path):
     target = tmp_path / "new"
     for words, told in {
         ("mulitply",): "no data set named 'mulitply'. Did you mean 'multiply'?",
-        ("grpo",): "makes no data set. Installed plugins make: gsm8k, multiply",
+        ("grpo",): "makes no data set. Installed plugins make: gsm8k, gsm8k_multi_turn, multiply",
         ("multiply", "--digits", "3"): "data 'multiply' has no option --digits.",
         ("multiply", "--seed", "x"): "--seed=x: Input should be a valid integer",
         ("multiply", "--seed"): "--seed has no value",
