@@ -105,13 +105,12 @@ def _wait() -> Generator[None, None, None]:
 class _Recorded:
     """Engine, tokenizer and env of one episode, with the answers they gave."""
 
-    eos_token_ids = frozenset[int]()
-
     def __init__(self, trajectory: Trajectory) -> None:
         (turn,), (segment,) = trajectory.turns, trajectory.segments
         assert segment.logprobs is not None
         assert segment.versions is not None
         sampled = slice(turn.start, turn.stop)
+        self.eos_token_ids = frozenset(segment.tokens[sampled][-1:].tolist())
         self._prompt = segment.tokens[: turn.start]
         self._messages = trajectory.prompt.messages
         self._action = turn.action

@@ -12,6 +12,7 @@ from the env, never where it comes from the policy.
 """
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -68,7 +69,7 @@ class Template:
 
     The template is applied to a fixed conversation with and without a reply; what
     the reply adds after the assistant's end-of-turn token is what stands between
-    two completions.
+    two completions. Nothing is found out before it is needed: one turn needs none.
 
     Args:
         tokenizer: The policy's.
@@ -77,12 +78,19 @@ class Template:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
         self.eos_token_ids = tokenizer.eos_token_ids
-        base = tokenizer.encode_chat(_BASE, add_generation_prompt=False)
-        ends = np.flatnonzero(np.isin(base, list(tokenizer.eos_token_ids)))
-        stop = int(ends[-1]) + 1 if ends.size else len(base)
-        self._before = base[:stop]
-        self.end = base[stop - 1 : stop] if ends.size else _NOTHING
+
+    @cached_property
+    def _before(self) -> IntArray:
+        """[T] the fixed conversation, up to its end-of-turn token."""
+        base = self.tokenizer.encode_chat(_BASE, add_generation_prompt=False)
+        ends = np.flatnonzero(np.isin(base, list(self.eos_token_ids)))
+        return base[: int(ends[-1]) + 1] if ends.size else base
+
+    @cached_property
+    def end(self) -> IntArray:
         """[1] the end-of-turn token that the template writes; empty if it writes none."""
+        last = self._before[-1:]
+        return last if np.isin(last, list(self.eos_token_ids)).all() else _NOTHING
 
     def reply(self, observations: Sequence[Message]) -> IntArray:
         """[T] ids between an ended assistant turn and the next completion.
