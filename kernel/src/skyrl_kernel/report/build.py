@@ -7,7 +7,7 @@ from typing import Any
 
 from skyrl_kernel.errors import UsageError
 from skyrl_kernel.report.choice import Choice, choose
-from skyrl_kernel.report.page import render
+from skyrl_kernel.report.page import pack, render
 from skyrl_kernel.report.runs import describe_run, open_run
 from skyrl_kernel.report.text import Pieces, find_pieces
 from skyrl_kernel.report.trajectories import (
@@ -20,8 +20,10 @@ from skyrl_kernel.run.folder import RunFolder
 
 FORMAT = 1
 """Of the data in the page."""
-_BYTES_PER_TOKEN, _BYTES_PER_TRAJECTORY = 1.5, 100
-"""Least that one takes on the page: what is certain not to fit is not read."""
+_MEASURED = 4
+"""Choices that are read first, to see how much room a token takes."""
+_SLACK = 1.3
+"""How much more is read than will probably fit."""
 _OF_GROUP = ("step", "group", "uid", "env", "source", "messages", "rewards")
 """What the trajectories of a group share."""
 
@@ -99,7 +101,11 @@ def _gather(folder: RunFolder, label: str, limit: int, max_bytes: int) -> _Run:
             "Completions are shown as text, not token by token, and what the env replied is not "
             f"shown: the run's tokenizer could not be made here ({reason})"
         )
-    choices = describe_choices(files, _within(choose(rows), limit, max_bytes), rows, pieces)
+    chosen = choose(rows)
+    first = describe_choices(files, chosen[:_MEASURED], rows, pieces)
+    tokens = sum(row.num_tokens for choice in chosen[:_MEASURED] for row in choice.rows)
+    room = _SLACK * max_bytes * max(tokens, 1) / len(pack({"trajectories": first}))
+    choices = describe_choices(files, _within(chosen, limit, room), rows, pieces)
     blocks = (block for choice in choices for one in choice for block in one["blocks"])
     if choices and not any("advantages" in block for block in blocks):
         notes.append(
@@ -109,16 +115,14 @@ def _gather(folder: RunFolder, label: str, limit: int, max_bytes: int) -> _Run:
     return _Run(facts=facts, choices=choices, pieces=pieces)
 
 
-def _within(choices: Sequence[Choice], limit: int, max_bytes: int) -> list[Choice]:
+def _within(choices: Sequence[Choice], limit: int, max_tokens: float) -> list[Choice]:
     """The first ones, as long as they may fit."""
     kept: list[Choice] = []
-    count, size = 0, 0.0
+    count = tokens = 0
     for choice in choices:
         count += len(choice.rows)
-        size += sum(
-            _BYTES_PER_TRAJECTORY + row.num_tokens * _BYTES_PER_TOKEN for row in choice.rows
-        )
-        if count > limit or (size > max_bytes and kept):
+        tokens += sum(row.num_tokens for row in choice.rows)
+        if count > limit or (tokens > max_tokens and kept):
             break
         kept.append(choice)
     return kept

@@ -2,7 +2,7 @@
 // Line charts and stacked areas as SVG. The legend shows the values under the
 // cursor, which the pointer or the arrow keys move; without one, the last values.
 
-const WIDTH = 480, HEIGHT = 220, LEFT = 46, RIGHT = 10, TOP = 8, BOTTOM = 26;
+const WIDTH = 480, HEIGHT = 220, LEFT = 46, RIGHT = 16, TOP = 8, BOTTOM = 26;
 const DASHES = ["", "6 4", "2 3", "8 3 2 3", "1 4"];
 
 /**

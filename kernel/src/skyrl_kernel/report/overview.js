@@ -6,17 +6,19 @@ const PANELS = [
   { title: "Reward", about: "mean reward of the trajectories trained on, and the share of groups with a rewarded one", metrics: [/^reward\/avg_raw_reward$/, /^reward\/avg_pass_at_\d+$/] },
   { title: "Held-out score", about: "mean reward on data that is never trained on", metrics: [/^eval\/[^/]+\/avg_score$/, /^eval\/all\/pass_at_\d+$/] },
   { title: "Completion length", about: "tokens sampled for a trajectory: mean, shortest and longest", metrics: [/^generate\/avg_num_tokens$/], band: ["generate/min_num_tokens", "generate/max_num_tokens"] },
-  { title: "Seconds per stage", about: "wall-clock seconds of a step", metrics: [/^timing\/(?!step$|eval$)/], stacked: true },
+  { title: "Seconds per stage", about: "wall-clock seconds of a step", metrics: [/^timing\/(generate|fwd_logprobs_values_reward|compute_advantages_and_returns|critic_train|policy_train|sync_weights)$/], stacked: true },
   { title: "Seconds per step", about: "wall-clock seconds, evaluations apart", metrics: [/^timing\/step$/], severalRuns: true },
-  { title: "KL", about: "how far the policy is from the reference, or from the policy that sampled, nats", metrics: [/^policy\/policy_kl$/, /kl/] },
+  { title: "KL", about: "how far the policy is from the reference, or from the policy that sampled, nats", metrics: [/^policy\/policy_kl$/, /kl$/] },
   { title: "Entropy", about: "of the policy at trained tokens, nats; near 0, exploration has ended", metrics: [/^policy\/policy_entropy$/] },
   { title: "Objective", about: "the policy term, and all terms together", metrics: [/^policy\/policy_loss$/, /^policy\/final_loss$/] },
   { title: "Gradient norm", about: "before clipping", metrics: [/^policy\/grad_norm$/, /^policy\/raw_grad_norm$/] },
-  { title: "Ratio to the old policy", about: "exp(current − old log-prob): mean and greatest; the share that was clipped", metrics: [/ratio_mean$/, /ratio_max$/, /clip_ratio$/] },
+  { title: "Ratio to the old policy", about: "exp(current − old log-prob): mean and greatest", metrics: [/ratio_mean$/, /ratio_max$/] },
+  { title: "Clipped", about: "share of trained tokens whose gradient the clip removed", metrics: [/clip_ratio/], named: true },
+  { title: "Trainer against sampler", about: "mean absolute difference of the log-probs of sampled tokens; 0 where both are one", metrics: [/logprobs_abs_diff_mean$/], onlyIf: (value) => value !== 0 },
   { title: "Size of the advantages", about: "mean absolute advantage; 0 is a step without signal", metrics: [/^loss\/avg_raw_advantages_abs$/] },
   { title: "Groups without signal", about: "share of groups whose rewards are all equal", metrics: [/^reward\/zero_variance_groups_frac$/] },
-  { title: "How trajectories ended", about: "share by stop reason", metrics: [/^generate\/stop_\w+_frac$/] },
-  { title: "Lost trajectories", about: "failures by kind; they count nowhere else", metrics: [/^failures\//], onlyIf: (value) => value !== 0 },
+  { title: "How trajectories ended", about: "share by stop reason", metrics: [/^generate\/stop_\w+_frac$/], named: true },
+  { title: "Lost trajectories", about: "failures by kind; they count nowhere else", metrics: [/^failures\//], named: true, onlyIf: (value) => value !== 0 },
   { title: "Staleness", about: "policy versions between sampling and training", metrics: [/^async\/staleness_(mean|max)$/], onlyIf: (value) => value !== 0 },
   { title: "Learning rate", about: "of the policy's optimizer", metrics: [/^policy\/policy_lr$/] },
 ];
@@ -55,14 +57,14 @@ function figuresOf(panel, runs, axis, options) {
   if (panel.severalRuns && report.runs.length < 2) return [];
   if (panel.onlyIf && !runs.some((run) => names.some((name) => points(run, name).some(([, value]) => panel.onlyIf(value))))) return [];
   const series = (run, name, place, alone) => ({
-    name: report.runs.length > 1 && !alone ? `${run.name}${names.length > 1 ? ` ${short(name)}` : ""}` : short(name),
+    name: report.runs.length > 1 && !alone ? `${run.name}${names.length > 1 || panel.named ? ` ${short(name)}` : ""}` : short(name),
     color: report.runs.length > 1 && !alone ? run.color : `var(--run${place % 6})`,
     dash: DASHES[place % DASHES.length],
     points: points(run, name, axis),
     band: panel.band && bandOf(run, panel.band, axis),
   });
   const made = panel.stacked
-    ? runs.map((run) => ({ title: report.runs.length > 1 ? `${panel.title}: ${run.name}` : panel.title, series: byTime(names, run).map((name, place) => series(run, name, place, true)) }))
+    ? runs.map((run) => ({ title: report.runs.length > 1 ? `${panel.title}: ${run.name}` : panel.title, series: [...byTime(names, runs[0]).map((name, place) => series(run, name, place, true)), rest(names, run, axis)] }))
     : [{ title: panel.title, series: runs.flatMap((run) => names.map((name, place) => series(run, name, place))) }];
   return made.filter((one) => one.series.some(({ points }) => points.length))
     .map((one) => chart({ ...options, ...one, about: panel.about, stacked: panel.stacked, log: options.log && !panel.stacked }));
@@ -78,6 +80,14 @@ function onlySource(known) {
 function byTime(names, run) {
   const total = (name) => mean(points(run, name).map(([, value]) => value)) ?? 0;
   return names.filter((name) => total(name) > 0).sort((a, b) => total(b) - total(a));
+}
+
+/** What a step took beside its stages. */
+function rest(names, run, axis) {
+  const parts = names.map((name) => new Map(points(run, name, axis).map(([x, value]) => [x, value])));
+  const left = points(run, "timing/step", axis).map(([x, total, step]) => [x, Math.max(0, parts.reduce((sum, part) => sum - (part.get(x) ?? 0), total)), step]);
+  const matters = left.some(([x, value]) => value > 0.01 * (parts.reduce((sum, part) => sum + (part.get(x) ?? 0), value)));
+  return { name: "other", color: "var(--soft)", points: matters ? left : [] };
 }
 
 function bandOf(run, [low, high], axis) {

@@ -43,7 +43,7 @@ def render(title: str, data: Mapping[str, Any]) -> str:
 def pack(data: Mapping[str, Any]) -> str:
     """Deflated JSON in base64; the page's script unpacks it."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return base64.b64encode(zlib.compress(text.encode("utf-8", "replace"), 9)).decode()
+    return base64.b64encode(zlib.compress(text.encode("utf-8", "replace"), 6)).decode()
 
 
 def unpack(page: str) -> dict[str, Any]:

@@ -96,7 +96,7 @@ def _metrics(lines: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], list[s
             if place % stride == 0 or place == last or any(key.startswith("eval/") for key in line)
         ]
         notes.append(
-            f"Curves show every {stride}th of {len(lines):,} steps, and every evaluation; "
+            f"Curves show one step in {stride} of {len(lines):,}, and every evaluation; "
             "metrics.jsonl has them all."
         )
     names = sorted({name for line in kept for name in line} - {"step"})

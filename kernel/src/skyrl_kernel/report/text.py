@@ -77,25 +77,23 @@ def find_pieces(folder: RunFolder) -> tuple[Pieces | None, str]:
     put it.
     """
     from skyrl_kernel import assemble
+    from skyrl_kernel.models import locate_model
     from skyrl_kernel.plan import make_plan
 
     try:
         plugins = [f"{one['kind']}/{one['name']}" for one in folder.read_plugins()]
         plan = make_plan(plugins, [folder.config], training=False)
-        model = _local_model(folder, plan.tree.trainer.policy.model.path)
-        if model is None:
-            from skyrl_kernel.models import locate_model
-
-            key = "trainer.policy.model.path"
-            path = plan.tree.trainer.policy.model.path
-            model = locate_model(path, key, plan.manager, plan.config)
+        path, key = plan.tree.trainer.policy.model.path, "trainer.policy.model.path"
+        root, name = plan.tree.trainer.export_path, plan.tree.trainer.run_name
+        exports = Path(root).expanduser() / name if root else folder.export
+        model = _local_model(path, exports) or locate_model(path, key, plan.manager, plan.config)
         return Pieces(assemble.make_tokenizer(plan, model)), ""
     except Exception as error:  # plugins of another machine or version may raise anything
         reason = str(error).strip().splitlines()
         return None, reason[0] if reason else type(error).__name__
 
 
-def _local_model(folder: RunFolder, path: str) -> Path | None:
+def _local_model(path: str, exports: Path) -> Path | None:
     """A directory with the run's tokenizer; None if only a plugin can tell.
 
     Raises:
@@ -106,9 +104,9 @@ def _local_model(folder: RunFolder, path: str) -> Path | None:
     given = Path(path).expanduser()
     if given.is_dir():
         return given
-    exports = [one for one in folder.export.glob("global_step_*") if (one / "config.json").exists()]
-    if exports:
-        return max(exports, key=lambda one: one.stat().st_mtime)
+    made = [one for one in exports.glob("global_step_*") if (one / "config.json").is_file()]
+    if made:
+        return max(made, key=lambda one: one.stat().st_mtime)
     if named_source(path) is not None:
         return None
     try:

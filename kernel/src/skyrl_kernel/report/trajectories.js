@@ -23,8 +23,8 @@ const COLORS = {
   logprob: { name: "log-prob", needs: "logprobs", value: (block, at) => sampledOnly(block, at, block.logprobs?.[at]), kind: "surprise", says: "how unlikely the sampler held the token" },
   advantage: { name: "advantage", needs: "advantages", value: (block, at) => (trained(block, at) ? block.advantages?.[at] : null), kind: "signed", says: "what the loss multiplies: more of it, or less" },
   mask: { name: "trained or masked", needs: null, value: (block, at) => (trained(block, at) ? 1 : null), kind: "flag", says: "tokens that contribute to the loss" },
-  mismatch: { name: "trainer against sampler", needs: "old_logprobs", value: (block, at) => difference(block, at, "old_logprobs", "logprobs"), kind: "signed", says: "log of the mismatch ratio: old − sampler log-prob" },
-  reference: { name: "policy against reference", needs: "ref_logprobs", value: (block, at) => difference(block, at, block.old_logprobs ? "old_logprobs" : "logprobs", "ref_logprobs"), kind: "signed", says: "log of the ratio: policy − reference log-prob" },
+  mismatch: { name: "trainer against sampler", needs: "mismatch", value: (block, at) => block.mismatch?.[at] ?? null, kind: "signed", says: "log of the mismatch ratio: old − sampler log-prob" },
+  reference: { name: "policy against reference", needs: "reference", value: (block, at) => block.reference?.[at] ?? null, kind: "signed", says: "log of the ratio: policy − reference log-prob" },
   none: { name: "no colour", needs: null, value: () => null, kind: "flag", says: "" },
 };
 
@@ -34,11 +34,6 @@ function trained(block, at) {
 
 function sampledOnly(block, at, value) {
   return block.kind === "completion" && typeof value === "number" ? value : null;
-}
-
-function difference(block, at, one, other) {
-  const [a, b] = [block[one]?.[at], block[other]?.[at]];
-  return block.kind !== "prompt" && typeof a === "number" && typeof b === "number" && (trained(block, at) || block.kind === "completion") ? a - b : null;
 }
 
 function available(needs) {
@@ -363,8 +358,8 @@ function aboutToken(block, at, run) {
     `token ${place}`, `id ${block.tokens[at]}`, JSON.stringify(pieces(run, block)[at]),
     typeof logprob === "number" && block.kind === "completion" ? `p ${show(Math.exp(logprob))} (log ${show(logprob)})` : null,
     block.advantages && trained(block, at) ? `advantage ${signed(block.advantages[at])}` : null,
-    block.old_logprobs && typeof logprob === "number" ? `trainer − sampler ${signed(difference(block, at, "old_logprobs", "logprobs"))}` : null,
-    block.ref_logprobs ? `policy − reference ${signed(COLORS.reference.value(block, at))}` : null,
+    block.mismatch ? `trainer − sampler ${signed(block.mismatch[at])}` : null,
+    block.reference ? `policy − reference ${signed(block.reference[at])}` : null,
     trained(block, at) ? "trained" : "not trained",
   ].filter(Boolean).join(" · ");
 }
@@ -399,18 +394,22 @@ function sideView(params) {
     : report.all.filter((one) => ["run", "step", "group"].every((key) => params.get(key) === String(naming(one)[key])));
   if (!members.length) return [h("p", { class: "empty" }, "None of these trajectories is on this page.")];
   const [first] = members;
-  const head = uid ? `Prompt ${uid}: ${plural(members.length, "trajectory", "trajectories")} of ${plural(new Set(members.map((one) => one.run)).size, "run")}` : `Group ${first.group} of step ${first.step}`;
-  const missing = first.rewards.length - members.length;
-  return [
-    h("div", { class: "side" },
-      h("h2", {}, !uid && [runLabel(first.run), " "], head),
-      !uid && missing > 0 && h("p", { class: "note" }, `${plural(missing, "more trajectory", "more trajectories")} of the group, not on this page, earned ${first.rewards.filter(([sample]) => !members.some((one) => one.sample === sample)).map(([, value]) => show(value)).join(", ")}.`),
-      said("prompt", lastUser(first), false, [], "user"),
-      colorBar(params),
-      h("div", { class: "columns" }, members.map((one) => h("article", { class: "card" },
-        h("header", {}, h("a", { href: addressOf(one) }, uid ? `step ${one.step} · sample ${one.sample}` : `sample ${one.sample}`), uid && report.runs.length > 1 && runLabel(one.run), h("span", { class: "gap" }), reward(one)),
-        h("p", { class: "soft" }, `advantage ${show(one.advantage)} · ${plural(one.tokens, "token")} · ${one.stop}`),
-        one.blocks.filter((block) => block.kind === "completion" || block.kind === "target" || says(one.run, block)).map((block) =>
-          h("div", { class: block.kind === "completion" ? null : "answer" }, block.kind === "reply" && h("small", {}, "env"), tokensOf(one, block, params))))))),
-  ];
+  const groups = [...new Set(members.map((one) => one.run.groups[one.in]))].map((group) => members.filter((one) => one.run.groups[one.in] === group));
+  const head = uid ? `Prompt ${uid}, ${plural(groups.length, "time")} in ${plural(new Set(members.map((one) => one.run)).size, "run")}` : "A group side by side";
+  return [h("div", { class: "side" }, h("h2", {}, head), said("prompt", lastUser(first), false, [], "user"), colorBar(params), groups.map((group) => columns(group, params)))];
+}
+
+/** The trajectories of a group, one column each. */
+function columns(members, params) {
+  const [first] = members;
+  const here = new Set(members.map((one) => one.sample));
+  const others = first.rewards.filter(([sample]) => !here.has(sample)).map(([, value]) => show(value));
+  return h("section", {},
+    h("h3", {}, runLabel(first.run), ` › step ${first.step} › group ${first.group}`),
+    others.length > 0 && h("p", { class: "note" }, `${plural(others.length, "more trajectory", "more trajectories")} of the group, not on this page: reward ${others.join(", ")}.`),
+    h("div", { class: "columns" }, members.map((one) => h("article", { class: "card" },
+      h("header", {}, h("a", { href: addressOf(one) }, `sample ${one.sample}`), h("span", { class: "gap" }), reward(one)),
+      h("p", { class: "soft" }, `advantage ${show(one.advantage)} · ${plural(one.tokens, "token")} · ${one.stop}`),
+      one.blocks.filter((block) => block.kind === "completion" || block.kind === "target" || says(one.run, block)).map((block) =>
+        h("div", { class: block.kind === "reply" ? "answer" : null }, block.kind === "reply" && h("small", {}, "env"), tokensOf(one, block, params)))))));
 }

@@ -19,12 +19,11 @@ from skyrl_kernel.report.text import Pieces
 from skyrl_kernel.run.folder import RunFolder
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
 
 _STEP = re.compile(r"^step_(\d+)\.parquet$")
 
-NUMBERS = ("logprobs", "advantages", "old_logprobs", "ref_logprobs")
-"""Per-token columns that may be there, [T] each."""
 HEAD, TAIL = 1500, 500
 """Tokens of a long block that are shown."""
 MAX_TEXT = 4000
@@ -131,7 +130,7 @@ def describe_choices(
 def _read(path: Path, places: Sequence[int]) -> list[dict[str, Any]]:
     import pyarrow.parquet as pq
 
-    table: pa.Table = pq.read_table(path).take(places)
+    table: pa.Table = pq.ParquetFile(path).read().take(places)
     rows: list[dict[str, Any]] = table.to_pylist()
     return rows
 
@@ -222,10 +221,8 @@ def _block(
     mask = [segment["loss_mask"][place] for place in places]
     if any(mask):
         block["mask"] = "all" if all(mask) else "".join("1" if one else "0" for one in mask)
-    for name in NUMBERS if kind in ("completion", "target") else ():
-        values = segment.get(name)
-        if values is not None:
-            block[name] = [_rounded(values[place]) for place in places]
+    if kind in ("completion", "target"):
+        block |= _per_token(segment, places)
     said = _text(tokens, pieces)
     if pieces is not None and (joined := pieces.joined(tokens)):
         block["joined"] = [[place, text] for place, text in joined.items()]
@@ -234,6 +231,29 @@ def _block(
     if action is not None and (cut or action != said):
         block["action"] = _cut(action)  # not what the tokens on the page say
     return block
+
+
+def _per_token(segment: Mapping[str, Any], places: Sequence[int]) -> dict[str, list[Any]]:
+    """The numbers of some tokens, as far as the file has them.
+
+    ``mismatch`` and ``reference`` are what is looked at, and smaller than the log-probs
+    that they are the differences of.
+    """
+    import numpy as np
+
+    def column(name: str) -> "np.ndarray[Any, np.dtype[np.float64]] | None":
+        values = segment.get(name)
+        return None if values is None else np.array(values, np.float64)[list(places)]
+
+    sampler, old, reference = map(column, ("logprobs", "old_logprobs", "ref_logprobs"))
+    current = sampler if old is None else old
+    found = {
+        "logprobs": sampler,
+        "advantages": column("advantages"),
+        "mismatch": None if old is None or sampler is None else old - sampler,
+        "reference": None if current is None or reference is None else current - reference,
+    }
+    return {name: _rounded(values) for name, values in found.items() if values is not None}
 
 
 def _text(tokens: Sequence[int], pieces: Pieces | None) -> str | None:
@@ -272,9 +292,9 @@ def _numbers(pairs: Iterable[tuple[str, float]], digits: int = 6) -> dict[str, A
     return {key: significant(value, digits) for key, value in pairs}
 
 
-def _rounded(value: float | None) -> Any:
-    """A number with four decimals, which is what a colour and a tooltip need."""
-    if value is None or value != value or value in (float("inf"), float("-inf")):
-        return significant(value)
-    rounded = round(value, 4)
-    return int(rounded) if rounded.is_integer() else rounded
+def _rounded(values: "np.ndarray[Any, np.dtype[np.float64]]") -> list[Any]:
+    """Four decimals, which is what a colour and a tooltip need."""
+    import numpy as np
+
+    rounded: list[Any] = (np.round(values, 4) + 0.0).tolist()  # no negative zeros
+    return rounded if np.isfinite(values).all() else [significant(value) for value in rounded]
