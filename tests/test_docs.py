@@ -173,7 +173,7 @@ def install_example(site: Path) -> None:
 def check_skyrl(words: list[str]) -> None:
     name, *rest = words
     checks = {"run": check_run, "eval": check_eval, "log": check_log, "data": check_data}
-    (checks | {"plugins": check_plugins})[name](rest)
+    (checks | {"report": check_report, "plugins": check_plugins})[name](rest)
 
 
 def parsed(command: click.Command, words: list[str]) -> dict[str, Any]:
@@ -200,6 +200,12 @@ def check_eval(words: list[str]) -> None:
     given = parsed(command, words)
     plugins = given["plugins"] or ["demo"]  # a run brings its own
     make_plan(plugins, given["files"], given["overrides"], training=False)
+
+
+def check_report(words: list[str]) -> None:
+    from skyrl_kernel.cli.report import report
+
+    assert parsed(report, words)["runs"]
 
 
 def check_log(words: list[str]) -> None:
