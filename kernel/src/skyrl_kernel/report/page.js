@@ -71,7 +71,7 @@ function load(data) {
       one.run = run;
       Object.assign(one, Object.fromEntries(Object.entries(run.groups[one.in]).filter(([key]) => key !== "prompt")));
       one.id = `${run.name} ${one.step} ${one.group} ${one.sample}`;
-      for (const block of one.blocks) block.tokens ??= [];
+      for (const block of one.blocks) block.tokens ??= run.groups[one.in].prompt;
     });
   });
   report.all = data.runs.flatMap((run) => run.trajectories);
