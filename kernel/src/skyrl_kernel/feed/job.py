@@ -11,9 +11,12 @@ from skyrl_kernel.config import Layers, ResolvedConfig, resolve_config
 from skyrl_kernel.config.sources import flatten
 from skyrl_kernel.errors import HookError
 from skyrl_kernel.feed.sink import Sink
+from skyrl_kernel.masking import is_secret_key
 from skyrl_kernel.plugins import PluginEntry, PluginManager, discover
 
 CALLS = ("open", "log", "close")
+SHORTEST_SECRET = 8
+"""Characters; shorter ones would mask ordinary words."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,6 +61,14 @@ class Job:
     def parse(cls, line: str) -> Self:
         """What `dump` wrote."""
         return cls(**json.loads(line))
+
+    def secrets(self) -> tuple[str, ...]:
+        """Values that must not be printed."""
+        return tuple(
+            value
+            for key, value in self.values.items()
+            if is_secret_key(key) and isinstance(value, str) and len(value) >= SHORTEST_SECRET
+        )
 
     def load(self) -> tuple[PluginManager, ResolvedConfig]:
         """The plugin, imported in this process, and its config."""

@@ -39,6 +39,8 @@ STUCK_S = 300.0
 """A call that takes longer is given up, and the process with it."""
 NICENESS = 5
 """Of this process: the run comes first where they share a core."""
+LAST_OUTPUT_S = 0.5
+"""Longest wait for what was printed last: a library's own process may hold the pipe open."""
 LAST_TRIES = 3
 """Of a sink that raises after the run has ended."""
 
@@ -58,10 +60,11 @@ def main() -> None:
     """Deliver until the run has ended and everything is delivered."""
     reports = os.fdopen(os.dup(1), "w")
     job = Job.parse(sys.stdin.readline())
-    _keep_output(Path(job.folder) / LOGGERS / f"{job.name}.log")
+    known = (*job.secrets(), *known_secrets())
+    kept = _keep_output(Path(job.folder) / LOGGERS / f"{job.name}.log", known)
 
     def report(kind: str, text: str = "") -> None:
-        masked = mask_secrets(text, known_secrets())
+        masked = mask_secrets(text, known)
         print(json.dumps({"kind": kind, "text": masked}), file=reports, flush=True)
 
     code = 1
@@ -73,6 +76,9 @@ def main() -> None:
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
+        os.close(1)
+        os.close(2)
+        kept.join(LAST_OUTPUT_S)
         os._exit(code)  # what a library still does at exit must not keep the run waiting
 
 
@@ -152,21 +158,22 @@ def _watched(call: str, report: Report) -> Iterator[None]:
             timer.cancel()
 
 
-def _keep_output(path: Path) -> None:
+def _keep_output(path: Path, known: tuple[str, ...]) -> threading.Thread:
     """Append what this process and its children print to a file, line by line, secrets masked."""
     path.parent.mkdir(parents=True, exist_ok=True)
     source, sink = os.pipe()
     for descriptor in (1, 2):
         os.dup2(sink, descriptor)
     os.close(sink)
-    known = known_secrets()
 
     def copy() -> None:
         with os.fdopen(source, errors="replace") as lines, path.open("a", buffering=1) as file:
             for line in lines:
                 file.write(mask_secrets(line, known))
 
-    threading.Thread(target=copy, daemon=True).start()
+    thread = threading.Thread(target=copy, daemon=True)
+    thread.start()
+    return thread
 
 
 def _told(error: Exception) -> str:

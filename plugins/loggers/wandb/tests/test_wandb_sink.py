@@ -9,7 +9,7 @@ import pytest
 
 from skyrl_kernel.config import TrainerConfig
 from skyrl_kernel.errors import ConfigError
-from skyrl_kernel.feed import LogEnd, LogRun, Sink
+from skyrl_kernel.feed import LogEnd, LogRecord, LogRun, Sink
 from skyrl_kernel.testing.contracts import SinkContract
 from skyrl_wandb.offline import kept_steps, records
 from skyrl_wandb.plugin import WandbConfig, WandbSink, make_sink
@@ -64,6 +64,13 @@ class TestWandb(SinkContract):
         config = {item.key: json.loads(item.value_json) for item in run.config.update}
         assert config["trainer"]["api_key"] == "***"
         assert config["plugins"] == ["scripted skyrl-scripted 0.1.0"]
+
+    def test_a_disabled_run_leaves_nothing(self) -> None:
+        sink = WandbSink(WandbConfig(mode="disabled"))
+        assert sink.open(self.run(resumed=True, last_step=3)) is None
+        sink.log(LogRecord(step=4, time=0.0, metrics={"a": 1.0}, tables=()))
+        sink.close(LogEnd(status="failed", message="disk full", step=4))
+        assert not list(self.folder.iterdir())
 
     def test_a_failed_run_is_failed_and_shows_what_ended_it(self) -> None:
         sink = self.make()
