@@ -53,13 +53,20 @@ class Usage:
     def _num_files(self) -> int:
         most = 0
         for folder in FOLDERS:
-            inside = f"/proc/{self.root}/root{folder}"
             try:
-                if os.stat(inside).st_dev == os.stat(folder).st_dev:
-                    continue  # bubblewrap is still at work, and this is the host's
-                found = os.statvfs(inside)
+                inside = os.open(f"/proc/{self.root}/root{folder}", os.O_PATH)
             except OSError:
                 continue
+            # While bubblewrap is at work the path means one file system and then another, so
+            # what is counted must be what was looked at.
+            try:
+                if os.fstat(inside).st_dev == os.stat(folder).st_dev:
+                    continue  # this is the host's
+                found = os.fstatvfs(inside)
+            except OSError:
+                continue
+            finally:
+                os.close(inside)
             most = max(most, found.f_files - found.f_ffree)
         return most
 
