@@ -1,15 +1,9 @@
 """Programs on their tests, in the sandbox."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 import time
-from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from skyrl_kernel.config import EnvironmentConfig
@@ -112,6 +106,15 @@ def test_a_wrong_program_is_told_by_what_went_wrong(
     assert judge(sandbox, ADD, code) == (0.0, verdict, passed)
 
 
+def test_a_test_has_its_own_processor_time(sandbox: Sandbox) -> None:
+    code = (
+        "import resource\n"
+        "assert resource.getrlimit(resource.RLIMIT_CPU) == (1, 2)\n"
+        "print(sum(map(int, input().split())))\n"
+    )
+    assert judge(sandbox, ADD, code) == (1.0, "right", 3)
+
+
 def test_a_sleeper_ends_on_the_clock(sandbox: Sandbox) -> None:
     began = time.monotonic()
     assert judge(sandbox, ADD, "import time; time.sleep(60)", budget_s=1.5) == (0.0, "timeout", 0)
@@ -190,15 +193,31 @@ def test_cheating_earns_nothing(sandbox: Sandbox, code: str) -> None:
 
 
 def test_one_test_leaves_nothing_for_the_next(sandbox: Sandbox) -> None:
-    code = (
-        "import os\n"
-        "assert not os.listdir('/tmp') and not os.listdir('/dev/shm'), os.listdir('/tmp')\n"
-        "assert len([name for name in os.listdir('/proc') if name.isdigit()]) <= 4\n"
-        "open('/tmp/mark', 'w').close(); os.makedirs('/dev/shm/a/b'); os.symlink('/', '/tmp/link')\n"
-        "if os.fork() == 0: time.sleep(60)\n"
-        "print(sum(map(int, input().split())))\n"
-    )
-    assert judge(sandbox, ADD, "import time\n" + code) == (1.0, "right", 3)
+    code = """
+import os, time
+
+assert not os.listdir("/tmp") and not os.listdir("/dev/shm")
+open("/tmp/mark", "w").close()
+os.makedirs("/dev/shm/a/b")
+os.symlink("/", "/tmp/link")
+
+def states():
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(OSError), open(f"/proc/{name}/stat") as file:
+            yield file.read().rpartition(")")[2].split()[0]
+
+from contextlib import suppress
+for _ in range(500):  # what was killed takes a moment to go: here are bubblewrap's first, the judge, this
+    if sum(state != "Z" for state in states()) == 3:
+        break
+    time.sleep(0.01)
+else:
+    raise SystemError("something is still running")
+if os.fork() == 0:
+    time.sleep(60)
+print(sum(map(int, input().split())))
+"""
+    assert judge(sandbox, ADD, code) == (1.0, "right", 3)
 
 
 def test_long_inputs_and_outputs_pass(sandbox: Sandbox) -> None:
@@ -212,35 +231,6 @@ def test_a_sandbox_that_fails_is_not_the_programs_fault(sandbox: Sandbox) -> Non
     with pytest.raises(TrajectoryError, match="the sandbox failed") as caught:
         judge(broken, ADD, "print(1)")
     assert caught.value.kind is FailureKind.INFRASTRUCTURE
-
-
-@pytest.mark.slow  # the command makes its model first
-def test_a_run_without_bubblewrap_is_refused_at_its_start(tmp_path: Path) -> None:
-    row = {"prompt": [{"role": "user", "content": "Add."}], "env_class": "lcb",
-           "reward_spec": {"ground_truth": json.dumps(ADD)}}  # fmt: skip
-    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "train.parquet")
-    words = [
-        "--plugin",
-        "grpo",
-        "--plugin",
-        "lcb",
-        "data.train_data=['train.parquet']",
-        "data.val_data=[]",
-    ]
-    ended = subprocess.run(
-        [Path(sys.executable).parent / "skyrl", "run", *words],
-        env={**os.environ, "PATH": str(tmp_path)},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert ended.returncode == 2
-    assert (
-        "row 0 (from 0) names the env 'lcb': code that a model wrote runs only in a s"
-        in ended.stderr
-    )
-    assert "To have one, install bubblewrap: apt-get install bubblewrap" in ended.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["train.parquet"]
 
 
 def test_the_plugin_makes_its_env_and_refuses_what_it_cannot_have() -> None:
