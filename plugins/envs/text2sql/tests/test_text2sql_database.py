@@ -131,6 +131,20 @@ def test_an_error_of_the_reader_is_not_taken_for_a_timeout(file: Path) -> None:
         raise KeyError("mine")
 
 
+def test_nothing_is_made_beside_a_database_with_a_log(tmp_path: Path) -> None:
+    path = tmp_path / "shop.sqlite"
+    connection = sqlite3.connect(path)
+    connection.executescript(
+        "PRAGMA journal_mode = WAL; CREATE TABLE t(a); INSERT INTO t VALUES (1);"
+    )
+    connection.close()  # which writes the log back and removes it
+    read = []
+    with run_query(path, "SELECT a FROM t", 5.0) as cursor:
+        read = list(cursor)
+        assert [file.name for file in tmp_path.iterdir()] == ["shop.sqlite"]
+    assert read == [(1,)]
+
+
 def test_a_file_that_is_no_database_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "x.sqlite").write_text("no database at all, but long enough to be read as one" * 30)
     with pytest.raises(sqlite3.DatabaseError, match="not a database"):
