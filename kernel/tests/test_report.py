@@ -63,9 +63,13 @@ def two_turns(site: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]  # fmt: skip
     data = folder / "train.parquet"
     pq.write_table(pa.Table.from_pylist(rows), data)
+    return run_two_turns(folder, data, "trainer.run_name=two_turns")
+
+
+def run_two_turns(folder: Path, data: Path, *more: str) -> Path:
     words = [
         f"data.train_data=['{data}']", "data.val_data=['scripted:2']", "generator.max_turns=2",
-        "generator.sampling_params.max_generate_length=100", "trainer.run_name=two_turns",
+        "generator.sampling_params.max_generate_length=100", *more,
     ]  # fmt: skip
     return run_scripted(folder, *words, script=Script(reply=lambda ask: ATTACK)).folder
 
@@ -112,6 +116,23 @@ def test_a_trajectory_is_told_turn_by_turn(two_turns: Path) -> None:
     assert len(first["logprobs"]) == len(first["tokens"])
     assert "logprobs" not in reply
     assert run["groups"][one["in"]]["messages"][0]["content"].startswith(ATTACK)
+
+
+def test_rows_of_single_turns_do_not_repeat_what_was_said_before(
+    two_turns: Path, site: Path, tmp_path: Path
+) -> None:
+    data = two_turns.parent / "train.parquet"
+    words = ("generator.step_wise_trajectories=true", "trainer.run_name=rows")
+    _, (run,) = page_of(run_two_turns(tmp_path, data, *words))
+    one = run["trajectories"][0]
+    assert one["segments"] == 2
+    prompt, first, again, reply, second = one["blocks"][:5]
+    assert [block["kind"] for block in (prompt, first, again)] == ["prompt", "completion", "again"]
+    length = len(run["groups"][one["in"]]["prompt"]) + len(first["tokens"])
+    assert (again["tokens"], again["count"]) == ([], length)
+    assert reply["start"] == length
+    assert "<b>again</b>" in text_of(run, reply)
+    assert text_of(run, second) == ATTACK
 
 
 def test_per_token_numbers_are_those_of_the_trajectory_file(two_turns: Path) -> None:
@@ -273,6 +294,15 @@ def without_columns(table: pa.Table, names: set[str]) -> pa.Table:
     return table.set_column(place, "segments", pa.array(rows, pa.list_(kept)))
 
 
+def test_a_damaged_file_is_left_out_and_named(two_turns: Path, tmp_path: Path) -> None:
+    run = copied(two_turns, tmp_path / "damaged")
+    path = run / "trajectories" / "step_2.parquet"
+    path.write_bytes(path.read_bytes()[:200])
+    made, (page,) = page_of(run)
+    assert any(note.startswith("step_2.parquet is left out, for it cannot") for note in made.notes)
+    assert {group["step"] for group in page["groups"]} == {1}
+
+
 def test_without_the_runs_tokenizer_there_is_text_and_a_note(
     two_turns: Path, tmp_path: Path
 ) -> None:
@@ -423,7 +453,9 @@ def credited(groups: Sequence[Group]) -> list[list[tuple[Scored, tuple[TokenAdva
             (segment,) = one.segments
             assert segment.logprobs is not None
             near = (segment.logprobs * np.float32(1.01)).astype(np.float32)
-            scores = Scores(old_logprobs=near, ref_logprobs=near - np.float32(0.01))
+            scores = Scores(
+                old_logprobs=near, ref_logprobs=near - np.float32(0.01), values=near * 0
+            )
             tokens = TokenAdvantages(
                 advantages=np.where(segment.loss_mask, advantage, 0).astype(np.float32),
                 loss_mask=segment.loss_mask,
@@ -471,6 +503,7 @@ def test_a_run_of_200_steps_is_a_page_of_2_megabytes_in_seconds(
     one = page["trajectories"][0]["blocks"][1]
     assert one["mismatch"][0] == pytest.approx(0.01 * one["logprobs"][0], abs=2e-4)
     assert one["reference"][0] == pytest.approx(0.01, abs=2e-4)
+    assert set(one["values"]) == {0}
     assert len({page["groups"][one["in"]]["step"] for one in page["trajectories"]}) > 50
     assert took < 60  # some seconds; the machine may be busy
     assert len(page["failures"]) == MAX_FAILURES

@@ -313,6 +313,12 @@ def test_a_page_is_no_wider_than_a_phone_and_readable_in_the_dark(
         assert (sum(ink) > sum(ground)) is dark
 
 
+def test_a_folded_reply_says_what_is_in_it(browser: Browser, page: Path) -> None:
+    browser.open(page, "#trajectories")
+    browser.run("document.querySelector('.said.reply').open = false")
+    assert "<b>wrong</b>, again" in browser.text(".said.reply summary")
+
+
 # --- finding --------------------------------------------------------------------------------------
 
 

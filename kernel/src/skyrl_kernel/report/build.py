@@ -90,7 +90,12 @@ def _gather(folder: RunFolder, label: str, limit: int, max_bytes: int) -> _Run:
     facts: dict[str, Any] = {"name": label, "folder": str(folder.path), **describe_run(folder)}
     notes: list[str] = facts["notes"]
     files = step_files(folder)
-    rows = {step: read_rows(step, path) for step, path in files.items()}
+    rows = {}
+    for step, path in files.items():
+        try:
+            rows[step] = read_rows(step, path)
+        except (OSError, ValueError) as error:  # what pyarrow raises for a damaged file
+            notes.append(f"{path.name} is left out, for it cannot be read: {error}")
     facts["steps"] = [describe_step(step, members) for step, members in rows.items()]
     if not any(rows.values()):
         notes.append("The folder holds no trajectories (trainer.dump_trajectories).")

@@ -25,6 +25,7 @@ const COLORS = {
   mask: { name: "trained or masked", needs: null, value: (block, at) => (trained(block, at) ? 1 : null), kind: "flag", says: "tokens that contribute to the loss" },
   mismatch: { name: "trainer against sampler", needs: "mismatch", value: (block, at) => block.mismatch?.[at] ?? null, kind: "signed", says: "log of the mismatch ratio: old − sampler log-prob" },
   reference: { name: "policy against reference", needs: "reference", value: (block, at) => block.reference?.[at] ?? null, kind: "signed", says: "log of the ratio: policy − reference log-prob" },
+  value: { name: "value", needs: "values", value: (block, at) => block.values?.[at] ?? null, kind: "signed", says: "the value model's estimate of the return" },
   none: { name: "no colour", needs: null, value: () => null, kind: "flag", says: "" },
 };
 
@@ -266,13 +267,14 @@ function expand() {
 }
 
 /** A message, or a stretch of tokens, with a head that can be folded. */
-function said(role, body, isFolded, facts = [], kind = role) {
+function said(role, body, isFolded, facts = [], kind = role, summary = body) {
   const text = typeof body === "string" ? h("div", { class: "text" }, body) : body;
-  const preview = typeof body === "string" ? body.replace(/\s+/g, " ").slice(0, 90) : null;
+  const preview = typeof summary === "string" ? summary.replace(/\s+/g, " ").trim().slice(0, 90) : null;
   return h("details", { class: `said ${kind}`, open: !isFolded }, h("summary", {}, h("b", {}, role), facts.map((fact) => h("span", { class: "chip" }, fact)), preview && h("small", { class: "preview" }, preview)), text);
 }
 
 function blockView(one, block, params) {
+  if (block.kind === "again") return h("p", { class: "note" }, `A new token row, which begins with the ${plural(block.count, "token")} so far.`);
   const count = block.tokens.length + (block.cut?.[1] ?? 0);
   const body = tokensOf(one, block, params);
   if (block.kind === "completion") {
@@ -288,7 +290,7 @@ function blockView(one, block, params) {
     return said(`turn ${block.turn + 1}`, h("div", {}, body, seen, extra), false, facts, "assistant turn");
   }
   const names = { prompt: "prompt as tokens", reply: "reply of the env", target: "target" };
-  return said(names[block.kind], body, block.kind === "prompt" || (block.kind === "reply" && count > 60), [plural(count, "token"), block.mask ? "trained" : null].filter(Boolean), block.kind);
+  return said(names[block.kind], body, block.kind === "prompt" || (block.kind === "reply" && count > 60), [plural(count, "token"), block.mask ? "trained" : null].filter(Boolean), block.kind, block.kind === "reply" ? textOf(one.run, block) : null);
 }
 
 function pretty(text) {
@@ -358,6 +360,7 @@ function aboutToken(block, at, run) {
     `token ${place}`, `id ${block.tokens[at]}`, JSON.stringify(pieces(run, block)[at]),
     typeof logprob === "number" && block.kind === "completion" ? `p ${show(Math.exp(logprob))} (log ${show(logprob)})` : null,
     block.advantages && trained(block, at) ? `advantage ${signed(block.advantages[at])}` : null,
+    block.values ? `value ${show(block.values[at])}` : null,
     block.mismatch ? `trainer − sampler ${signed(block.mismatch[at])}` : null,
     block.reference ? `policy − reference ${signed(block.reference[at])}` : null,
     trained(block, at) ? "trained" : "not trained",

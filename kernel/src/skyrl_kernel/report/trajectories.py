@@ -3,7 +3,8 @@
 Files are read twice: a few narrow columns of all rows, to choose from, and
 then everything of the chosen rows. A trajectory becomes a list of *blocks* in
 the order of its tokens: ``prompt``, ``completion``, ``reply`` (what the env
-answered) and ``target`` (trained on without having been sampled). Per-token
+answered), ``target`` (trained on without having been sampled) and ``again`` (a
+row begins with all tokens of the row before, which are not repeated). Per-token
 numbers that a file lacks are left out.
 """
 
@@ -142,7 +143,7 @@ def _trajectory(
     blocks = [
         _block(kind, segments[place], start, stop, turn, turns, pieces)
         for place in range(len(segments))
-        for kind, start, stop, turn in _parts(segments[place], place, turns)
+        for kind, start, stop, turn in _parts(segments, place, turns)
     ]
     versions = [version for one in segments for version in one["versions"] or () if version >= 0]
     return {
@@ -179,13 +180,19 @@ def _trajectory(
 
 
 def _parts(
-    segment: Mapping[str, Any], place: int, turns: Sequence[Mapping[str, Any]]
+    segments: Sequence[Mapping[str, Any]], place: int, turns: Sequence[Mapping[str, Any]]
 ) -> Iterator[tuple[str, int, int, int | None]]:
     """``(kind, start, stop, turn)`` of the blocks of a segment, in order, none empty."""
-    reached = segment["num_prompt_tokens"]
+    segment = segments[place]
     own = [(number, turn) for number, turn in enumerate(turns) if turn["segment"] == place]
-    if reached:
-        yield "prompt", 0, reached, None
+    before = segments[place - 1]["tokens"] if place else []
+    reached = len(before)
+    if before and segment["tokens"][:reached] == before:  # a row for each turn
+        yield "again", 0, reached, None
+    else:
+        reached = segment["num_prompt_tokens"]
+        if reached:
+            yield "prompt", 0, reached, None
     for number, turn in own:
         if turn["start"] > reached:
             yield "reply", reached, turn["start"], None
@@ -207,6 +214,8 @@ def _block(
 ) -> dict[str, Any]:
     """One stretch of tokens, its middle left out if it is very long."""
     length = stop - start
+    if kind == "again":
+        return {"kind": kind, "start": start, "tokens": [], "count": length}
     cut = length > HEAD + TAIL
     places = [
         *range(start, start + HEAD if cut else stop),
@@ -250,6 +259,7 @@ def _per_token(segment: Mapping[str, Any], places: Sequence[int]) -> dict[str, l
     found = {
         "logprobs": sampler,
         "advantages": column("advantages"),
+        "values": column("values"),
         "mismatch": None if old is None or sampler is None else old - sampler,
         "reference": None if current is None or reference is None else current - reference,
     }
