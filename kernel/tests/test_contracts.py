@@ -328,6 +328,25 @@ def test_a_broken_advantage_is_refused(value: Any, test: Callable[[Any], None]) 
         test(Contract())
 
 
+def test_an_advantage_that_needs_one_row_is_given_no_others() -> None:
+    def along_one_row(groups: Any) -> Any:
+        for group in groups:
+            for one in group:
+                (_,) = one.trajectory.segments
+        return per_token(lambda group, i, call: total(group, i)).fn(groups)
+
+    class Contract(AdvantageContract):
+        needs_one_row = True
+
+        def advantage(self) -> Advantage:
+            return Advantage(fn=along_one_row, needs_one_row=self.needs_one_row)
+
+    Contract().test_every_segment_is_credited_with_finite_numbers_of_its_own_shape()
+    Contract.needs_one_row = False
+    with pytest.raises(ValueError, match="too many values"):
+        Contract().test_every_segment_is_credited_with_finite_numbers_of_its_own_shape()
+
+
 @pytest.mark.parametrize(
     ("term", "test"),
     [
