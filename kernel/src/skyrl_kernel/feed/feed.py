@@ -35,7 +35,7 @@ INTERRUPTED_S = 5.0
 """Most seconds that loggers get after Ctrl-C."""
 RESTART_S = 5.0
 """Before a process that died is started again; doubles each time, up to `process.RETRY_S`."""
-SILENT_S = 2.0
+SILENT_S = 5.0
 """A longer wait at the end is said."""
 
 
