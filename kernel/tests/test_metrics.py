@@ -189,16 +189,27 @@ def test_updates_are_averaged_and_extremes_stay_extremes() -> None:
 
 
 def test_staleness_counts_from_the_oldest_token() -> None:
-    trajectories = [
-        trajectory(1.0, lengths=[3], versions=[4, 5, 5]),
-        trajectory(1.0, lengths=[2], versions=[6, 6]),
-    ]
-    assert metrics.staleness_metrics(trajectories, 6) == {
+    groups = (
+        group(trajectory(1.0, lengths=[3], versions=[4, 5, 5])),
+        group(trajectory(1.0, lengths=[2], versions=[6, 6]), index=1),
+    )
+    dropped = ((group(lost=2, index=2), "why"),)
+    batch = Batch(groups=groups, masked={}, dropped=dropped, rounds=1)
+    assert metrics.async_metrics(batch, 6, 1) == {
         "async/staleness_mean": 1.0,
         "async/staleness_max": 2.0,
         "async/staleness_min": 0.0,
+        "async/staleness_ratio": 0.5,
+        "async/staleness_violation_count": 1.0,
+        "async/num_groups_dropped": 1.0,
+        "async/keep_rate": pytest.approx(2 / 3),
     }
-    assert metrics.staleness_metrics([], 6) == {}
+    assert metrics.async_metrics(batch, 6, 2)["async/staleness_violation_count"] == 0
+    nothing = Batch(groups=(), masked={}, dropped=(), rounds=1)
+    assert metrics.async_metrics(nothing, 6, 0) == {
+        "async/num_groups_dropped": 0.0,
+        "async/keep_rate": 0.0,
+    }
 
 
 # --- evaluation ------------------------------------------------------------------------

@@ -35,7 +35,7 @@ def measure(
         **kl_metrics(credited, algorithm.kl_estimator_type),
         **metrics.update_metrics(results),
         **mismatch_metrics(credited),
-        **metrics.staleness_metrics(trajectories, step - 1),
+        **metrics.async_metrics(batch, step - 1, run.config.max_staleness),
     }
     if "kl" in run.loss.coefficients:
         numbers["loss/kl_loss_coef"] = run.loss.coefficients["kl"]

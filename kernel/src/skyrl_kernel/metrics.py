@@ -115,13 +115,26 @@ def is_wall_clock(name: str) -> bool:
     return name.startswith("timing/") or "_time_" in name or "_per_second_" in name
 
 
-def staleness_metrics(trajectories: Sequence[Trajectory], version: int) -> dict[str, float]:
-    """``async/…``: versions between the weights that sampled and those that are trained."""
-    oldest = oldest_versions(trajectories)
+def async_metrics(batch: Batch, version: int, max_staleness: int) -> dict[str, float]:
+    """``async/…``: versions between the weights that sampled and those that are trained.
+
+    Args:
+        batch: What the step trained on.
+        version: Of the weights that were trained.
+        max_staleness: What admission allows.
+    """
+    out = {
+        "async/num_groups_dropped": float(len(batch.dropped)),
+        "async/keep_rate": len(batch.groups) / max(len(batch.groups) + len(batch.dropped), 1),
+    }
+    oldest = oldest_versions([one for group in batch.groups for one in group.trajectories])
     if not oldest:
-        return {}
+        return out
     lags = version - np.array(oldest)
     return {
+        **out,
+        "async/staleness_ratio": float((lags > 0).mean()),
+        "async/staleness_violation_count": float((lags > max_staleness).sum()),
         "async/staleness_mean": float(lags.mean()),
         "async/staleness_max": float(lags.max()),
         "async/staleness_min": float(lags.min()),
