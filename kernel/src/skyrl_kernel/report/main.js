@@ -1,7 +1,13 @@
 "use strict";
 // The frame: tabs, drawing, and the keyboard.
 
-const VIEWS = { overview: ["Curves", overview], trajectories: ["Trajectories", trajectoriesView], side: ["Side by side", sideView], failures: ["Failures", failuresView], settings: ["Settings", settingsView] };
+const VIEWS = {
+  overview: ["Curves", overview],
+  trajectories: ["Trajectories", trajectoriesView],
+  side: ["Side by side", sideView],
+  failures: ["Failures", failuresView],
+  settings: ["Settings", settingsView],
+};
 
 const KEYS = [
   ["1 2 3 4", "curves, trajectories, failures, settings"],
@@ -35,23 +41,64 @@ function draw() {
   const again = active && document.getElementById(active.id);
   if (again && again !== document.activeElement) {
     again.focus({ preventScroll: true });
-    if (caret !== undefined && caret !== null && again.type !== "number") again.setSelectionRange?.(caret, caret);
+    if (caret !== undefined && caret !== null && again.type !== "number")
+      again.setSelectionRange?.(caret, caret);
   }
 }
 
 function frame(view) {
-  const lost = report.runs.reduce((sum, run) => sum + run.failure_counts.reduce((all, [, , count]) => all + count, 0), 0);
-  const tab = (key, number) => h("a", { href: address(key), "aria-current": view === key || (view === "side" && key === "trajectories") ? "page" : null, title: String(number) }, VIEWS[key][0], key === "failures" && lost > 0 && h("span", { class: "badge" }, show(lost)));
+  const lost = report.runs.reduce(
+    (sum, run) => sum + run.failure_counts.reduce((all, [, , count]) => all + count, 0),
+    0,
+  );
+  const tab = (key, number) =>
+    h(
+      "a",
+      {
+        href: address(key),
+        "aria-current": view === key || (view === "side" && key === "trajectories") ? "page" : null,
+        title: String(number),
+      },
+      VIEWS[key][0],
+      key === "failures" && lost > 0 && h("span", { class: "badge" }, show(lost)),
+    );
   return [
     h("h1", { title: report.runs.map((run) => run.folder).join("\n") }, report.runs.map(runLabel)),
-    h("nav", { "aria-label": "views" }, ["overview", "trajectories", "failures", "settings"].map((key, place) => tab(key, place + 1))),
+    h(
+      "nav",
+      { "aria-label": "views" },
+      ["overview", "trajectories", "failures", "settings"].map((key, place) => tab(key, place + 1)),
+    ),
     h("button", { class: "keys", title: "keys", "aria-label": "keys", onclick: help }, "?"),
   ];
 }
 
 function help() {
   const dialog = document.getElementById("help");
-  dialog.replaceChildren(h("h2", {}, "Keys"), h("table", {}, h("tbody", {}, KEYS.map(([keys, what]) => h("tr", {}, h("th", {}, keys.split(" ").map((key) => h("kbd", {}, key))), h("td", {}, what))))), h("button", { onclick: () => dialog.close() }, "close"));
+  dialog.replaceChildren(
+    h("h2", {}, "Keys"),
+    h(
+      "table",
+      {},
+      h(
+        "tbody",
+        {},
+        KEYS.map(([keys, what]) =>
+          h(
+            "tr",
+            {},
+            h(
+              "th",
+              {},
+              keys.split(" ").map((key) => h("kbd", {}, key)),
+            ),
+            h("td", {}, what),
+          ),
+        ),
+      ),
+    ),
+    h("button", { onclick: () => dialog.close() }, "close"),
+  );
   dialog.showModal();
 }
 
@@ -62,10 +109,23 @@ function current() {
 }
 
 const ACTIONS = {
-  1: () => go("overview"), 2: () => go("trajectories"), 3: () => go("failures"), 4: () => go("settings"),
-  j: () => move(1), k: () => move(-1), s: () => moveStep(1), S: () => moveStep(-1), r: () => moveRun(1), R: () => moveRun(-1),
-  g: toggleGroup, t: () => moveTurn(1), T: () => moveTurn(-1), c: nextColor, e: expand,
-  ArrowRight: () => moveToken(1), ArrowLeft: () => moveToken(-1),
+  1: () => go("overview"),
+  2: () => go("trajectories"),
+  3: () => go("failures"),
+  4: () => go("settings"),
+  j: () => move(1),
+  k: () => move(-1),
+  s: () => moveStep(1),
+  S: () => moveStep(-1),
+  r: () => moveRun(1),
+  R: () => moveRun(-1),
+  g: toggleGroup,
+  t: () => moveTurn(1),
+  T: () => moveTurn(-1),
+  c: nextColor,
+  e: expand,
+  ArrowRight: () => moveToken(1),
+  ArrowLeft: () => moveToken(-1),
   y: () => document.querySelector(".detail .copy")?.click(),
   "/": () => document.querySelector("#q")?.focus(),
   "?": help,
@@ -88,9 +148,15 @@ function moveStep(shift) {
 /** The same step and prompt in another run, as far as there is one. */
 function moveRun(shift) {
   const one = current();
-  const run = one && report.runs[(report.runs.indexOf(one.run) + shift + report.runs.length) % report.runs.length];
+  const run =
+    one &&
+    report.runs[(report.runs.indexOf(one.run) + shift + report.runs.length) % report.runs.length];
   if (!run?.trajectories.length || run === one.run) return;
-  const near = [...run.trajectories].sort((a, b) => Math.abs(a.step - one.step) - Math.abs(b.step - one.step) || (b.uid === one.uid) - (a.uid === one.uid));
+  const near = [...run.trajectories].sort(
+    (a, b) =>
+      Math.abs(a.step - one.step) - Math.abs(b.step - one.step) ||
+      (b.uid === one.uid) - (a.uid === one.uid),
+  );
   change(naming(near[0]));
 }
 
@@ -98,7 +164,8 @@ function toggleGroup() {
   const { view, params } = where();
   const one = current();
   if (view === "side") history.back();
-  else if (one) go("side", { run: one.run.name, step: one.step, group: one.group, color: params.get("color") });
+  else if (one)
+    go("side", { run: one.run.name, step: one.step, group: one.group, color: params.get("color") });
 }
 
 function moveTurn(shift) {
@@ -115,9 +182,18 @@ function nextColor() {
 }
 
 document.addEventListener("keydown", (event) => {
-  const typing = event.target.matches?.("input:not([type=checkbox]):not([type=range]), select, textarea");
+  const typing = event.target.matches?.(
+    "input:not([type=checkbox]):not([type=range]), select, textarea",
+  );
   if (event.key === "Escape" && typing) return event.target.blur();
-  if (typing || event.ctrlKey || event.metaKey || event.altKey || document.getElementById("help").open) return;
+  if (
+    typing ||
+    event.ctrlKey ||
+    event.metaKey ||
+    event.altKey ||
+    document.getElementById("help").open
+  )
+    return;
   const action = ACTIONS[event.key];
   if (!action || (event.key.startsWith("Arrow") && event.target.matches?.("input"))) return;
   event.preventDefault();
@@ -132,6 +208,21 @@ for (const kind of ["pointerover", "click"]) {
 addEventListener("hashchange", draw);
 addEventListener("popstate", draw);
 
-unpack().then((data) => { load(data); draw(); document.body.dataset.ready = "true"; }, (error) => {
-  document.getElementById("main").replaceChildren(h("p", { class: "empty" }, `The data of this page could not be unpacked (${error.message}); a browser of 2023 or later can.`));
-});
+unpack().then(
+  (data) => {
+    load(data);
+    draw();
+    document.body.dataset.ready = "true";
+  },
+  (error) => {
+    document
+      .getElementById("main")
+      .replaceChildren(
+        h(
+          "p",
+          { class: "empty" },
+          `The data of this page could not be unpacked (${error.message}); a browser of 2023 or later can.`,
+        ),
+      );
+  },
+);

@@ -17,11 +17,16 @@ function fill(element, props, children) {
   for (const [key, value] of Object.entries(props ?? {})) {
     if (value === undefined || value === null || value === false) continue;
     if (key.startsWith("on")) element.addEventListener(key.slice(2), value);
-    else if (key === "style") for (const [name, one] of Object.entries(value)) element.style.setProperty(name, one);
+    else if (key === "style")
+      for (const [name, one] of Object.entries(value)) element.style.setProperty(name, one);
     else if (key === "value" || key === "checked") element[key] = value;
     else element.setAttribute(key, value === true ? "" : value);
   }
-  element.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
+  element.append(
+    ...children
+      .flat(Infinity)
+      .filter((child) => child !== null && child !== undefined && child !== false),
+  );
   return element;
 }
 
@@ -31,14 +36,19 @@ function show(value) {
   if (typeof value !== "number") return String(value);
   if (Number.isInteger(value)) return value.toLocaleString("en");
   const size = Math.abs(value);
-  if (size < 5e-4 || size >= 1e6) return value.toExponential(1).replace("-", "−").replace("e−", "e-");
+  if (size < 5e-4 || size >= 1e6)
+    return value.toExponential(1).replace("-", "−").replace("e−", "e-");
   return value.toFixed(size < 1 ? 3 : size < 10 ? 2 : size < 1000 ? 1 : 0).replace("-", "−");
 }
 
 function seconds(value) {
   if (typeof value !== "number") return "–";
   if (value !== 0 && value < 0.1) return `${show(value * 1000)} ms`;
-  return value >= 3600 ? `${show(value / 3600)} h` : value >= 120 ? `${show(value / 60)} min` : `${show(value)} s`;
+  return value >= 3600
+    ? `${show(value / 3600)} h`
+    : value >= 120
+      ? `${show(value / 60)} min`
+      : `${show(value)} s`;
 }
 
 function plural(count, one, many = `${one}s`) {
@@ -53,7 +63,9 @@ function mean(values) {
 
 /** Unpacks the data block: base64 of deflated JSON. */
 async function unpack() {
-  const packed = Uint8Array.from(atob(document.getElementById("data").textContent), (c) => c.charCodeAt(0));
+  const packed = Uint8Array.from(atob(document.getElementById("data").textContent), (c) =>
+    c.charCodeAt(0),
+  );
   const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
   return JSON.parse(await new Response(stream).text());
 }
@@ -65,11 +77,16 @@ function load(data) {
   report.runs = data.runs;
   data.runs.forEach((run, index) => {
     run.color = `var(--run${index % 6})`;
-    run.texts = new Map(run.vocabulary?.ids.map((id, place) => [id, run.vocabulary.texts[place]]) ?? []);
+    run.texts = new Map(
+      run.vocabulary?.ids.map((id, place) => [id, run.vocabulary.texts[place]]) ?? [],
+    );
     run.ends = new Set(run.vocabulary?.end ?? []);
     run.trajectories.forEach((one) => {
       one.run = run;
-      Object.assign(one, Object.fromEntries(Object.entries(run.groups[one.in]).filter(([key]) => key !== "prompt")));
+      Object.assign(
+        one,
+        Object.fromEntries(Object.entries(run.groups[one.in]).filter(([key]) => key !== "prompt")),
+      );
       one.id = `${run.name} ${one.step} ${one.group} ${one.sample}`;
       for (const block of one.blocks) block.tokens ??= run.groups[one.in].prompt;
     });
@@ -85,17 +102,24 @@ function pieces(run, block) {
 
 /** A block as text: from its tokens, or what the env was given. */
 function textOf(run, block) {
-  return run.vocabulary ? pieces(run, block).join("") : block.action ?? "";
+  return run.vocabulary ? pieces(run, block).join("") : (block.action ?? "");
 }
 
 /** Everything in a trajectory that can be searched, in lower case. */
 function searchable(one) {
   one.search ??= [
-    one.uid, one.env, one.source, one.stop,
+    one.uid,
+    one.env,
+    one.source,
+    one.stop,
     ...one.messages.map((message) => message.content),
-    ...one.blocks.filter((block) => block.kind !== "prompt").flatMap((block) => [textOf(one.run, block), block.action]),
+    ...one.blocks
+      .filter((block) => block.kind !== "prompt")
+      .flatMap((block) => [textOf(one.run, block), block.action]),
     ...one.turns.map((turn) => turn.metadata),
-  ].join("\n").toLowerCase();
+  ]
+    .join("\n")
+    .toLowerCase();
   return one.search;
 }
 
@@ -103,7 +127,9 @@ function searchable(one) {
 function points(run, name, axis = "step") {
   const column = run.metrics.columns[name] ?? [];
   const xs = axis === "time" ? clock(run) : run.metrics.steps;
-  return column.flatMap((value, place) => (value === null ? [] : [[xs[place], value, run.metrics.steps[place]]]));
+  return column.flatMap((value, place) =>
+    value === null ? [] : [[xs[place], value, run.metrics.steps[place]]],
+  );
 }
 
 /** Hours of training at each line: seconds of steps and evaluations, added up. */
@@ -112,7 +138,9 @@ function clock(run) {
   let total = 0;
   let before = 0;
   return steps.map((step, place) => {
-    const spent = (columns["timing/step"]?.[place] ?? 0) * Math.max(1, step - before) + (columns["timing/eval"]?.[place] ?? 0);
+    const spent =
+      (columns["timing/step"]?.[place] ?? 0) * Math.max(1, step - before) +
+      (columns["timing/eval"]?.[place] ?? 0);
     before = step;
     total += typeof spent === "number" && Number.isFinite(spent) ? spent / 3600 : 0;
     return total;
@@ -135,7 +163,9 @@ function where() {
 
 /** The address of a view; empty values are left out. */
 function address(view, params = {}) {
-  const kept = Object.entries(params).filter(([, value]) => value !== undefined && value !== null && value !== "");
+  const kept = Object.entries(params).filter(
+    ([, value]) => value !== undefined && value !== null && value !== "",
+  );
   return `#${view}${kept.length ? `?${new URLSearchParams(kept)}` : ""}`;
 }
 
@@ -159,9 +189,16 @@ function naming(one) {
 }
 
 function named(params) {
-  return report.all.find((one) => Object.entries(naming(one)).every(([key, value]) => params.get(key) === String(value)));
+  return report.all.find((one) =>
+    Object.entries(naming(one)).every(([key, value]) => params.get(key) === String(value)),
+  );
 }
 
 function runLabel(run) {
-  return h("span", { class: "run" }, h("span", { class: "swatch", style: { background: run.color } }), run.name);
+  return h(
+    "span",
+    { class: "run" },
+    h("span", { class: "swatch", style: { background: run.color } }),
+    run.name,
+  );
 }

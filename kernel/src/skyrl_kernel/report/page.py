@@ -16,8 +16,18 @@ from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
-SCRIPTS = ("page.js", "charts.js", "overview.js", "trajectories.js", "tables.js", "main.js")
-"""In the order in which they are put together."""
+SCRIPTS = (
+    "page.js",
+    "charts.js",
+    "overview.js",
+    "tokens.js",
+    "list.js",
+    "trajectory.js",
+    "side.js",
+    "tables.js",
+    "main.js",
+)
+"""In the order in which they are put together; formatted with prettier, 100 columns."""
 _PLACE = re.compile(r"\{\{(\w+)\}\}")
 
 
