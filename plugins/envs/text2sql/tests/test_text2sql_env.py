@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from skyrl_kernel.config import EnvironmentConfig
 from skyrl_kernel.errors import UsageError
 from skyrl_text2sql.config import Text2SqlConfig
 from skyrl_text2sql.env import COLLECTIONS, Text2SqlEnv
@@ -199,6 +200,23 @@ def test_a_reference_that_does_not_run_loses_the_trajectory(config: Text2SqlConf
 
 
 @needs_bwrap
+def test_a_reference_that_does_not_end_is_not_the_solutions_fault(config: Text2SqlConfig) -> None:
+    for gold in (ENDLESS, ONE_CALL):
+        with pytest.raises(ValueError, match="reference query of this row does not"):
+            solve(config, "SELECT 1", gold=gold)
+
+
+@needs_bwrap
+def test_a_query_that_lets_nobody_in_is_ended_before_the_call_is(config: Text2SqlConfig) -> None:
+    row = {"db_id": "shop", "data": "spider", "reward_spec": {"ground_truth": "SELECT 1"}}
+    slow = config.model_copy(update={"solution_timeout_s": 60.0})
+    began = time.monotonic()
+    step = Text2SqlEnv(row, slow, None, 1.0).step(f"{THINK}<solution>{ONE_CALL}</solution>")
+    assert (step["reward"], step["metadata"]) == (0.0, {"verdict": "timeout"})
+    assert time.monotonic() - began < 5
+
+
+@needs_bwrap
 def test_a_database_that_cannot_be_read_loses_the_trajectory(config: Text2SqlConfig) -> None:
     folder = Path(config.db_path) / "spider" / "database" / "broken"
     folder.mkdir(exist_ok=True)
@@ -238,7 +256,7 @@ def test_a_folder_without_collections_is_refused_at_the_start(tmp_path: Path) ->
 
 @needs_bwrap
 def test_the_plugin_makes_its_own_env_and_no_other(config: Text2SqlConfig) -> None:
-    settings = {Text2SqlConfig: config}
+    settings = {Text2SqlConfig: config, EnvironmentConfig: EnvironmentConfig()}
     row = {"db_id": "shop", "data": "bird", "reward_spec": {"ground_truth": "SELECT 1"}}
     env = make_env("text2sql", settings, row, 3)
     assert env is not None

@@ -1,7 +1,9 @@
 """Workers that are lent out one call at a time, so that a start is not paid for each episode."""
 
+import contextlib
 import os
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 from skyrl_sandbox.sandbox import Sandbox
@@ -34,9 +36,15 @@ class WorkerPool:
 
     def call(self, request: Any, timeout_s: float | None = None) -> Any:
         """See `Worker.call`, whose errors this raises."""
+        with self.lent() as worker:
+            return worker.call(request, timeout_s)
+
+    @contextlib.contextmanager
+    def lent(self) -> Iterator[Worker]:
+        """A worker for several calls, of which later ones may use what earlier ones left."""
         worker = self._borrow()
         try:
-            answer = worker.call(request, timeout_s)
+            yield worker
         except WorkerError:
             self._give_back(worker)
             raise
@@ -44,7 +52,6 @@ class WorkerPool:
             worker.close()
             raise
         self._give_back(worker)
-        return answer
 
     def close(self) -> None:
         """End the workers that are free; the pool stays usable."""

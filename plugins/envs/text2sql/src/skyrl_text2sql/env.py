@@ -1,14 +1,24 @@
 """Lets the model try queries on a database, and judges the one that it gives as its solution."""
 
+import contextlib
 import functools
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from skyrl_kernel.env import EnvStep, TextEnv, require_ground_truth
 from skyrl_kernel.errors import UsageError
-from skyrl_sandbox import Limits, Sandbox, WorkerDied, WorkerError, WorkerPool, WorkerTimeout
+from skyrl_sandbox import (
+    Limits,
+    Sandbox,
+    Worker,
+    WorkerDied,
+    WorkerError,
+    WorkerPool,
+    WorkerTimeout,
+)
 from skyrl_text2sql.config import Text2SqlConfig
 from skyrl_text2sql.inside.text2sql_queries import RIGHT
 from skyrl_text2sql.solution import parse_query, parse_solution
@@ -20,6 +30,8 @@ COLLECTIONS = {
 }
 """The row's column ``data`` → folder below ``db_path``."""
 
+_FACTOR = 2
+"""Times its limit that a query which does not end by itself may take on the clock."""
 _NO_QUERY = "Your reply has no complete query. Think first, then write one query in its tags."
 """Without tags of its own: they would count as the model's."""
 
@@ -36,6 +48,7 @@ class Text2SqlEnv(TextEnv):
             ``reward_spec.ground_truth``, the reference query.
         config: Where databases are, and how long queries may take.
         cap: ``generator.max_turns``.
+        call_timeout_s: Within which a step must be done.
 
     Raises:
         ValueError: A column is missing or names no collection.
@@ -43,12 +56,18 @@ class Text2SqlEnv(TextEnv):
     """
 
     def __init__(
-        self, extras: Mapping[str, Any], config: Text2SqlConfig, cap: int | None = None
+        self,
+        extras: Mapping[str, Any],
+        config: Text2SqlConfig,
+        cap: int | None = None,
+        call_timeout_s: float = 60.0,
     ) -> None:
         super().__init__(extras, max_turns=config.max_turns, cap=cap)
         self._reference = require_ground_truth(extras, "text2sql")
         self._file = database_file(extras, config.db_path)
         self._config = config
+        self._call_timeout_s = call_timeout_s
+        self._deadline = 0.0
         self._conversation: list[str] = []
         self._reward = 0.0
 
@@ -85,43 +104,50 @@ class Text2SqlEnv(TextEnv):
         }
 
     def _try(self, sql: str) -> str:
-        request = {
-            "file": str(self._file),
-            "sql": sql,
-            "timeout_s": self._config.query_timeout_s,
-        }
         try:
-            text: str = self._ask(request, 2 * self._config.query_timeout_s)["text"]
+            with self._worker() as worker:
+                return self._ask(worker, self._config.query_timeout_s, sql=sql)
         except WorkerTimeout:
             return f"SQL Timeout:\n{sql}"
         except WorkerDied as error:
             return f"Error executing SQL: {error}"
-        return text
 
     def _judge(self) -> tuple[float, str]:
         solution = parse_solution("".join(self._conversation))
         if solution is None:
             return -1.0, "wrong format"
-        request = {
-            "file": str(self._file),
-            "solution": solution,
-            "reference": self._reference,
-            "timeout_s": self._config.solution_timeout_s,
-        }
-        try:
-            verdict = self._ask(request, 3 * self._config.solution_timeout_s)["verdict"]
-        except WorkerTimeout:
-            return 0.0, "timeout"
-        except WorkerDied as error:
-            return 0.0, f"error: {error}"
+        timeout_s = self._config.solution_timeout_s
+        with self._worker() as worker:
+            try:
+                self._ask(worker, timeout_s, reference=self._reference)
+            except (WorkerTimeout, WorkerDied) as error:
+                raise ValueError(
+                    f"the reference query of this row does not end: {error}"
+                ) from error
+            try:
+                verdict = self._ask(worker, timeout_s, solution=solution, reference=self._reference)
+            except WorkerTimeout:
+                return 0.0, "timeout"
+            except WorkerDied as error:
+                return 0.0, f"error: {error}"
         return float(verdict == RIGHT), verdict
 
-    def _ask(self, request: Mapping[str, Any], timeout_s: float) -> Mapping[str, str]:
+    @contextlib.contextmanager
+    def _worker(self) -> Iterator[Worker]:
+        """One for the queries of this call, which has a deadline."""
+        self._deadline = time.monotonic() + self._call_timeout_s
+        with queries(self._config.db_path).lent() as worker:
+            yield worker
+
+    def _ask(self, worker: Worker, timeout_s: float, **queries: str) -> str:
+        """What `answer` says; it ends queries by itself, except for those that let nobody in."""
+        left_s = self._deadline - time.monotonic()
+        request = {"file": str(self._file), "timeout_s": timeout_s, **queries}
         try:
-            answer: Mapping[str, str] = queries(self._config.db_path).call(request, timeout_s)
+            answer = worker.call(request, min(_FACTOR * timeout_s, left_s))
         except WorkerError as error:
             raise ValueError(str(error).partition(": ")[2]) from error
-        return answer
+        return str(answer)
 
 
 @functools.cache

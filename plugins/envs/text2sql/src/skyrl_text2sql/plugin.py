@@ -5,12 +5,16 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from skyrl_kernel.config import EnvironmentConfig
 from skyrl_kernel.hookspecs import hookimpl
 from skyrl_kernel.protocols import Settings
 from skyrl_text2sql.config import Text2SqlConfig
 from skyrl_text2sql.env import Text2SqlEnv, queries
 
 NAME = "text2sql"
+
+_OF_THE_DEADLINE = 0.9
+"""Queries are ended so long before ``environment.timeout_s``: too slow is wrong, not lost."""
 
 
 @hookimpl
@@ -31,4 +35,7 @@ def make_env(
     name: str, settings: Settings, extras: Mapping[str, Any], max_turns: int | None
 ) -> Text2SqlEnv | None:
     """A fresh env for one row."""
-    return Text2SqlEnv(extras, settings[Text2SqlConfig], max_turns) if name == NAME else None
+    if name != NAME:
+        return None
+    call_timeout_s = _OF_THE_DEADLINE * settings[EnvironmentConfig].timeout_s
+    return Text2SqlEnv(extras, settings[Text2SqlConfig], max_turns, call_timeout_s)

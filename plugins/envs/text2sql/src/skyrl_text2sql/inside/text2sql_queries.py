@@ -66,11 +66,11 @@ class BadReferenceError(Exception):
     """The row's own query does not run."""
 
 
-def answer(request: Mapping[str, Any]) -> dict[str, str]:
-    """Try a query (``sql``), or judge one against another (``solution``, ``reference``).
+def answer(request: Mapping[str, Any]) -> str:
+    """Try a query (``sql``), run a reference (``reference``), or judge a ``solution`` by it.
 
     Returns:
-        ``{"text": …}``, what the model sees of a query that was tried, or ``{"verdict": …}``.
+        What the model sees of a query that was tried, or the verdict on the solution.
 
     Raises:
         DatabaseError: ``file`` is no database that can be read.
@@ -79,8 +79,9 @@ def answer(request: Mapping[str, Any]) -> dict[str, str]:
     file, timeout_s = Path(request["file"]), request["timeout_s"]
     _require_database(file)
     if "sql" in request:
-        return {"text": _try(file, request["sql"], timeout_s)}
-    return {"verdict": _judge(file, request["solution"], request["reference"], timeout_s)}
+        return _try(file, request["sql"], timeout_s)
+    expected = _reference_rows(file, request["reference"], timeout_s)
+    return _judge(file, request["solution"], expected, timeout_s) if "solution" in request else ""
 
 
 def _try(file: Path, sql: str, timeout_s: float) -> str:
@@ -93,8 +94,7 @@ def _try(file: Path, sql: str, timeout_s: float) -> str:
         return f"Error executing SQL: {error}"
 
 
-def _judge(file: Path, solution: str, reference: str, timeout_s: float) -> str:
-    expected = _reference_rows(file, reference, timeout_s)
+def _judge(file: Path, solution: str, expected: frozenset[Row], timeout_s: float) -> str:
     try:
         return RIGHT if has_same_rows(file, solution, expected, timeout_s) else "other rows"
     except QueryTimeoutError:
