@@ -92,6 +92,13 @@ class Runs(BaseTextEnv):
         )
 
 
+class Hangs(Guess):
+    def step(self, action):
+        if self.number == 0:
+            time.sleep(600)
+        return super().step(action)
+
+
 def make_guess(env_config, extras):
     """An entry point may be a function."""
     return Guess(env_config, extras)

@@ -58,14 +58,20 @@ def test_the_row_and_the_settings_reach_the_class(kind: Kind, recipe: Make) -> N
     assert [step["done"] for step in steps] == [False, True]
 
 
-def test_a_function_and_a_registered_id_are_entry_points_too(kind: Kind, recipe: Make) -> None:
+def test_a_function_and_a_registered_id_are_entry_points_too(recipe: Make) -> None:
     for made in (
         recipe("guessing:make_guess"),
         recipe("mine", ids={"mine": "guessing:Guess"}),
         recipe("guess_registered", modules=["guessing_ids"]),
     ):
-        steps, _ = played(kind(made, ROW), "7")
+        steps, _ = played(InProcessEnv(made, ROW), "7")
         assert steps[0]["reward"] == 1.0
+
+
+def test_inside_too(recipe: Make, bwrap: str) -> None:
+    made = recipe("guess_registered", modules=["guessing_ids"], ids={"mine": "guessing:Guess"})
+    steps, _ = played(SandboxedEnv(made, ROW), "7")
+    assert steps[0]["reward"] == 1.0
 
 
 def test_a_module_of_the_current_folder_is_found(
@@ -227,6 +233,7 @@ def port() -> Iterator[int]:
         server.shutdown()
 
 
+@pytest.mark.slow
 def test_a_port_that_was_named_is_reached_from_inside_and_no_other(
     recipe: Make, port: int, bwrap: str
 ) -> None:

@@ -1,6 +1,8 @@
 """Which names the adapter answers to, what it refuses at start-up, and whole runs."""
 
+import contextlib
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from skyrl_gym_adapter.config import SkyrlGymConfig
 from skyrl_gym_adapter.envs import InProcessEnv, SandboxedEnv
 from skyrl_gym_adapter.plugin import check_env, make_env, target_of, with_max_turns
+from skyrl_gym_adapter.workers import close_workers
 from skyrl_kernel.errors import ConfigError, UsageError
 from skyrl_kernel.run.trajectory_file import read_trajectories
 from skyrl_kernel.testing.scripted import Script, installed, read_metrics, run_scripted
@@ -139,12 +142,11 @@ def test_without_bubblewrap_it_says_what_to_install_and_how_to_declare_a_class_h
     from skyrl_sandbox import require_sandbox
 
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr("skyrl_sandbox.check.PATH", str(tmp_path))
     require_sandbox.cache_clear()
     try:
         with pytest.raises(
             UsageError,
-            match=r"^it was not declared harmless, so it runs in the sandbox\..*bwrap is not installed.*"
+            match=r"^it was not declared harmless, so it runs in the sandbox\..*no command bwrap is on the PATH.*"
             r"apt-get install bubblewrap.*skyrl_gym\.harmless=\"\['guessing:Guess'\]\"",
         ):
             check_env(name="guessing:Guess", settings=settings())
@@ -207,6 +209,37 @@ def test_a_run_of_two_steps_with_a_users_class(
         assert one["env_metrics"]["avg_turns"] == len(said)
     assert all(line["failures/trajectories"] == 0 for line in metrics if "failures/trajectories" in line)  # fmt: skip
     assert "environment/avg_turns" in metrics[-1]
+
+
+def sandboxes(folder: Path) -> list[str]:
+    """Commands that are running, and show this folder to a sandbox."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            found.append((process / "cmdline").read_text())
+    return [one for one in found if "bwrap" in one and str(folder) in one]
+
+
+@pytest.mark.slow
+def test_a_class_that_hangs_in_the_sandbox_costs_its_trajectories_and_leaves_no_process(
+    tmp_path: Path, folder: Path, site: Path, bwrap: str
+) -> None:
+    close_workers()
+    result = run(
+        tmp_path,
+        folder,
+        "environment.env_class=guessing:Hangs",
+        "environment.max_env_workers=2",
+        "environment.timeout_s=10",
+        "trainer.max_failed_frac=1",
+        rows=[ROW, ROW, {"reward_spec": {"ground_truth": "0"}}, ROW],
+    )
+    lost = sum(line.get("failures/timeout", 0) for line in read_metrics(result))
+    assert lost == 2  # both trajectories of the one row
+    deadline = time.monotonic() + 10  # they end with the process that had started them
+    while left := sandboxes(folder):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
 
 
 def test_rows_may_name_classes_beside_installed_envs(

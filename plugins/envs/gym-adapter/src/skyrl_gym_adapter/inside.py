@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import socket
+import time
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 _WRITABLE = ("/tmp", "/dev/shm")
 """All that a program can write to in the sandbox."""
+_END_S = 10.0
+"""For all processes of an episode to be gone; it takes milliseconds."""
 
 _spec: "EnvSpec | None" = None
 _child: "_Child | None" = None
@@ -96,9 +99,15 @@ class _Child:
         """End the process and everything that it left behind."""
         self._lines.close()
         self._socket.close()
+        deadline = time.monotonic() + _END_S
         with contextlib.suppress(ProcessLookupError):
-            os.kill(-1, signal.SIGKILL)  # all in this sandbox but its first process and this one
-        os.waitpid(self._pid, 0)
+            while True:  # one that is being killed may still start another
+                os.kill(-1, signal.SIGKILL)  # all here but the sandbox's first process and this one
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(-1, os.WNOHANG)
+                if time.monotonic() > deadline:
+                    os._exit(1)  # the sandbox ends with it
+                time.sleep(0.001)
 
 
 def _end() -> None:
