@@ -144,7 +144,8 @@ def make_env(
     Called for every trajectory, in a worker thread, or in a process of its own
     if the env sets ``isolate`` or has hung before. ``extras`` is a copy of the
     row's columns; ``max_turns`` is ``generator.max_turns``, a cap. Raising costs
-    this trajectory only.
+    this trajectory only. A plugin that offers ``any_env`` is asked for every name
+    that no installed env has.
     """
 
 
