@@ -19,6 +19,7 @@ from skyrl_kernel.errors import ConfigError, ModelError
 from skyrl_kernel.testing.scripted.episode import play
 from skyrl_kernel.token_rows import StepRows
 from skyrl_transformers import plugin
+from skyrl_transformers import tokenizer as tokenizer_module
 from skyrl_transformers.loading import load_causal_lm
 from skyrl_transformers.testing import write_random_model
 from skyrl_transformers.tokenizer import HuggingFaceTokenizer, eos_token_ids
@@ -152,6 +153,23 @@ def test_plugin_toml_names_the_slots_that_the_hooks_answer_to() -> None:
     assert entry["config"] == []
     assert plugin.make_tokenizer("other", Path(), {}) is None
     assert plugin.make_engine("other", {}, Path()) is None
+
+
+def test_what_is_kept_of_conversations_is_bounded_in_tokens(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokenizer_module, "_MAX_CACHED_TOKENS", 60)
+    tokenizer = HuggingFaceTokenizer(llama)
+    first = tokenizer.encode_chat(CHAT[:1], add_generation_prompt=True)
+    assert tokenizer.encode_chat(CHAT[:1], add_generation_prompt=True) is first
+    for number in range(9):  # each about 25 tokens
+        messages = [{"role": "user", "content": f"{number} * 3"}]
+        tokenizer.encode_chat(messages, add_generation_prompt=True)
+    again = tokenizer.encode_chat(CHAT[:1], add_generation_prompt=True)
+    assert again is not first
+    assert again.tolist() == first.tolist()
+    long = [{"role": "user", "content": "x" * 99}]
+    assert len(tokenizer.encode_chat(long, add_generation_prompt=True)) > 60
 
 
 # --- chat templates ---------------------------------------------------------------------

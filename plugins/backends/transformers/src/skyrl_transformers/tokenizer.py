@@ -10,8 +10,8 @@ from skyrl_kernel.errors import ModelError
 from skyrl_kernel.records import IntArray, Message
 from skyrl_transformers.loading import read_json
 
-_MAX_CACHED = 16_384
-"""Conversations whose ids are kept: those of an epoch's prompts, some tens of megabytes."""
+_MAX_CACHED_TOKENS = 4_000_000
+"""Ids of conversations that are kept: those of an epoch's prompts, some tens of megabytes."""
 
 
 class HuggingFaceTokenizer:
@@ -46,6 +46,7 @@ class HuggingFaceTokenizer:
         self._model = model
         self._kwargs = dict(chat_template_kwargs or {})
         self._encoded: dict[Hashable, IntArray] = {}
+        self._num_encoded_tokens = 0
         self.eos_token_ids = eos_token_ids(model, self._tokenizer.eos_token_id)
 
     def encode(self, text: str) -> IntArray:
@@ -78,9 +79,11 @@ class HuggingFaceTokenizer:
             )
             encoded: IntArray = np.asarray(ids, dtype=np.int32)
             encoded.flags.writeable = False
-            while len(self._encoded) >= _MAX_CACHED:
-                del self._encoded[next(iter(self._encoded))]
             self._encoded[key] = encoded
+            self._num_encoded_tokens += len(encoded)
+            while self._num_encoded_tokens > _MAX_CACHED_TOKENS and len(self._encoded) > 1:
+                self._num_encoded_tokens -= len(self._encoded.pop(next(iter(self._encoded))))
+            return encoded
         return self._encoded[key]
 
     def decode(self, tokens: IntArray, *, skip_special_tokens: bool = True) -> str:
