@@ -95,10 +95,15 @@ def test_an_installed_env_keeps_its_name(rows: Path) -> None:
 
 
 def test_without_such_a_plugin_an_unknown_name_is_refused_as_before(rows: Path) -> None:
-    with pytest.raises(PluginSelectionError, match=r"environment\.env_class=other_module:Here"):
+    with pytest.raises(
+        PluginSelectionError,
+        match=r"environment\.env_class=other_module:Here: no env.*are run by --plugin other\.",
+    ):
         planned("other_module:Here", rows)
     rows.write_text(rows.read_text().replace("}\n", ', "env_class": "nobodys"}\n'))
-    with pytest.raises(DataError, match="names the env 'nobodys', which is not installed"):
+    with pytest.raises(
+        DataError, match="names the env 'nobodys', which is not installed.*run by --plugin other"
+    ):
         load(planned("scripted", rows))
 
 

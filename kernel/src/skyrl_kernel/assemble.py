@@ -16,7 +16,7 @@ from skyrl_kernel.config import GeneratorConfig, SamplingConfig
 from skyrl_kernel.data import Dataset, PromptOrder, filter_long, load_prompts
 from skyrl_kernel.errors import DataError, ResumeError, UsageError
 from skyrl_kernel.models import locate_model
-from skyrl_kernel.plan import Plan
+from skyrl_kernel.plan import Plan, adopters
 from skyrl_kernel.plugins import Lock, plugin_lock
 from skyrl_kernel.plugins.wording import did_you_mean, listed
 from skyrl_kernel.probe import MAX_ROWS
@@ -174,7 +174,7 @@ def _refuse_unselected_envs(plan: Plan, dataset: Dataset, key: str) -> None:
             problem = (
                 f"is not installed.{did_you_mean(name, installed)} Installed: {listed(installed)}"
             )
-            remedy = f"If it exists: pip install skyrl-{name}"
+            remedy = f"If it exists: pip install skyrl-{name}.{adopters(catalog)}"
         raise DataError(
             f"{key}: {origin} names the env '{name}', which {problem}; selected are: "
             f"{listed(selected)}. {remedy}"

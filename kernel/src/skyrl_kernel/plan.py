@@ -197,7 +197,8 @@ def _select(catalog: Catalog, layers: Layers, named: Sequence[PluginEntry]) -> l
         try:
             entry = catalog.find(name, groups)
         except PluginSelectionError as error:
-            raise PluginSelectionError(f"{key}={name}: {error}") from error
+            others = adopters(catalog) if ENVS in groups else ""
+            raise PluginSelectionError(f"{key}={name}: {error}{others}") from error
         if not any(entry.group == one.group and entry.name == one.name for one in entries):
             entries.append(entry)
 
@@ -224,6 +225,14 @@ def _select(catalog: Catalog, layers: Layers, named: Sequence[PluginEntry]) -> l
             if name is not None and catalog.named(name, (ENVS, PLUGINS)):
                 add(name, (ENVS, PLUGINS), key)
     return entries
+
+
+def adopters(catalog: Catalog) -> str:
+    """What could answer for an env that no installed plugin is called, as the end of a message."""
+    return "".join(
+        f" Envs that are written for another package are run by --plugin {entry.name}."
+        for entry in catalog.offering(ANY_ENV)
+    )
 
 
 def _adopts(entries: Iterable[PluginEntry], catalog: Catalog, name: str) -> bool:
