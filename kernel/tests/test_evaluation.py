@@ -108,6 +108,12 @@ def test_success_depends_neither_on_rewards_nor_on_order(
     assert accuracy(played)[f"success_at_{len(played)}"] == float(any(ok for ok, _ in outcomes))
 
 
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Path]:
+    with installed(tmp_path / "site"):
+        yield tmp_path
+
+
 # --- sampling ---------------------------------------------------------------------------
 
 
@@ -140,13 +146,21 @@ def test_what_no_engine_takes_is_refused(kwargs: dict[str, Any], told: str) -> N
         SamplingConfig(additional_kwargs=kwargs)
 
 
+@pytest.mark.parametrize(("temperature", "is_told"), [(0.0, True), (0.5, False)])
+def test_samples_that_are_all_the_same_are_warned_of(
+    site: Path, temperature: float, is_told: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_scripted(
+        site,
+        "trainer.max_training_steps=1",
+        "generator.eval_n_samples_per_prompt=3",
+        f"generator.eval_sampling_params.temperature={temperature}",
+    )
+    told = "plays every held-out prompt the same way 3 times; set a temperature above 0"
+    assert (told in "".join(capsys.readouterr())) is is_told
+
+
 # --- dumped generations -----------------------------------------------------------------
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Path]:
-    with installed(tmp_path / "site"):
-        yield tmp_path
 
 
 def rows(path: Path) -> str:

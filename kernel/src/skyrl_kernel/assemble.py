@@ -44,7 +44,7 @@ class Data:
     train: Dataset
     val: Dataset
     notes: tuple[str, ...]
-    """What was dropped, in full sentences."""
+    """What was dropped or will be played in vain, in full sentences."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -158,6 +158,13 @@ def load_data(plan: Plan, tokenizer: Tokenizer, *, training: bool = True) -> Dat
 
     train = load(config.data.train_data if training else [], "data.train_data")
     val = load(config.data.val_data, "data.val_data")
+    size = config.generator.eval_n_samples_per_prompt
+    if size > 1 and len(val) and config.generator.eval_sampling_params.temperature == 0:
+        notes.append(
+            f"generator.eval_n_samples_per_prompt={size} with "
+            "generator.eval_sampling_params.temperature=0 plays every held-out prompt the same way "
+            f"{size} times; set a temperature above 0"
+        )
     return Data(train=train, val=val, notes=tuple(notes))
 
 
