@@ -181,7 +181,7 @@ def _refuse_unselected_envs(plan: Plan, dataset: Dataset, key: str) -> None:
             problem = (
                 f"is not installed.{did_you_mean(name, installed)} Installed: {listed(installed)}"
             )
-            remedy = f"If it exists: pip install skyrl-{name}.{adopters(catalog)}"
+            remedy = f"{adopters(catalog)} If it exists: pip install skyrl-{name}".lstrip()
         raise DataError(
             f"{key}: {origin} names the env '{name}', which {problem}; selected are: "
             f"{listed(selected)}. {remedy}"
