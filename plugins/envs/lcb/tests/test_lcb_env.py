@@ -1,7 +1,10 @@
 """Programs on their tests, in the sandbox."""
 
+import contextlib
 import json
+import os
 import shutil
+import threading
 import time
 
 import pytest
@@ -11,7 +14,7 @@ from skyrl_kernel.errors import FailureKind, TrajectoryError, UsageError
 from skyrl_lcb.config import LcbConfig
 from skyrl_lcb.env import LcbEnv, make_sandbox
 from skyrl_lcb.plugin import check_env, make_env
-from skyrl_sandbox import Sandbox
+from skyrl_sandbox import Sandbox, seat
 
 pytestmark = pytest.mark.skipif(
     shutil.which("bwrap") is None,
@@ -127,6 +130,18 @@ def test_all_tests_together_stay_within_the_deadline_of_a_call(sandbox: Sandbox)
     reward, verdict, passed = judge(sandbox, ADD * 10, slow, budget_s=2.5)  # 2 s for 15 s of sleep
     assert (reward, verdict) == (0.0, "timeout")
     assert 1 <= passed <= 4
+
+
+def test_waiting_for_a_processor_is_not_the_programs_fault(sandbox: Sandbox) -> None:
+    with contextlib.ExitStack() as neighbours:
+        for _ in os.sched_getaffinity(0):
+            neighbours.enter_context(seat(1))
+        with pytest.raises(TrajectoryError, match=r"no processor was free within 0\.5 s") as caught:
+            judge(sandbox, ADD, "print(1)", budget_s=1.25)
+        assert caught.value.kind is FailureKind.INFRASTRUCTURE
+        threading.Timer(1.2, neighbours.pop_all().close).start()
+        with pytest.raises(TrajectoryError, match="of which it had waited 1 s for a processor"):
+            judge(sandbox, ADD, "import time; time.sleep(60)", budget_s=4)
 
 
 def test_no_code_earns_nothing(sandbox: Sandbox) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from skyrl_kernel.env import EnvStep, TextEnv, require_ground_truth
+from skyrl_kernel.errors import FailureKind, TrajectoryError
 from skyrl_lcb.config import LcbConfig
 from skyrl_lcb.problems import Problem, read_problem
 from skyrl_sandbox import (
@@ -19,6 +20,7 @@ from skyrl_sandbox import (
     WorkerDied,
     WorkerError,
     WorkerTimeout,
+    seat,
 )
 
 _BLOCK = re.compile(r"```(?:\w+)?\n(.*?)```", re.DOTALL)
@@ -143,15 +145,21 @@ def judge(
         budget_s: Time on the clock of all together.
 
     Raises:
-        TrajectoryError: The sandbox failed, which says nothing about the program.
+        TrajectoryError: The sandbox failed, or other programs took the time: this says
+            nothing about the program.
     """
     deadline = time.monotonic() + budget_s
     passed = 0
-    with Worker(sandbox.with_limits(_limits(sandbox.limits, problem)), "lcb_program:run") as worker:
+    limits = _limits(sandbox.limits, problem)
+    with (
+        seat(budget_s / 2) as waited_s,
+        Worker(sandbox.with_limits(limits), "lcb_program:run") as worker,
+    ):
         for case in problem.cases:
             left_s = deadline - time.monotonic()
             wall_s = min(_WALL_FACTOR * cpu_s + _MARGIN_S, left_s)
             if wall_s <= 0:
+                _refuse_if_it_waited(waited_s)
                 return Verdict(reason="timeout", passed=passed)
             request = {
                 "code": code,
@@ -170,12 +178,25 @@ def judge(
                 status = str(error.limit or "error")
             except (WorkerError, KeyError, TypeError):  # the program has tampered with it
                 status = "error"
+            if status == "timeout" and wall_s == left_s:
+                _refuse_if_it_waited(waited_s)
             if status != "ended":
                 return Verdict(reason=status, passed=passed)
             if not isinstance(output, str) or not problem.is_right(case, output):
                 return Verdict(reason="wrong answer", passed=passed)
             passed += 1
     return Verdict(reason="right", passed=passed)
+
+
+def _refuse_if_it_waited(waited_s: float) -> None:
+    """Time that ran out is not the program's fault if it had to wait for its neighbours."""
+    if waited_s >= 1.0:
+        raise TrajectoryError(
+            FailureKind.INFRASTRUCTURE,
+            f"the tests of a program did not end in time, of which it had waited {waited_s:.0f} s for a "
+            "processor; lower environment.max_env_workers or raise environment.timeout_s",
+            "lcb",
+        )
 
 
 def _most_output(problem: Problem) -> int:

@@ -9,6 +9,7 @@ from skyrl_sandbox.interpreter import Interpreter
 from skyrl_sandbox.limits import Limit, Limits, Result
 from skyrl_sandbox.pool import WorkerPool
 from skyrl_sandbox.sandbox import Sandbox
+from skyrl_sandbox.seats import seat
 from skyrl_sandbox.worker import Worker, WorkerDied, WorkerError, WorkerTimeout
 
 __all__ = [
@@ -23,4 +24,5 @@ __all__ = [
     "WorkerPool",
     "WorkerTimeout",
     "require_sandbox",
+    "seat",
 ]

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from skyrl_sandbox import Interpreter, Limit, Limits, Sandbox
+from skyrl_sandbox import Interpreter, Limit, Limits, Sandbox, seat
 from skyrl_search.env import Searches
 from skyrl_searchcode.config import SearchcodeConfig
 
@@ -69,7 +69,9 @@ def make_sandbox(config: SearchcodeConfig, call_timeout_s: float) -> Sandbox:
         python=None if config.python is None else Interpreter.at(config.python),
         packages=config.packages,
         limits=Limits(
-            cpu_s=seconds, wall_s=min(4 * seconds, 0.8 * call_timeout_s), memory_mb=config.memory_mb
+            cpu_s=seconds,
+            wall_s=min(4 * seconds, 0.4 * call_timeout_s),  # as long again to wait for a processor
+            memory_mb=config.memory_mb,
         ),
     )
 
@@ -91,8 +93,9 @@ def run_python(sandbox: Sandbox, program: str) -> str:
     Raises:
         TrajectoryError: The sandbox failed; the trajectory is lost, not judged.
     """
-    result = sandbox.run_python(program)
     limits = sandbox.limits
+    with seat(limits.wall_s):
+        result = sandbox.run_python(program)
     assert limits.cpu_s is not None
     beyond = {
         Limit.WALL: f"Execution timed out after {limits.cpu_s:g} seconds.",

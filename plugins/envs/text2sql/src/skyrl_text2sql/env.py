@@ -18,6 +18,7 @@ from skyrl_sandbox import (
     WorkerError,
     WorkerPool,
     WorkerTimeout,
+    seat,
 )
 from skyrl_text2sql.config import Text2SqlConfig
 from skyrl_text2sql.inside.text2sql_queries import RIGHT
@@ -136,7 +137,10 @@ class Text2SqlEnv(TextEnv):
     def _worker(self) -> Iterator[Worker]:
         """One for the queries of this call, which has a deadline."""
         self._deadline = time.monotonic() + self._call_timeout_s
-        with queries(self._config.db_path).lent() as worker:
+        with (
+            seat(self._call_timeout_s / 3),
+            queries(self._config.db_path).lent() as worker,
+        ):
             yield worker
 
     def _ask(self, worker: Worker, timeout_s: float, **queries: str) -> str:
