@@ -56,17 +56,17 @@ def test_an_installed_env_keeps_its_name_and_a_prefix_asks_for_skyrl_gyms(
         ("searchcode", {}, False),
         ("guessing:Guess", {}, False),
         ("guessing:Guess", {"harmless": ["guessing:Guess"]}, True),
+        ("lcb", {"harmless": ["skyrl-gym:lcb"]}, True),
         ("gsm8k", {"ids": {"gsm8k": "guessing:Runs"}}, False),  # another class under a known id
     ],
 )
 def test_only_what_is_declared_harmless_runs_in_this_process(
     name: str, values: Any, is_harmless: bool, settings: Callable[..., Any]
 ) -> None:
-    env = make_env(
-        name=f"skyrl-gym:{name}", settings=settings(**values), extras=ROW, max_turns=None
-    ) if not is_harmless or ":" in name or name == "gsm8k" else None  # fmt: skip
-    assert SkyrlGymConfig(**values).is_harmless(name) is is_harmless
-    assert env is None or isinstance(env, InProcessEnv if is_harmless else SandboxedEnv)
+    row = {**ROW, "reward_spec": {"ground_truth": "[7]"} if name == "lcb" else ROW["reward_spec"]}
+    ask = {"settings": settings(**values), "extras": row, "max_turns": None}
+    env = make_env(name=f"skyrl-gym:{name}", **ask)
+    assert type(env) is (InProcessEnv if is_harmless else SandboxedEnv)
 
 
 @given(own=st.none() | st.integers(1, 9), cap=st.none() | st.integers(1, 9))

@@ -7,6 +7,8 @@ from pydantic import Field, field_validator
 
 from skyrl_kernel.config import Section
 
+PREFIX = "skyrl-gym:"
+"""``skyrl-gym:gsm8k`` is skyrl-gym's, whatever else has that name."""
 OWN_HARMLESS = frozenset({"gsm8k", "gsm8k_multi_turn", "aime", "search"})
 """Ids of skyrl-gym whose classes run nothing that a model wrote."""
 
@@ -63,7 +65,7 @@ class SkyrlGymConfig(Section):
             (True, False)
         """
         own = name in OWN_HARMLESS and name not in self.ids
-        return own or name in self.harmless
+        return own or name in {one.removeprefix(PREFIX) for one in self.harmless}
 
     def env_config_of(self, name: str) -> dict[str, Any]:
         """What the class of that env gets.

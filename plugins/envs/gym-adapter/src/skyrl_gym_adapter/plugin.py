@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from skyrl_gym_adapter.config import SkyrlGymConfig
+from skyrl_gym_adapter.config import PREFIX, SkyrlGymConfig
 from skyrl_gym_adapter.envs import InProcessEnv, SandboxedEnv
 from skyrl_gym_adapter.episode import NoSuchEnv, find
 from skyrl_gym_adapter.recipe import Recipe
@@ -17,8 +17,6 @@ from skyrl_kernel.plugins import discover
 from skyrl_kernel.protocols import Settings
 
 NAME = "skyrl-gym"
-_PREFIX = f"{NAME}:"
-"""``skyrl-gym:gsm8k`` is skyrl-gym's, whatever else has that name."""
 
 
 @hookimpl
@@ -33,7 +31,7 @@ def check_env(name: str, settings: Settings) -> None:
     if name == NAME:
         raise UsageError(
             f"'{NAME}' is the adapter and no env. Name one by environment.env_class=…: module:Class, "
-            f"an id that skyrl-gym has registered, or {_PREFIX}gsm8k where an env of that name is "
+            f"an id that skyrl-gym has registered, or {PREFIX}gsm8k where an env of that name is "
             "installed here as well"
         )
     target = target_of(name)
@@ -83,8 +81,8 @@ def target_of(name: str) -> str | None:
         >>> target_of("skyrl-gym:gsm8k"), target_of("my_module:Maze"), target_of("skyrl-gym")
         ('gsm8k', 'my_module:Maze', None)
     """
-    if name.startswith(_PREFIX):
-        return name.removeprefix(_PREFIX)
+    if name.startswith(PREFIX):
+        return name.removeprefix(PREFIX)
     is_installed = any(entry.kind == "env" and entry.name == name for entry in discover())
     return None if is_installed else name
 

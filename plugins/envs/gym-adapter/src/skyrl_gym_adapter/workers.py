@@ -85,10 +85,12 @@ class GymWorker:
             WorkerDied: It exceeded a limit.
             TrajectoryError: The worker ended otherwise, of the kind infrastructure.
         """
-        from skyrl_sandbox import WorkerDied
+        from skyrl_sandbox import WorkerDied, WorkerError
 
         try:
             return self._worker.call({"do": what, **request})
+        except WorkerError as error:
+            raise WorkerError(error.message.removeprefix("EpisodeError: "), error.trace) from error
         except WorkerDied as error:
             if error.limit is not None:
                 raise
