@@ -384,6 +384,34 @@ def test_the_sandbox_ends_with_the_process_that_made_it(tmp_path: Path) -> None:
     _until(lambda: not _running(mark))
 
 
+AS_FIRST_PROCESS = """
+import os, sys, time
+from skyrl_sandbox import Limits, Sandbox, Worker
+
+assert os.getpid() == 1
+sandbox = Sandbox()
+for _ in range(3):
+    sandbox.run(["true"])
+    sandbox.run(["sleep", "9"], limits=Limits(wall_s=0.05))
+    sandbox.run(["sh", "-c", "sleep 9 &"])
+    Worker(sandbox, "operator:neg").close()
+time.sleep(0.1)
+print([name for name in os.listdir("/proc") if name.isdigit()])
+"""
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0, reason="not root: that process 1 keeps nothing was not checked"
+)
+def test_the_first_process_of_a_container_is_left_with_nothing() -> None:
+    ended = subprocess.run(
+        ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", AS_FIRST_PROCESS],
+        capture_output=True,
+        text=True,
+    )
+    assert ended.stdout == "['1']\n", ended.stderr
+
+
 def test_a_sandbox_outlives_the_thread_that_asked_for_it() -> None:
     made = []
     thread = threading.Thread(target=lambda: made.append(Worker(Sandbox(), "operator:neg")))

@@ -107,16 +107,17 @@ class Launched:
 
     def kill(self) -> None:
         """End every process of the sandbox."""
-        if self._init_handle is not None:
-            with contextlib.suppress(OSError):
-                signal.pidfd_send_signal(self._init_handle, signal.SIGKILL)
-        self.process.kill()
+        if self._init_handle is None:
+            self.process.kill()
+            return
+        with contextlib.suppress(OSError):  # with it end all others, and bubblewrap notices
+            signal.pidfd_send_signal(self._init_handle, signal.SIGKILL)
 
     def wait(self, timeout_s: float = _END_S) -> int | None:
         """Exit code of the program, once all that it started is gone.
 
         Returns:
-            None if it was never started, or was killed.
+            None if it was never started. After `kill` it says nothing.
 
         Raises:
             TrajectoryError: Something does not end.
@@ -126,6 +127,11 @@ class Launched:
             if handle is not None and not is_ready(handle, select.POLLIN, deadline):
                 raise sandbox_failed(f"its processes did not end within {timeout_s:g} s")
         self.process.wait()
+        if self.init is not None:
+            # Bubblewrap does not wait for it, so it becomes a child of process 1 of the system. In
+            # a container that may be this one, where nobody else would.
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(self.init, os.WNOHANG)
         return self._told("exit-code", 1.0)
 
     def close(self) -> None:

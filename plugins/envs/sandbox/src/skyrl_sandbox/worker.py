@@ -217,7 +217,7 @@ class Worker:
             return WorkerDied(f"it exceeded the limit '{self._limit}'", self._limit)
         if exit_code is None and not was_killed:
             return sandbox_failed(f"bubblewrap said: {said or 'nothing'}")
-        how = "was killed" if exit_code is None else f"ended with exit code {exit_code}"
+        how = "was killed" if was_killed else f"ended with exit code {exit_code}"
         return WorkerDied(f"it {how}; its last words: {said or 'none'}")
 
     def _watch(self, stderr: int) -> None:
