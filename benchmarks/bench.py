@@ -206,13 +206,13 @@ PARTS = {
     "advantage_s": "advantage: grpo",
     "rollouts_s": "kernel: rollouts, threads, checks",
     "batches_s": "kernel: batches, weights of tokens, checks",
-    "reports_s": "kernel: metrics, reports",
+    "reports_s": "what a run tells: metrics.jsonl, progress",
+    "files_s": "what a run tells: the trajectory file, written beside the next step",
     "loggers_s": "logger: console",
-    "files_s": "the trajectory file, written beside the next step",
 }
 """What the stopwatch counts, and what it means."""
 MODEL = ("engine_s", "update_s", "score_s")
-KERNEL = ("rollouts_s", "batches_s", "reports_s")
+KERNEL = ("rollouts_s", "batches_s")
 
 
 def step_numbers(

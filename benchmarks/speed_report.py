@@ -22,8 +22,8 @@ def section(results: Numbers) -> str:
 
 One thread. Shares and tokens/s are of CPU seconds; other seconds depend on who else uses the \
 machine. Agent loop and env are measured by doing a step's work of theirs once more; what they \
-leave of the rollouts is the kernel's. The trajectory file is what a run keeps, not what it costs to \
-be a microkernel; `trainer.dump_trajectories=false` leaves it out.
+leave of the rollouts is the kernel's. What a run tells of itself is not what it costs to be a \
+microkernel, so it is counted apart; `trainer.dump_trajectories=false` leaves the file out.
 
 {machine_line(results["machine"])}
 """

@@ -133,7 +133,7 @@ class PluginManager:
             PluginSelectionError: Nobody answered.
             PluginError: A plugin raised; errors that it wrote for the user pass unchanged.
         """
-        return self._ask(hook, asked, kwargs).value
+        return self._ask(hook, asked, kwargs)[0]
 
     def resolve(self, hook: str, asked: str, /, **kwargs: Any) -> Resolved:
         """The callable of a stage, with its provider and the wrappers around it.
@@ -148,7 +148,8 @@ class PluginManager:
             HookError: An answer is not what the loop can call.
             PluginError: As in `make`.
         """
-        inner = self._ask(hook, asked, kwargs)
+        value, provider = self._ask(hook, asked, kwargs)
+        inner = Resolved(value=value, provider=provider)
         check_stage(hook, inner.value, f"{inner.provider}: its hook '{hook}'")
         wrappers = self._implementations(hook, wrappers=True)[::-1]
         return wrapped(hook, asked, inner, wrappers, kwargs, partial(self._blame, hook))
@@ -184,7 +185,7 @@ class PluginManager:
             kernel_version=self.catalog.kernel_version,
         )
 
-    def _ask(self, hook: str, asked: str, kwargs: Mapping[str, object]) -> Resolved:
+    def _ask(self, hook: str, asked: str, kwargs: Mapping[str, object]) -> tuple[Any, PluginEntry]:
         claimants = self._claimants.get(asked)  # looked up once, as the implementations are
         if claimants is None:
             claimants = [entry for entry in self.entries if entry.name == asked]
@@ -193,10 +194,11 @@ class PluginManager:
         answer = first_answer(asked, implementations, kwargs, partial(self._blame, hook))
         if answer is None:
             raise self._unanswered(hook, asked, claimants)
-        if claimants and answer.provider.name != asked:
+        _, provider = answer
+        if claimants and provider.name != asked:
             raise HookError(
                 f"hook '{hook}' was asked for '{asked}', which is {listed(map(str, claimants))}, "
-                f"but {answer.provider} answered. Its implementation must return None for names "
+                f"but {provider} answered. Its implementation must return None for names "
                 "that are not its own."
             )
         return answer

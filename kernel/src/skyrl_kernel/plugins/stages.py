@@ -31,7 +31,10 @@ class Implementation:
 
     def owner(self, asked: str) -> PluginEntry:
         """The entry that speaks here: the one asked for, else the module's first."""
-        return next((entry for entry in self.owners if entry.name == asked), self.owners[0])
+        for entry in self.owners:
+            if entry.name == asked:
+                return entry
+        return self.owners[0]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,22 +58,24 @@ def first_answer(
     implementations: Sequence[Implementation],
     kwargs: Mapping[str, object],
     blame: Blame,
-) -> Resolved | None:
+) -> tuple[Any, PluginEntry] | None:
     """Ask one after the other until one does not return None.
+
+    Returns:
+        The answer and who gave it.
 
     Raises:
         SkyrlError: Made by ``blame``; errors that a plugin wrote for the user pass unchanged.
     """
     for implementation in implementations:
-        provider = implementation.owner(asked)
         try:
             value = implementation(kwargs)
         except SkyrlError:
             raise
         except Exception as error:
-            raise blame(error, provider) from error
+            raise blame(error, implementation.owner(asked)) from error
         if value is not None:
-            return Resolved(value=value, provider=provider)
+            return value, implementation.owner(asked)
     return None
 
 
