@@ -175,3 +175,6 @@ def test_group_times_are_numpys(groups: Sequence[Sequence[float]]) -> None:
     assert found["generate/intra_group_completion_time_cv_mean"] == pytest.approx(
         np.mean(relative), abs=1e-9
     )
+    assert found["generate/group_completion_time_p90"] == pytest.approx(
+        np.percentile([max(seconds) for seconds in groups], 90)
+    )

@@ -32,11 +32,13 @@ def measure(
         **group_time_metrics(batch.groups),
         **metrics.failure_metrics(batch),
         **metrics.advantage_metrics(credited),
-        **kl_metrics(credited, algorithm.kl_estimator_type),
         **metrics.update_metrics(results),
-        **mismatch_metrics(credited),
         **metrics.async_metrics(batch, step - 1, run.config.max_staleness),
     }
+    if "ref_logprobs" in run.scorer.needs:
+        numbers |= kl_metrics(credited, algorithm.kl_estimator_type)
+    if run.scorer.recompute_old:
+        numbers |= mismatch_metrics(credited)
     if "kl" in run.loss.coefficients:
         numbers["loss/kl_loss_coef"] = run.loss.coefficients["kl"]
     if algorithm.zero_variance_filter:

@@ -15,10 +15,10 @@ NAMES = ("is_success", "exact_match")
 
 def is_success(trajectory: Trajectory) -> bool | None:
     """True or False as the env says; None if it reports neither of `NAMES`."""
+    reported = trajectory.env_metrics
     for name in NAMES:
-        value = trajectory.env_metrics.get(name)
-        if value is not None:
-            return value >= 1
+        if name in reported:
+            return reported[name] >= 1
     return None
 
 
