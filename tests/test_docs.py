@@ -527,7 +527,8 @@ def test_the_files_of_a_run_folder_are_explained(lab: Lab) -> None:
     folder = lab.at().path
     here = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
     explained = {name.partition("/")[0] for name in documented("records-and-files.md", "path")}
-    assert here | {"failures.jsonl"} == explained  # nothing was lost
+    elsewhere = {"failures.jsonl", "loggers", "report.html"}  # nothing lost, no store, no report
+    assert here | elsewhere == explained
     (checkpoint, *_) = (folder / "checkpoints").iterdir()
     written = {path.name for path in checkpoint.iterdir()}
     assert written == set(documented("records-and-files.md", "file"))
@@ -557,7 +558,11 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in pages.anchors(path), link
 
 
-MAPPINGS = ("generator.chat_template_kwargs", "environment.skyrl_gym.ids")
+MAPPINGS = (
+    "generator.chat_template_kwargs",
+    "environment.skyrl_gym.ids",
+    "environment.skyrl_gym.env_config",
+)
 """Keys that anything may stand below."""
 
 

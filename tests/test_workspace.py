@@ -164,7 +164,9 @@ def test_a_changelog_fragment_is_one_sentence_with_a_known_type():
     for fragment in (ROOT / "changelog").glob("*.md"):
         if re.fullmatch(r"README|[0-9.]+", fragment.stem):
             continue
-        assert re.fullmatch(r"\d+\.(feature|change|fix|removal)", fragment.stem), fragment
+        assert re.fullmatch(r"\d+(-[a-z-]+)?\.(feature|change|fix|removal)", fragment.stem), (
+            fragment
+        )
         (sentence,) = fragment.read_text().splitlines()
         assert sentence.endswith("."), fragment
 
