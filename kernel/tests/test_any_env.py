@@ -102,7 +102,7 @@ def test_without_such_a_plugin_an_unknown_name_is_refused_as_before(rows: Path) 
         planned("other_module:Here", rows)
     rows.write_text(rows.read_text().replace("}\n", ', "env_class": "nobodys"}\n'))
     with pytest.raises(
-        DataError, match="names the env 'nobodys', which is not installed.*run by --plugin other"
+        DataError, match=r"names the env 'nobodys', which is not installed.*run by --plugin other"
     ):
         load(planned("scripted", rows))
 
