@@ -207,6 +207,7 @@ def test_a_key_of_a_plugin_that_is_not_selected_names_it() -> None:
             "trainer.run_name=",
             "trainer.run_name=None (command line): input should be a valid string",
         ),
+        ("trainer.run_name=..", "trainer.run_name='..' names no folder in trainer.ckpt_path"),
         ("trainer.seed=[1]", "trainer.seed=[1] (command line): input should be a valid integer"),
         (
             "trainer.policy.optimizer_config.lr=.nan",

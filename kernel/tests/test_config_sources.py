@@ -85,9 +85,10 @@ def test_a_word_without_key_and_value_is_refused_with_an_example(word: str) -> N
         read_overrides([word])
 
 
-def test_hydras_plus_is_refused_with_the_word_to_write() -> None:
-    with pytest.raises(ConfigError, match=r"'\+trainer\.x=1': write trainer\.x=1 without the '\+'"):
-        read_overrides(["+trainer.x=1"])
+@pytest.mark.parametrize("word", ["+trainer.x=1", "++trainer.x=1"])
+def test_hydras_plus_is_refused_with_the_word_to_write(word: str) -> None:
+    with pytest.raises(ConfigError, match=r"\+trainer\.x=1': write trainer\.x=1 without the '\+'"):
+        read_overrides([word])
 
 
 YAML = """

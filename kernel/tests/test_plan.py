@@ -121,6 +121,27 @@ def test_a_slot_holds_a_name() -> None:
         plan("trainer.strategy=[1]")
 
 
+@pytest.mark.parametrize("value", ["null", "3", "[1]", "[null]"])
+@pytest.mark.parametrize("plugins", [("scripted",), ("scripted", "first")])
+def test_loggers_are_names(value: str, plugins: tuple[str, ...]) -> None:
+    expected = r"^trainer\.logger=.* \(command line\): it must be a name or a list of names"
+    with pytest.raises(ConfigError, match=expected):
+        plan(f"trainer.logger={value}", plugins=plugins)
+
+
+@pytest.mark.parametrize("value", ["null", "3"])
+def test_the_env_is_a_name(value: str) -> None:
+    told = rf"^environment\.env_class={value} \(command line\): it must be a name$"
+    with pytest.raises(ConfigError, match=told):
+        plan(f"environment.env_class={value}")
+
+
+@pytest.mark.parametrize("key", ["trainer.logger", "environment.env_class"])
+def test_a_name_is_no_section(key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^no config key '{key}\.a' \(command line\)"):
+        plan(f"{key}={{a: 1}}")
+
+
 def test_a_plugin_of_another_kind_does_not_fill_a_slot() -> None:
     with pytest.raises(PluginSelectionError, match=r"agent.*which is of another kind"):
         plan("trainer.strategy=agent")

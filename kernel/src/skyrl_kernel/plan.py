@@ -21,6 +21,7 @@ from skyrl_kernel.config import (
     settle_names,
     unread_variables,
 )
+from skyrl_kernel.config.compat import shown
 from skyrl_kernel.errors import CapabilityError, ConfigError, PluginSelectionError
 from skyrl_kernel.plugins import (
     Catalog,
@@ -144,8 +145,20 @@ def slot_value(layers: Layers, key: str, default: str | None) -> str:
     if value is None or value == "auto":
         value = default
     if not isinstance(value, str):
-        raise ConfigError(f"{key}={value!r} names no implementation; it must be a name")
+        raise ConfigError(f"{key}={shown(value)} names no implementation; it must be a name")
     return value
+
+
+def _names(layers: Layers, key: str) -> list[str]:
+    """The names that a key of `SETS` holds."""
+    value = layers.get(key)
+    if isinstance(value, dict):  # which `resolve_config` refuses
+        return []
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        several = "a name or a list of names, [] for none" if key == "trainer.logger" else "a name"
+        raise ConfigError(f"{key}={shown(value)} ({layers.origins[key]}): it must be {several}")
+    return names
 
 
 def named_source(text: str) -> str | None:
@@ -170,8 +183,7 @@ def _with_loggers(layers: Layers, named: Sequence[PluginEntry]) -> Layers:
     extra = [entry.name for entry in named if entry.group == LOGGERS]
     if not extra:
         return layers
-    value = layers.get("trainer.logger")
-    present = [value] if isinstance(value, str) else list(value)
+    present = _names(layers, "trainer.logger")
     merged = [*present, *(name for name in extra if name not in present)]
     origin = layers.origins.get("trainer.logger", "default")
     return Layers(
@@ -205,12 +217,11 @@ def _select(catalog: Catalog, layers: Layers, named: Sequence[PluginEntry]) -> l
     for slot in SLOTS:
         add(slot_value(layers, slot.key, slot.default), slot.groups, slot.key)
     for key, groups in SETS:
-        value = layers.get(key)
-        for name in [value] if isinstance(value, str) else value:
-            if ENVS in groups and _adopts(entries, catalog, name):
+        for one in _names(layers, key):
+            if ENVS in groups and _adopts(entries, catalog, one):
                 continue
-            if key in layers.values or catalog.named(name, groups):
-                add(name, groups, key)
+            if key in layers.values or catalog.named(one, groups):
+                add(one, groups, key)
     for key, name, groups in SWITCHES:
         if layers.get(key) is True:
             add(name, groups, key)

@@ -106,7 +106,7 @@ def read_overrides(words: Iterable[str]) -> dict[str, Any]:
         key, equals, text = word.partition("=")
         if key.startswith("+"):
             raise ConfigError(
-                f"'{word}': write {word[1:]} without the '+'; plugins declare their own keys"
+                f"'{word}': write {word.lstrip('+')} without the '+'; plugins declare their own keys"
             )
         if not equals or not key or any(not part for part in key.split(".")):
             raise ConfigError(

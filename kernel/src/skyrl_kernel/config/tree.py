@@ -264,7 +264,7 @@ class TrainerConfig(Section):
     @field_validator("run_name")
     @classmethod
     def _names_one_folder(cls, name: str) -> str:
-        if Path(name).name != name:
+        if Path(name).name != name or name == "..":
             raise ValueError(
                 f"trainer.run_name='{name}' names no folder in trainer.ckpt_path; use a name without "
                 "slashes, and trainer.ckpt_path for where run folders are"
