@@ -92,6 +92,18 @@ class Runs(BaseTextEnv):
         )
 
 
+class Looks(Guess):
+    """Keeps the list that SkyRL continues, as skyrl-gym's rlm does."""
+
+    def init(self, prompt):
+        self.history, info = super().init(prompt)
+        return self.history, info
+
+    def step(self, action):
+        self.max_turns = 9
+        return {**super().step(action), "metadata": {"history": [m["content"] for m in self.history]}}
+
+
 class Hangs(Guess):
     def step(self, action):
         if self.number == 0:

@@ -58,6 +58,16 @@ def test_the_row_and_the_settings_reach_the_class(kind: Kind, recipe: Make) -> N
     assert [step["done"] for step in steps] == [False, True]
 
 
+def test_a_class_may_look_at_the_conversation_that_it_began(kind: Kind, recipe: Make) -> None:
+    steps, _ = played(kind(recipe("guessing:Looks"), ROW), "1", " 9", "7")
+    began = ["?", "Between 1 and 9."]
+    assert [step["metadata"]["history"] for step in steps] == [
+        began,
+        [*began, "1", "higher"],
+        [*began, "1", "higher", "9", "lower"],  # the postprocessed action
+    ]
+
+
 def test_a_function_and_a_registered_id_are_entry_points_too(recipe: Make) -> None:
     for made in (
         recipe("guessing:make_guess"),

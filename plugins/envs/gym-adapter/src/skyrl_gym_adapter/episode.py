@@ -137,6 +137,8 @@ class Episode:
         import skyrl_gym
         from omegaconf import OmegaConf
 
+        self._conversation: Any = None
+        """The list that `init` returned. SkyRL continues it, which some classes look at."""
         try:
             self._env: Any = skyrl_gym.make(
                 spec, env_config=OmegaConf.create(dict(env_config)), extras=extras
@@ -151,6 +153,7 @@ class Episode:
     def init(self, prompt: list[dict[str, Any]]) -> tuple[Any, Any]:
         """The conversation to begin with, and what the class says about it."""
         messages, info = self._env.init(prompt)
+        self._conversation = messages
         return plain(messages), plain(info)
 
     def step(self, action: str) -> dict[str, Any]:
@@ -160,6 +163,10 @@ class Episode:
             raise TypeError(
                 f"step returned a {type(answer).__name__}; it must return a BaseTextEnvStepOutput"
             )
+        if isinstance(self._conversation, list):
+            said = answer.get("postprocessed_action") or action
+            self._conversation.append({"role": "assistant", "content": said})
+            self._conversation += answer.get("observations") or []
         return {key: plain(value) for key, value in answer.items()}
 
     def metrics(self) -> dict[str, Any]:
