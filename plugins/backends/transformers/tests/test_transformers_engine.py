@@ -12,10 +12,12 @@ from skyrl_kernel.errors import ModelError, NonFiniteError, WeightSyncError
 from skyrl_kernel.protocols import Engine
 from skyrl_kernel.records import Completion, GenerateRequest, Sampling
 from skyrl_transformers.engine import TransformersEngine
-from skyrl_transformers.loading import load_causal_lm
+from skyrl_transformers.loading import default_device, load_causal_lm
 from skyrl_transformers.testing import write_random_model
 
 EOS = 257
+ROUNDING = 1e-4 if torch.cuda.is_available() else 1e-5
+"""Nats; the engine computes on a GPU where there is one, what it is compared with on the CPU."""
 PROMPTS = [np.arange(n, dtype=np.int32) + 60 for n in (5, 9, 5, 1, 13)]
 
 
@@ -71,7 +73,7 @@ def test_greedy_completions_are_those_of_hugging_face_for_prompts_of_mixed_lengt
         assert completion.tokens.tolist() == hugging_face_greedy(architecture, prompt, 20)
         row = np.concatenate([prompt, completion.tokens])
         expected = plain_logprobs(architecture, row)[len(prompt) - 1 :]
-        np.testing.assert_allclose(completion.logprobs, expected, atol=1e-5)
+        np.testing.assert_allclose(completion.logprobs, expected, atol=ROUNDING)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
@@ -88,9 +90,9 @@ def test_sampled_logprobs_are_those_of_a_plain_forward_pass(
     for asked, completion, row, score in zip(requests, completions, rows, scored, strict=True):
         expected = plain_logprobs(llama, row, temperature)
         np.testing.assert_allclose(
-            completion.logprobs, expected[len(asked.tokens) - 1 :], atol=1e-5
+            completion.logprobs, expected[len(asked.tokens) - 1 :], atol=ROUNDING
         )
-        np.testing.assert_allclose(score[1:], expected, atol=1e-5)
+        np.testing.assert_allclose(score[1:], expected, atol=ROUNDING)
         assert score[0] == 0
 
 
@@ -103,7 +105,7 @@ def test_a_completion_depends_on_its_seed_and_not_on_the_batch(llama: Path) -> N
         (alone,) = run(TransformersEngine(llama), [asked])
         for other in (together[i], in_threes[i], backwards[i]):
             assert other.tokens.tolist() == alone.tokens.tolist()
-            np.testing.assert_allclose(other.logprobs, alone.logprobs, atol=1e-5)
+            np.testing.assert_allclose(other.logprobs, alone.logprobs, atol=ROUNDING)
     assert together[0].tokens.tolist() != together[5].tokens.tolist()  # same prompt, other seed
 
 
@@ -218,7 +220,7 @@ def test_a_shared_module_is_used_as_it_is_and_brings_no_copy(llama: Path, tmp_pa
     engine = TransformersEngine(tmp_path)
     engine.share(module)
     (before,) = asyncio.run(engine.logprobs([PROMPTS[4]], temperature=1.0))
-    np.testing.assert_allclose(before[1:], plain_logprobs(llama, PROMPTS[4]), atol=1e-5)
+    np.testing.assert_allclose(before[1:], plain_logprobs(llama, PROMPTS[4]), atol=ROUNDING)
     with torch.no_grad():
         module.model.layers[0].mlp.up_proj.weight.mul_(2)
     (after,) = asyncio.run(engine.logprobs([PROMPTS[4]], temperature=1.0))
@@ -262,7 +264,7 @@ def test_an_update_is_committed_as_a_whole_with_its_version(
         await engine.finish_update(7)
 
     asyncio.run(in_two_parts())
-    module = load_causal_lm(llama)
+    module = load_causal_lm(llama, default_device())
     module.load_state_dict(other_weights, strict=False)
     fresh = TransformersEngine(llama)
     fresh.share(module)
