@@ -498,6 +498,11 @@ def test_what_cannot_be_delivered_is_said(
     assert "is no run folder: it has no config.yaml" in capsys.readouterr().err
     assert _exit_code(["log", folder, "--plugin", "watcher"]) == 2
     assert "logger 'watcher' has no store to deliver to" in capsys.readouterr().err
+    assert _exit_code(["log", folder, "trainer.epochs=3"]) == 2
+    assert (
+        "trainer.epochs changes nothing that diary would be given; there are trainer.diary.…"
+        in (capsys.readouterr().err)
+    )
     assert _exit_code(["log", folder]) == 2
     assert "does not hold the secrets of the run: give trainer.diary.api_key" in (
         capsys.readouterr().err

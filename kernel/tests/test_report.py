@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import skyrl_kernel.report as report_package
 from skyrl_kernel.cli.report import report as command
-from skyrl_kernel.errors import UsageError
+from skyrl_kernel.errors import ResumeError, UsageError
 from skyrl_kernel.records import (
     Failure,
     Group,
@@ -620,7 +620,16 @@ def test_wrong_folders_are_refused_with_what_is_there(two_turns: Path, tmp_path:
         build_report([tmp_path / "new"])
 
 
+def test_a_damaged_list_of_plugins_is_named(two_turns: Path, tmp_path: Path) -> None:
+    folder = copied(two_turns, tmp_path / "run")
+    (folder / "plugins.json").write_text("[{")
+    with pytest.raises(ResumeError, match=r"plugins\.json is damaged: .* Restore it from a copy"):
+        build_report([folder])
+
+
 def test_one_run_twice_and_a_missing_folder_are_refused(two_turns: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"/nosuch is no run folder: it has no config\.yaml"):
+        CliRunner().invoke(command, [str(tmp_path / "nosuch")], catch_exceptions=False)
     with pytest.raises(UsageError, match="is named twice; name each run once"):
         CliRunner().invoke(command, [str(two_turns)] * 2, catch_exceptions=False)
     words = [str(two_turns), "--output", str(tmp_path / "no" / "x.html")]

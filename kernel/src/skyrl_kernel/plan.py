@@ -222,9 +222,9 @@ def _select(catalog: Catalog, layers: Layers, named: Sequence[PluginEntry]) -> l
                 continue
             if key in layers.values or catalog.named(one, groups):
                 add(one, groups, key)
-    for key, name, groups in SWITCHES:
+    for key, switched, groups in SWITCHES:
         if layers.get(key) is True:
-            add(name, groups, key)
+            add(switched, groups, key)
     for key in ("trainer.policy.model.path", "trainer.ref.model.path"):
         name = named_source(str(layers.get(key) or ""))
         if name is not None:

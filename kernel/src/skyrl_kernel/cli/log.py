@@ -12,6 +12,15 @@ if TYPE_CHECKING:
     from skyrl_kernel.plugins import Catalog, PluginEntry
     from skyrl_kernel.run import RunFolder
 
+_SHARED = (
+    "trainer.project_name",
+    "trainer.run_name",
+    "trainer.tags",
+    "trainer.num_logger_train_samples",
+    "trainer.num_logger_eval_samples",
+)
+"""Keys of the kernel that say what a store is given."""
+
 
 @click.command("log")
 @click.option(
@@ -41,9 +50,10 @@ def log(run: Path, plugins: tuple[str, ...], overrides: tuple[str, ...]) -> None
         raise UsageError(f"{run} is no run folder: it has no config.yaml")
     catalog = discover()
     entries = _loggers(catalog, folder, plugins)
+    given = _read(overrides, catalog, entries)
     with RunFolder.create(folder.path) as folder:  # refused while the run is going on
         for entry in entries:
-            _deliver(catalog, folder, entry, overrides)
+            _deliver(catalog, folder, entry, given)
 
 
 def _loggers(catalog: "Catalog", folder: "RunFolder", named: Sequence[str]) -> "list[PluginEntry]":
@@ -52,7 +62,7 @@ def _loggers(catalog: "Catalog", folder: "RunFolder", named: Sequence[str]) -> "
     from skyrl_kernel.slots import LOGGERS, PLUGINS
 
     recorded = folder.read_config()["trainer"]["logger"]
-    names = named or ([recorded] if isinstance(recorded, str) else recorded)
+    names = dict.fromkeys(named or ([recorded] if isinstance(recorded, str) else recorded))
     entries = [catalog.find(name, (LOGGERS, PLUGINS)) for name in names]
     manager = PluginManager(catalog)
     manager.load(entries)
@@ -72,8 +82,36 @@ def _loggers(catalog: "Catalog", folder: "RunFolder", named: Sequence[str]) -> "
     return found
 
 
+def _read(
+    overrides: Sequence[str], catalog: "Catalog", entries: "Sequence[PluginEntry]"
+) -> Mapping[str, Any]:
+    """The ``KEY=VALUE`` words; each of them must matter to one of the loggers."""
+    from skyrl_kernel.config.sources import read_overrides
+
+    given = read_overrides(overrides)
+    sections = [section for entry in entries for section in _sections(catalog, entry)]
+    for key in given:
+        if key not in _SHARED and not _is_in(key, sections):
+            raise UsageError(
+                f"{key} changes nothing that {', '.join(entry.name for entry in entries)} would be given; "
+                f"there are {', '.join([*(f'{section}.…' for section in sections), *_SHARED])}"
+            )
+    return given
+
+
+def _sections(catalog: "Catalog", entry: "PluginEntry") -> list[str]:
+    """Config sections of the logger's module, which may have several names."""
+    return [
+        section for one in catalog if one.value == entry.value for section in one.manifest.config
+    ]
+
+
+def _is_in(key: str, sections: Sequence[str]) -> bool:
+    return any(key.startswith(f"{section}.") for section in sections)
+
+
 def _deliver(
-    catalog: "Catalog", folder: "RunFolder", entry: "PluginEntry", overrides: Sequence[str]
+    catalog: "Catalog", folder: "RunFolder", entry: "PluginEntry", given: Mapping[str, Any]
 ) -> None:
     from skyrl_kernel.feed import Delivery, LogEnd
     from skyrl_kernel.feed.backlog import LOGGERS
@@ -81,7 +119,7 @@ def _deliver(
     from skyrl_kernel.feed.journal import Journal
     from skyrl_kernel.progress import Progress, say
 
-    manager, config = load_logger(entry, _values(catalog, folder, entry, overrides))
+    manager, config = load_logger(entry, _values(catalog, folder, entry, given))
     delivery = Delivery(
         folder,
         entry.name,
@@ -109,18 +147,18 @@ def _deliver(
 
 
 def _values(
-    catalog: "Catalog", folder: "RunFolder", entry: "PluginEntry", overrides: Sequence[str]
+    catalog: "Catalog", folder: "RunFolder", entry: "PluginEntry", given: Mapping[str, Any]
 ) -> Mapping[str, Any]:
     """The run's config without the sections of other plugins; secrets, which it lacks, anew."""
-    from skyrl_kernel.config.sources import flatten, read_overrides
+    from skyrl_kernel.config.sources import flatten
     from skyrl_kernel.masking import MASK
 
-    own = entry.manifest.config
+    own = _sections(catalog, entry)
     foreign = tuple(
         f"{section}." for one in catalog for section in one.manifest.config if section not in own
     )
     recorded = flatten(folder.read_config())
-    given = read_overrides(overrides)
+    given = {k: v for k, v in given.items() if k in _SHARED or _is_in(k, own)}
     values = {k: v for k, v in recorded.items() if not k.startswith(foreign)} | given
     hidden = [key for key, value in values.items() if value == MASK]
     if hidden:

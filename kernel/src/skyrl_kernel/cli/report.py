@@ -46,12 +46,15 @@ def report(
     advantage of each token. The file needs nothing else: open it in a browser, or send it.
     """  # noqa: D301 -- click's \\b
     from skyrl_kernel.report import build_report
+    from skyrl_kernel.report.runs import open_run
     from skyrl_kernel.run.atomic import write_atomically
 
     paths = [path.expanduser() for path in runs]
     repeated = {str(path) for path in paths if paths.count(path) > 1}
     if repeated:
         raise UsageError(f"{', '.join(sorted(repeated))} is named twice; name each run once")
+    for path in paths:
+        open_run(path)  # says now that it is none, before anything is said of the page's place
     target = output or (paths[0] / _NAME if len(paths) == 1 else Path(_NAME))
     target = target.expanduser()
     if not target.parent.is_dir():

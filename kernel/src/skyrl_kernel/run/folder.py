@@ -25,6 +25,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from skyrl_kernel.errors import ResumeError
 from skyrl_kernel.json_lines import LineFile, append_lines, number, read_lines
 from skyrl_kernel.run.atomic import (
     discard,
@@ -154,8 +155,17 @@ class RunFolder:
         write_atomically(self.plugins, (json.dumps(lock, indent=1) + "\n").encode())
 
     def read_plugins(self) -> Any:
-        """The plugin lock as written."""
-        return json.loads(self.plugins.read_bytes())
+        """The plugin lock as written.
+
+        Raises:
+            ResumeError: It cannot be read.
+        """
+        try:
+            return json.loads(self.plugins.read_bytes())
+        except (OSError, ValueError) as error:
+            raise ResumeError(
+                f"{self.plugins} is damaged: {error}. Restore it from a copy: it says which plugins the run had"
+            ) from error
 
     # --- written at every step --------------------------------------------------------
 
