@@ -393,7 +393,7 @@ def bullets(mark: str, names: Sequence[str]) -> Iterator[str]:
         alike.setdefault(head, []).append(tail)
     for head, tails in alike.items():
         listed = ", ".join(f"`{tail}`" for tail in tails if tail)
-        yield f"- `{head}`: {listed}" if listed else f"- `{head}`"
+        yield "- " + ": ".join(part for part in (head and f"`{head}`", listed) if part)
 
 
 ROADMAP_TEXT = """\

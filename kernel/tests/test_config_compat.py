@@ -285,6 +285,18 @@ def test_a_name_is_taken_out_of_a_list_of_names() -> None:
     assert settings(merged.replaced) == ["trainer.logger=swanlab"]
 
 
+@pytest.mark.parametrize("word", ["true", "True", "1"])
+def test_a_switch_that_no_plugin_serves_is_not_there_yet(word: str) -> None:
+    key = "trainer.fully_async.enabled"
+    config = resolve(f"{key}={word}")
+    assert settings(config.not_yet) == [f"{key}=true"]
+    assert config.config.trainer.max_staleness == 0
+    assert config.origins[key] == "default, since true is not there yet"
+    merged = merge_layers([], [], [f"{key}={word}"])
+    assert settle_names(merged, lambda _, name: name == "true").values == merged.values
+    assert not layers(f"{key}=false").replaced
+
+
 # --- not here ------------------------------------------------------------------------------------
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from skyrl_kernel.config import (
     KERNEL_SECTIONS,
@@ -26,6 +26,15 @@ class FooConfig(Section):
     """How many."""
     options: dict[str, int] = Field(default_factory=dict)
     """Whatever."""
+    place: str = "here"
+    """Where."""
+
+    @field_validator("place")
+    @classmethod
+    def _is_near(cls, place: str) -> str:
+        if place == "far":
+            raise ValueError("that is too far; write near")
+        return place
 
 
 FOO = {"environment.foo": FooConfig}
@@ -74,7 +83,7 @@ def test_every_leaf_of_the_tree_has_an_origin_and_a_plain_value() -> None:
     assert config.origins["environment.foo.options.a"] == "command line"
     assert config.origins["trainer.logger"] == "command line"
     assert config.origins["environment.foo.size"] == "default"
-    assert config.tree["environment"]["foo"] == {"size": 3, "options": {"a": 1}}
+    assert config.tree["environment"]["foo"] == {"size": 3, "options": {"a": 1}, "place": "here"}
     assert config.tree["trainer"]["policy"]["model"]["path"] == "builtin:tiny"
 
 
@@ -206,6 +215,10 @@ def test_a_key_of_a_plugin_that_is_not_selected_names_it() -> None:
         (
             "trainer.run_name=",
             "trainer.run_name=None (command line): input should be a valid string",
+        ),
+        (
+            "environment.foo.place=far",
+            "environment.foo.place='far' (command line): that is too far; write near",
         ),
         ("trainer.run_name=..", "trainer.run_name='..' names no folder in trainer.ckpt_path"),
         ("trainer.seed=[1]", "trainer.seed=[1] (command line): input should be a valid integer"),

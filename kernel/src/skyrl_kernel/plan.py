@@ -39,6 +39,9 @@ ANY_ENV = "any_env"
 """Offered by an env plugin that answers for every env that no installed plugin is called."""
 
 ENGINE_KEY = "generator.inference_engine.backend"
+ASYNC_KEY = "trainer.fully_async.enabled"
+CONCURRENT = "concurrent_generation"
+"""Offered by an engine that generates while the trainer trains."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,9 +127,7 @@ def make_plan(
     if asks_engine:
         _refuse_truncated_sampling(config, entries)
     needs = (
-        {"trainer.fully_async.enabled": ("concurrent_generation",)}
-        if asks_engine and config.config.trainer.max_staleness
-        else {}
+        {ASYNC_KEY: (CONCURRENT,)} if asks_engine and config.config.trainer.max_staleness else {}
     )
     check_capabilities(entries, catalog, extra_needs=needs)
     stages = {
@@ -173,7 +174,9 @@ def named_source(text: str) -> str | None:
 
 
 def _is_installed(catalog: Catalog, key: str, name: str) -> bool:
-    """True if a plugin of that name may stand in that key."""
+    """True if a plugin of that name may stand in that key, or does what a switch asks for."""
+    if key == ASYNC_KEY:
+        return bool(catalog.offering(CONCURRENT))
     groups = dict([*((slot.key, slot.groups) for slot in SLOTS), *SETS]).get(key, ())
     return bool(catalog.named(name, groups))
 

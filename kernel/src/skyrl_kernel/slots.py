@@ -68,7 +68,7 @@ SETS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("trainer.logger", (LOGGERS, PLUGINS)),
     ("environment.env_class", (ENVS,)),
 )
-"""Keys that hold one name or several; rows of a data set add envs."""
+"""Keys that hold one name or several. Rows of a data set may name other envs, which ``--plugin`` selects."""
 
 SWITCHES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("trainer.algorithm.use_kl_loss", "kl_loss", (PLUGINS,)),

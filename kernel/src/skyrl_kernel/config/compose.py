@@ -228,15 +228,16 @@ def _validate(
         problems: dict[str, list[str]] = {}
         for one in error.errors():
             message = one["msg"].removeprefix("Value error, ")
-            if one["type"] == "value_error":
-                problems[message] = []
-                continue
             parts = [path] if path else []
             parts += [str(part) for part in one["loc"] if isinstance(part, str) and "[" not in part]
             key = ".".join(parts)
             while key and key not in origins and key.rpartition(".")[0] in origins:
                 key = key.rpartition(".")[0]  # union branches and list places end the location
             subject = f"{key}={one['input']!r} ({_origin(key, origins)}): "
+            if one["type"] == "value_error":
+                names_it = key not in origins or key.rpartition(".")[2] in message
+                problems[message if names_it else f"{subject}{message}"] = []
+                continue
             wanted = problems.setdefault(subject, [])
             wanted.append(f"{message[0].lower()}{message[1:]}")
         lines = [head + " or ".join(dict.fromkeys(tail)) for head, tail in problems.items()]

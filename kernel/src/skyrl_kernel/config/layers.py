@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from skyrl_kernel.config.compat import Answer, renamed, table
+from skyrl_kernel.config.compat import Answer, renamed, shown, table
 from skyrl_kernel.config.sources import flatten, read_file, read_overrides, unflatten
 from skyrl_kernel.config.tree import Config
 from skyrl_kernel.errors import ConfigError
@@ -123,18 +123,22 @@ def settle_names(layers: Layers, is_installed: Callable[[str, str], bool]) -> La
     values, origins = dict(layers.values), dict(layers.origins)
     replaced = []
     for key, name in table().values:
-        value = values.get(key)
+        if key not in values:
+            continue
+        value = values[key] if isinstance(values[key], list) else layers.get(key)
         names = value if isinstance(value, list) else [value]
-        if name not in names or is_installed(key, name):
+        if name not in map(shown, names) or is_installed(key, name):
             continue
         row = table().values[key, name]
         replaced.append(Answer(name=key, value=name, origin=layers.origins[key], row=row))
-        left = [one for one in names if one != name]
+        left = [one for one in names if shown(one) != name]
         if left:
             values[key] = left
         else:
             del values[key]
-            origins[key] = f"default, since there is no '{name}'"
+            origins[key] = "default, since " + (
+                f"{name} is not there yet" if value is True else f"there is no '{name}'"
+            )
     return Layers(values, origins, tuple(replaced))
 
 

@@ -48,7 +48,7 @@ class JudgeConfig(Section):
         taken = sorted(values.keys() & _OWN)
         if taken:
             raise ValueError(
-                f"{', '.join(taken)} cannot be set here: the env says what is sent there"
+                f"additional_kwargs: {', '.join(taken)} cannot be set here; the env says what is sent there"
             )
         return values
 
