@@ -9,6 +9,8 @@ ARGS ?=
 
 # One thread per process: on models this small, threads only wait for each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+# Half of a test is waiting for processes, so workers pay even on few cores; ARGS=-n0 for a debugger.
+PARALLEL := -n auto --maxprocesses 8 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-all lint fix docs bench bench-learning pin clean
@@ -26,10 +28,10 @@ demo: $(INSTALLED) ## Train the built-in tiny model on multiplication (minutes, 
 	$(BIN)/skyrl run
 
 test: $(INSTALLED) ## Run the suite without what is marked slow
-	$(PYTEST) -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow" $(PARALLEL) $(ARGS)
 
 test-all: $(INSTALLED) ## Run the whole suite; its summary goes into benchmarks/RESULTS.md
-	$(PYTEST) --junitxml=.venv/suite.xml $(ARGS)
+	$(PYTEST) --junitxml=.venv/suite.xml $(PARALLEL) $(ARGS)
 	$(BIN)/python benchmarks/suite.py .venv/suite.xml
 
 lint: $(INSTALLED) ## Check style, format and types
