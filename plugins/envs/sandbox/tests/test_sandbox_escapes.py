@@ -279,7 +279,7 @@ def test_calls_of_another_architecture_end_the_program(sandbox: Sandbox) -> None
     # mov eax, 20 (getpid of 32 bits); int 0x80; ret
     result = sandbox.run_python(
         "import ctypes, mmap\n"
-        "code = mmap.mmap(-1, 4096, prot=7); code.write(bytes.fromhex('b814000000cd80c3'))\n"
+        "code = mmap.mmap(-1, 4096, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=7); code.write(bytes.fromhex('b814000000cd80c3'))\n"
         "address = ctypes.addressof(ctypes.c_char.from_buffer(code))\n"
         "print('ESCAPED', ctypes.CFUNCTYPE(ctypes.c_int)(address)())\n"
     )

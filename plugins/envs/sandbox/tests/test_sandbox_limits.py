@@ -174,16 +174,55 @@ def test_memory_that_children_share_counts_once(sandbox: Sandbox) -> None:
     assert result.is_fine
 
 
-def test_shared_memory_between_processes_counts(sandbox: Sandbox) -> None:
+def test_memory_is_shared_only_through_files_that_are_counted(sandbox: Sandbox) -> None:
+    # Of a shared mapping without a file all pages stay when all but one is unmapped.
     result = sandbox.run_python(
-        "import mmap, os, time\n"
-        "for _ in range(3): os.fork()\n"
-        "hoard = []\n"
-        "for _ in range(10):\n"
-        "    block = mmap.mmap(-1, 5_000_000); block.write(bytes(5_000_000)); hoard.append(block)\n"
-        "time.sleep(3)\n"
+        "import mmap\n"
+        "def attempt(make):\n"
+        "    try: print('TAKEN', make())\n"
+        "    except OSError as error: print(type(error).__name__)\n"
+        "attempt(lambda: mmap.mmap(-1, 2**20))\n"
+        "attempt(lambda: mmap.mmap(-1, 2**20, flags=3 | mmap.MAP_ANONYMOUS))\n"
+        "attempt(lambda: open('/dev/zero', 'r+b'))\n"
+        "mmap.mmap(-1, 2**20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).write(b'x')\n"
+        "with open('/dev/shm/shared', 'w+b') as file:\n"
+        "    file.truncate(2**20); mmap.mmap(file.fileno(), 2**20).write(b'x')\n"
+        "print('fine')\n"
     )
+    assert result.stdout.split() == ["PermissionError"] * 3 + ["fine"], result.stderr
+
+
+QUEUES = """
+import socket
+listener = socket.socket(socket.AF_UNIX)
+listener.bind("\\0queue"); listener.listen(4096)
+while True:
+    client = socket.socket(socket.AF_UNIX)
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2**24)
+    client.connect("\\0queue"); client.setblocking(False)
+    try:
+        while True: client.send(bytes(32768))
+    except BlockingIOError:
+        client.close()  # what it sent stays in the queue
+"""
+
+
+def test_what_waits_in_sockets_that_nobody_has_open_counts(sandbox: Sandbox) -> None:
+    low, before, stop = [free_memory()], free_memory(), threading.Event()
+
+    def look() -> None:
+        while not stop.wait(0.01):
+            low.append(free_memory())
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    try:
+        result = sandbox.run_python(QUEUES)
+    finally:
+        stop.set()
+        watcher.join()
     assert result.limit is Limit.MEMORY
+    assert before - min(low) < 1024 * MIB
 
 
 def test_a_fork_bomb_stays_small(sandbox: Sandbox) -> None:

@@ -98,6 +98,17 @@ def test_no_answer_is_an_error_too(sandbox: Sandbox, expression: str, error: str
         assert worker.call("6 * 7") == 42
 
 
+@pytest.mark.parametrize("forged", ["b'[' * 40000", "b'[1, null, 5]'", "b'[1, null, []]'", "b'7'"])
+def test_a_forged_answer_that_is_none_is_a_death_and_nothing_else(
+    sandbox: Sandbox, forged: str
+) -> None:
+    # Descriptor 4 is where it answers: 0, 1 and 2 are the program's, 3 is where requests come from.
+    with Worker(sandbox, "handlers:evaluate") as worker:
+        with pytest.raises(WorkerDied, match="its answer is none"):
+            worker.call(f"os.write(4, {forged} + bytes([10]))")
+        assert not worker.alive
+
+
 def test_printing_is_not_answering(sandbox: Sandbox) -> None:
     with Worker(sandbox, "handlers:evaluate") as worker:
         assert worker.call("print('[1, 666, null]') or os.write(1, b'[1, 666, null]\\n')") == 15

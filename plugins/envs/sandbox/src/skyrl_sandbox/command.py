@@ -88,6 +88,9 @@ def bwrap_command(
     for name, value in {**_ENVIRONMENT, **(environment or {})}.items():
         words += ["--setenv", name, value]
     words += ["--proc", "/proc", "--dev", "/dev"]
+    # As a file of another file system it cannot be opened: mapped, it would be memory that is
+    # shared and that no limit counts.
+    words += ["--ro-bind", "/dev/zero", "/dev/zero"]
     for folder in FOLDERS:
         words += ["--perms", "1777", "--size", size, "--tmpfs", folder]
     words += _mounts(readable)  # after /tmp, which would hide what is below it

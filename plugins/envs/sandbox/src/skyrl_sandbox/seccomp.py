@@ -3,7 +3,8 @@
 Namespaces hide the host's files, processes and network, and resource limits bound what
 is counted. Left over are calls that reach the kernel past both: sockets of families
 without namespaces (AF_VSOCK talks to the hypervisor), memory that no limit counts
-(memfd, System V segments and queues), new namespaces, keyrings, tracing and the large
+(memfd, System V segments and queues, shared mappings without a file, of which the pages
+stay when all but one is unmapped), new namespaces, keyrings, tracing and the large
 interfaces where kernels most often had holes (bpf, io_uring, userfaultfd, perf).
 
 The filter is classic BPF, written by hand because it is small: bubblewrap takes it
@@ -18,8 +19,8 @@ import struct
 _X86_64, _AARCH64 = 0xC000003E, 0xC00000B7
 _ARCHITECTURES = {"x86_64": _X86_64, "aarch64": _AARCH64, "arm64": _AARCH64}
 
-_NR, _ARCH, _ARG0 = 0, 4, 16
-"""Offsets in ``struct seccomp_data``; the low half of the first argument."""
+_NR, _ARCH, _ARGS = 0, 4, tuple(range(16, 64, 8))
+"""Offsets in ``struct seccomp_data``; the low half of each argument."""
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 _X32 = 0x40000000
@@ -59,6 +60,11 @@ _REFUSED = {
 """Call → its number on x86_64 and on aarch64."""
 _REFUSED_ON_X86 = {"iopl": 172, "ioperm": 173, "modify_ldt": 154}
 _CLONE, _CLONE3, _SOCKET = (56, 220), (435, 435), (41, 198)
+_MMAP, _SETSOCKOPT = (9, 222), (54, 208)
+_MAP_SHARED, _MAP_ANONYMOUS = 0x01, 0x20
+"""Bits of the flags: a mapping is shared or private, and only private ones lack the first."""
+_SOL_SOCKET, _BUFFER_SIZES = 1, (7, 8)
+"""SO_SNDBUF and SO_RCVBUF: what a socket may hold."""
 
 
 def seccomp_filter(machine: str | None = None) -> bytes:
@@ -103,15 +109,37 @@ def _assemble(architecture: int) -> bytes:
     # The flags of clone3 are behind a pointer, which a filter cannot follow; the C library
     # takes ENOSYS as "use clone".
     code += [(_EQUAL, 0, 1, _CLONE3[column]), (_RETURN, 0, 0, _ERRNO | errno.ENOSYS)]
+    refuse = (_RETURN, 0, 0, _ERRNO | errno.EPERM)
+    allow = (_RETURN, 0, 0, _ALLOW)
     code += [
         (_EQUAL, 0, 4, _CLONE[column]),
-        (_LOAD, 0, 0, _ARG0),
+        (_LOAD, 0, 0, _ARGS[0]),
         (_ANY_BIT, 0, 1, _NEW_NAMESPACES),
-        (_RETURN, 0, 0, _ERRNO | errno.EPERM),
-        (_RETURN, 0, 0, _ALLOW),
+        refuse,
+        allow,
+    ]
+    code += [
+        (_EQUAL, 0, 5, _MMAP[column]),
+        (_LOAD, 0, 0, _ARGS[3]),
+        (_ANY_BIT, 0, 2, _MAP_ANONYMOUS),
+        (_ANY_BIT, 0, 1, _MAP_SHARED),
+        refuse,
+        allow,
+    ]
+    # Without an effect and without an error, as the kernel treats a size that is too large.
+    send, receive = _BUFFER_SIZES
+    code += [
+        (_EQUAL, 0, 7, _SETSOCKOPT[column]),
+        (_LOAD, 0, 0, _ARGS[1]),
+        (_EQUAL, 0, 4, _SOL_SOCKET),
+        (_LOAD, 0, 0, _ARGS[2]),
+        (_EQUAL, 1, 0, send),
+        (_EQUAL, 0, 1, receive),
+        (_RETURN, 0, 0, _ERRNO),
+        allow,
     ]
     families = len(_FAMILIES)
-    code += [(_EQUAL, 0, families + 2, _SOCKET[column]), (_LOAD, 0, 0, _ARG0)]
+    code += [(_EQUAL, 0, families + 2, _SOCKET[column]), (_LOAD, 0, 0, _ARGS[0])]
     code += [(_EQUAL, families - i, 0, family) for i, family in enumerate(_FAMILIES)]
     code += [(_RETURN, 0, 0, _ERRNO | errno.EAFNOSUPPORT), (_RETURN, 0, 0, _ALLOW)]
     return b"".join(struct.pack("=HBBI", *instruction) for instruction in code)

@@ -12,6 +12,8 @@ from skyrl_sandbox.command import FOLDERS
 from skyrl_sandbox.limits import Limit, Limits
 
 _TICKS = os.sysconf("SC_CLK_TCK")
+_SOCKET_KB = 208
+"""Of the kernel's memory that a socket may hold, as systems are set."""
 
 
 @dataclass(slots=True)
@@ -32,8 +34,9 @@ class Usage:
         if self.limits.cpu_s is not None and _cpu_s(processes) > self.limits.cpu_s:
             return Limit.CPU
         # Quick and too high where processes share pages; exact, and slower, only if it matters.
-        if _memory_kb(processes, "status") > self.limits.memory_mb * 1024 and (
-            _memory_kb(processes, "smaps_rollup") > self.limits.memory_mb * 1024
+        left_kb = self.limits.memory_mb * 1024 - self._num_sockets() * _SOCKET_KB
+        if _memory_kb(processes, "status") > left_kb and (
+            _memory_kb(processes, "smaps_rollup") > left_kb
         ):
             return Limit.MEMORY
         return Limit.FILES if self._num_files() > self.limits.num_files else None
@@ -49,6 +52,11 @@ class Usage:
             except OSError:  # it has just ended
                 continue
         return found
+
+    def _num_sockets(self) -> int:
+        """Those too that nobody has open: connections that wait to be accepted keep what was sent."""
+        words = _read(f"/proc/{self.root}/net/sockstat").split()[:3]  # sockets: used 12
+        return int(words[2]) if len(words) == 3 else 0
 
     def _num_files(self) -> int:
         most = 0

@@ -186,14 +186,15 @@ class Worker:
         self._pending = bytearray(rest)
         try:
             number, answer, problem = json.loads(line)
-        except (ValueError, TypeError) as error:
+            failure = None if problem is None else WorkerError(*map(str, problem))
+        except (ValueError, TypeError, RecursionError) as error:
             self.kill()
             raise WorkerDied(f"its answer is none: {line[:80]!r}") from error
         if number != self._number:
             self.kill()
             raise WorkerDied(f"it answered request {number} instead of {self._number}")
-        if problem is not None:
-            raise WorkerError(*problem)
+        if failure is not None:
+            raise failure
         return answer
 
     def _wait(self, number: int, event: int, deadline: float, timeout_s: float) -> None:
