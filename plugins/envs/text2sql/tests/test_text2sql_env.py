@@ -180,6 +180,33 @@ MEMORY = (
 )
 
 
+WIDE = (
+    "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 60)"
+    " SELECT i || hex(zeroblob(8000000)) FROM n"
+)
+"""Fifty rows are shown however wide they are, and these do not fit into memory."""
+
+
+@needs_bwrap
+def test_rows_that_do_not_fit_into_memory_are_an_error_of_the_query(config: Text2SqlConfig) -> None:
+    patient = config.model_copy(update={"query_timeout_s": 10.0, "solution_timeout_s": 10.0})
+    tried = make(patient).step(f"{THINK}<sql>{WIDE}</sql>")["observations"][0]["content"]
+    assert "Error executing SQL: it takes too much memory" in tried
+    with pytest.raises(ValueError, match=r"does not run on 'shop\.sqlite'.*too much memory"):
+        solve(patient, "SELECT 1", gold=WIDE.replace("60", "90"))
+
+
+@needs_bwrap
+def test_what_is_kept_of_large_references_takes_no_memory_from_the_next(
+    config: Text2SqlConfig,
+) -> None:
+    patient = config.model_copy(update={"query_timeout_s": 10.0, "solution_timeout_s": 10.0})
+    for last in range(20, 24):  # each is a third of what a worker may have
+        part = f"SELECT i || hex(zeroblob(8000000)) FROM n WHERE i <= {last}"
+        sql = f"WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 60) {part}"
+        assert solve(patient, sql, gold=sql) == 1.0
+
+
 @needs_bwrap
 @pytest.mark.parametrize("sql", [ENDLESS, ONE_CALL, MEMORY])
 def test_a_query_that_takes_too_much_is_wrong_and_the_next_one_is_judged(

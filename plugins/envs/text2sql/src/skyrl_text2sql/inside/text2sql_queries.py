@@ -76,6 +76,21 @@ def answer(request: Mapping[str, Any]) -> str:
         DatabaseError: ``file`` is no database that can be read.
         BadReferenceError: The reference does not run.
     """
+    with contextlib.suppress(MemoryError):
+        return _answer(request)
+    _reference_rows.cache_clear()  # what is kept of earlier rows may be what was too much
+    try:
+        return _answer(request)
+    except MemoryError:
+        too_much = "it takes too much memory"
+        if "sql" in request:
+            return f"Error executing SQL: {too_much}"
+        if "solution" in request:
+            return f"error: {too_much}"
+        raise _bad_reference(Path(request["file"]), request["reference"], too_much) from None
+
+
+def _answer(request: Mapping[str, Any]) -> str:
     file, timeout_s = Path(request["file"]), request["timeout_s"]
     _require_database(file)
     if "sql" in request:
@@ -108,10 +123,14 @@ def _reference_rows(file: Path, sql: str, timeout_s: float) -> frozenset[Row]:
     try:
         return fetch_distinct(file, sql, timeout_s)
     except (QueryTimeoutError, *_WRONG) as error:
-        raise BadReferenceError(
-            f"the reference query of this row does not run on '{file.name}', so no answer can be "
-            f"judged: {error}. Query: {sql[:200]}"
-        ) from error
+        raise _bad_reference(file, sql, str(error)) from error
+
+
+def _bad_reference(file: Path, sql: str, why: str) -> BadReferenceError:
+    return BadReferenceError(
+        f"the reference query of this row does not run on '{file.name}', so no answer can be "
+        f"judged: {why}. Query: {sql[:200]}"
+    )
 
 
 @functools.lru_cache(maxsize=4096)
