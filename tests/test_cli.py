@@ -46,6 +46,17 @@ def test_the_installed_command_is_the_one_that_is_tested():
     assert done.stdout.startswith("skyrl, version ")
 
 
+def test_ctrl_c_before_a_run_begins_is_said():
+    script = (
+        "import click, sys; import skyrl_kernel.cli as cli\n"
+        "@click.command()\ndef run(): raise KeyboardInterrupt\n"
+        "cli._Lazy.get_command = lambda *_: run\nsys.exit(cli._exit_code(['run']))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], text=True, capture_output=True)
+    assert done.returncode == 130
+    assert done.stderr.strip() == "skyrl: interrupted"
+
+
 def test_help_names_every_command_and_each_has_its_own():
     lines = skyrl("--help").out.splitlines()
     listed = [line.split()[0] for line in lines[lines.index("Commands:") + 1 :]]

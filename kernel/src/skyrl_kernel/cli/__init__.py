@@ -71,7 +71,7 @@ def _exit_code(argv: list[str] | None) -> int:
         return error.exit_code
     except (KeyboardInterrupt, click.Abort) as error:
         cause = error.__cause__ if isinstance(error, click.Abort) else error
-        print(f"skyrl: {cause or 'interrupted'}", file=sys.stderr)
+        print(f"skyrl: {str(cause or '') or 'interrupted'}", file=sys.stderr)
         return 130
     except Exception as error:
         if not is_disk_full(error):
