@@ -274,6 +274,15 @@ def test_the_origin_of_a_wrong_value_may_be_a_preset_or_a_file(tmp_path: Path) -
         (["trainer.resume_path=x"], "set both or neither"),
         (["generator.sampling_params.temperature=0"], "use a temperature above 0"),
         (["generator.merge_stepwise_output=true"], "set both, or leave it out"),
+        (
+            [
+                "generator.step_wise_trajectories=true",
+                "generator.use_conversation_multi_turn=false",
+            ],
+            "makes each a row of its own; set one of them",
+        ),
+        (["generator.sampling_params.stop=['</a>', '']"], "the empty string ends every completion"),
+        (["generator.eval_sampling_params.stop=['']"], "the empty string ends every completion"),
         (["generator.max_input_length=100"], "=100 is less than trainer.max_prompt_length=512"),
         (
             ["generator.max_input_length=600", "generator.max_turns=1"],

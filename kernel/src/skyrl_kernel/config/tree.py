@@ -311,6 +311,16 @@ class SamplingConfig(Section):
     additional_kwargs: dict[str, Any] | None = None
     """More for the engine: ``stop_token_ids``, ids that end a completion."""
 
+    @field_validator("stop")
+    @classmethod
+    def _says_something(cls, stop: list[str] | None) -> list[str] | None:
+        if stop is not None and "" in stop:
+            raise ValueError(
+                "generator.…sampling_params.stop: the empty string ends every completion at its first token; "
+                "leave it out, or use null for no stop strings"
+            )
+        return stop
+
     @field_validator("additional_kwargs")
     @classmethod
     def _is_known_to_engines(cls, kwargs: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -408,6 +418,15 @@ class GeneratorConfig(Section):
             raise ValueError(
                 "generator.merge_stepwise_output=true joins the rows that "
                 "generator.step_wise_trajectories=true makes; set both, or leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _has_one_layout(self) -> "GeneratorConfig":
+        if self.step_wise_trajectories and not self.use_conversation_multi_turn:
+            raise ValueError(
+                "generator.use_conversation_multi_turn=false puts all turns into one message, and "
+                "generator.step_wise_trajectories=true makes each a row of its own; set one of them"
             )
         return self
 
