@@ -139,6 +139,19 @@ def test_a_postprocessed_action_replaces_the_completion_and_is_never_trained_on(
     assert [turn.action for turn in trajectory.turns] == ["12", "12"]
 
 
+def test_a_postprocessed_action_that_changes_nothing_leaves_the_completion_as_it_was_sampled() -> (
+    None
+):
+    row = {"rewards": [0.0, 1.0], "replies": ["q"], "postprocess": "ab"}
+    (segment,) = play(["ab", "abc"], row).segments
+
+    assert segment.tokens[4:].tolist() == [
+        *(*char("ab"), END, USER, *char("q"), END, ASSISTANT),
+        *char("ab"),
+    ]
+    assert segment.loss_mask[4:].tolist() == [True] * 3 + [False] * 4 + [False] * 2
+
+
 @pytest.mark.parametrize(("env_limit", "cap", "played"), [(3, 2, 2), (2, 3, 2), (1, 9, 1)])
 def test_a_cap_on_turns_shortens_an_episode_and_never_lengthens_it(
     env_limit: int, cap: int, played: int

@@ -26,7 +26,8 @@ class EnvStep(TypedDict):
     metadata: Mapping[str, Any]
     """Kept on the turn; must survive JSON."""
     postprocessed_action: NotRequired[str | None]
-    """Replaces the completion's text in the conversation; re-encoded, so token fidelity is lost."""
+    """Replaces the completion's text in the conversation; re-encoded, and so not trained on unless it is
+    the completion's own text."""
 
 
 @runtime_checkable

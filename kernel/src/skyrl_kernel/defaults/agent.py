@@ -104,7 +104,8 @@ class Agent:
                 step = await env.step(action)
                 timings["env"] += time.perf_counter() - began
                 processed = step.get("postprocessed_action")
-                is_sampled = processed is None
+                # An env may always hand one back: where it is what was sampled, nothing is replaced.
+                is_sampled = processed is None or processed == action
                 if processed is not None:
                     action = processed
                 rows.add_turn(completion, action, is_sampled=is_sampled)
