@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from skyrl_kernel.config import TrainerConfig
 from skyrl_kernel.feed import NOTHING, Delivery, LogEnd, LogRecord, LogRun, spread
-from skyrl_kernel.feed import backlog as backlog_module
 from skyrl_kernel.feed.backlog import LOGGERS, eval_rows
 from skyrl_kernel.feed.cursor import Cursor
 from skyrl_kernel.feed.journal import Journal
@@ -220,7 +219,7 @@ def test_a_run_without_a_step_is_opened_and_closed(folder: RunFolder) -> None:
 
 
 def test_a_step_waits_for_its_trajectories_while_they_are_still_written(
-    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+    folder: RunFolder,
 ) -> None:
     folder.append_metrics(1, {"eval/all/avg_score": 0.5})
     store = Store()
@@ -237,8 +236,9 @@ def test_a_step_waits_for_its_trajectories_while_they_are_still_written(
     ]
 
     folder.append_metrics(2, {})
+    folder.append_metrics(3, {})  # its end has not waited for the file of step 2 yet
     assert list(following.catch_up()) == []
-    monkeypatch.setattr(backlog_module, "TABLE_WAIT_S", -1.0)
+    folder.append_metrics(4, {})
     assert list(following.catch_up()) == [2]  # not for ever
     assert store.records[1].tables == ()
 

@@ -15,8 +15,9 @@ from skyrl_kernel.run.folder import RunFolder
 
 LOGGERS = "loggers"
 """Subfolder of the run folder that is the feed's own."""
-TABLE_WAIT_S = 10.0
-"""Seconds that a step waits for its trajectories, which are written beside the next step."""
+LATER_STEPS = 2
+"""A step's trajectories are written beside the next step, and the run waits for them before it ends
+that one. So once the step after it has ended as well, what is not there will not come."""
 
 
 def eval_rows(folder: RunFolder, step: int) -> Path:
@@ -49,7 +50,6 @@ class Backlog:
         self._offset = 0
         self._lines: deque[dict[str, object]] = deque()
         self._times: dict[int, float] = {}
-        self._since: dict[int, float] = {}
 
     def steps(self) -> list[int]:
         """Every step that the run has finished."""
@@ -88,7 +88,7 @@ class Backlog:
                     for key, raw in line.items()
                     if key != "step" and isinstance(value := number(raw), int | float)
                 }
-                final = ended or len(self._lines) > 1 or self._waited(step) > TABLE_WAIT_S
+                final = ended or len(self._lines) > LATER_STEPS
                 tables = self._tables(step, metrics, final)
                 if tables is None:
                     return
@@ -96,10 +96,6 @@ class Backlog:
                     step=step, time=self._time(step), metrics=metrics, tables=tuple(tables)
                 )
             self._lines.popleft()  # after the yield: a record whose delivery raised comes again
-
-    def _waited(self, step: int) -> float:
-        now = time.monotonic()
-        return now - self._since.setdefault(step, now)
 
     def _tables(self, step: int, metrics: dict[str, float], final: bool) -> list[Table] | None:
         """The step's tables; None if one is still to come."""
