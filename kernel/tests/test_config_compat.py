@@ -389,3 +389,10 @@ def test_variables_that_are_set_and_not_read_are_listed(monkeypatch: pytest.Monk
         "SKYRL_RAY_PG_TIMEOUT_IN_S=90 (environment): seconds to wait for the GPUs that a run asks for",
         "SWANLAB_API_KEY=*** (environment): no plugin here writes to SwanLab",
     ]
+
+
+def test_skyrls_zero_env_workers_is_refused_with_what_to_use() -> None:
+    with pytest.raises(
+        ConfigError, match=r"max_env_workers=0 leaves envs no thread.*use 1 or more"
+    ):
+        resolve("environment.skyrl_gym.max_env_workers=0")

@@ -215,6 +215,15 @@ def test_a_run_without_a_step_is_opened_and_closed(folder: RunFolder) -> None:
     assert (len(store.runs), store.ends[0].message) == (1, "no model")
 
 
+def test_a_line_that_is_no_json_is_passed_over(folder: RunFolder) -> None:
+    finish(folder, 1)
+    with folder.metrics.open("a") as file:
+        file.write("what a torn write left\n")
+    finish(folder, 2)
+    store = Store()
+    assert list(delivery(folder, store).catch_up(ended=True)) == [1, 2]
+
+
 # --- tables -----------------------------------------------------------------------------------
 
 

@@ -438,8 +438,18 @@ class EnvironmentConfig(Section):
     """Env of the rows that name none."""
     timeout_s: Seconds = 60.0
     """Deadline of every call of an env."""
-    max_env_workers: Positive = 32
-    """Threads that env calls run in."""
+    max_env_workers: int = 32
+    """Threads that env calls run in, at least 1."""
+
+    @field_validator("max_env_workers")
+    @classmethod
+    def _has_a_thread(cls, number: int) -> int:
+        if number < 1:
+            raise ValueError(
+                f"environment.max_env_workers={number} leaves envs no thread, and one that hangs would "
+                "stop the run; use 1 or more. An env whose class says instant = True is called without one"
+            )
+        return number
 
 
 class Config(Section):

@@ -1,5 +1,6 @@
 """What a run folder holds for loggers, read while the run may still be writing it."""
 
+import contextlib
 import json
 import time
 from collections import deque
@@ -69,7 +70,8 @@ class Backlog:
                     if not line.endswith(b"\n"):
                         break
                     self._offset += len(line)
-                    self._lines.append(json.loads(line))
+                    with contextlib.suppress(ValueError):  # as every reader of the file does
+                        self._lines.append(json.loads(line))
         return any(int(str(line["step"])) > after for line in self._lines)
 
     def records(self, after: int, *, ended: bool) -> Iterator[LogRecord]:
