@@ -39,3 +39,9 @@ def test_a_row_without_ground_truth_names_the_env_and_the_columns() -> None:
             require_ground_truth(extras, "multiply")
     with pytest.raises(ValueError, match="this row has the columns: answer, split"):
         require_ground_truth({"split": 1, "answer": 2}, "multiply")
+
+
+@pytest.mark.parametrize("turns", [0, -1, 2.5, "two", [3], float("nan"), float("inf")])
+def test_a_number_of_turns_that_is_none_is_refused_with_what_it_must_be(turns: object) -> None:
+    with pytest.raises(ValueError, match=r"this row's max_turns is .*; it must be a whole number"):
+        TextEnv({"max_turns": turns})

@@ -67,6 +67,9 @@ class TextEnv:
         extras: Columns of the row; ``max_turns`` among them limits the episode.
         max_turns: Limit where the row names none.
         cap: ``generator.max_turns``: shortens an episode, never lengthens it.
+
+    Raises:
+        ValueError: The row's ``max_turns`` is no number of turns.
     """
 
     isolate = False
@@ -76,7 +79,8 @@ class TextEnv:
         self, extras: Mapping[str, Any], max_turns: int = 1, cap: int | None = None
     ) -> None:
         self.turns = 0
-        limit = int(extras.get("max_turns") or max_turns)
+        own = extras.get("max_turns")
+        limit = max_turns if own is None else read_turns(own, "max_turns")
         self.max_turns = limit if cap is None else min(limit, cap)
 
     def init(self, prompt: Sequence[Message]) -> tuple[Sequence[Message], Mapping[str, Any]]:
@@ -108,6 +112,29 @@ def mean_metrics(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
         for key, value in one.items():
             values.setdefault(key, []).append(float(value))
     return {key: sum(column) / len(column) for key, column in values.items()}
+
+
+def read_turns(value: Any, column: str) -> int:
+    """A row's number of turns, from its column.
+
+    Raises:
+        ValueError: It is no whole number of at least 1.
+
+    Example:
+        >>> read_turns(3.0, "max_turns")
+        3
+    """
+    try:
+        turns = int(value)
+        is_whole = turns == float(value)
+    except (TypeError, ValueError, OverflowError):
+        turns, is_whole = 0, False
+    if not is_whole or turns < 1:
+        raise ValueError(
+            f"this row's {column} is {value!r}; it must be a whole number of at least 1, or null for "
+            "the env's own"
+        )
+    return turns
 
 
 def require_ground_truth(extras: Mapping[str, Any], env: str) -> str:

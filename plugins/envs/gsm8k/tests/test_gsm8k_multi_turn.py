@@ -110,6 +110,12 @@ def test_a_row_without_an_answer_is_refused_by_this_name() -> None:
         Gsm8kMultiTurnEnv({})
 
 
+def test_a_number_of_turns_that_is_none_is_refused_by_its_column() -> None:
+    # Of -1 turns the format's share would be negative: a fine for every well-formed answer.
+    with pytest.raises(ValueError, match=r"this row's extra_info\.max_turns is -1; it must be"):
+        Gsm8kMultiTurnEnv(ROW | {"extra_info": {"max_turns": -1}})
+
+
 def test_the_plugin_makes_it_with_the_generators_cap() -> None:
     env = make_env("gsm8k_multi_turn", ROW, 2)
     assert isinstance(env, Gsm8kMultiTurnEnv)

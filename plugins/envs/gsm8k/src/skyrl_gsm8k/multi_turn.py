@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from skyrl_gsm8k.env import extract_answer
-from skyrl_kernel.env import EnvStep, TextEnv, require_ground_truth
+from skyrl_kernel.env import EnvStep, TextEnv, read_turns, require_ground_truth
 
 MAX_TURNS = 5
 FORMAT_REWARD = 0.2
@@ -33,6 +33,9 @@ class Gsm8kMultiTurnEnv(TextEnv):
             or else 5, is how many answers are allowed.
         cap: ``generator.max_turns``.
 
+    Raises:
+        ValueError: The row has no reference, or a number of turns that is none.
+
     Example:
         >>> env = Gsm8kMultiTurnEnv({"reward_spec": {"ground_truth": "72"}})
         >>> [env.step(f"#### {answer}")["reward"] for answer in (71, "x", 72)]
@@ -42,8 +45,10 @@ class Gsm8kMultiTurnEnv(TextEnv):
     instant = True
 
     def __init__(self, extras: Mapping[str, Any], cap: int | None = None) -> None:
-        own = (extras.get("extra_info") or {}).get("max_turns") or MAX_TURNS
-        super().__init__(extras, max_turns=int(own), cap=cap)
+        info = extras.get("extra_info")
+        own = info.get("max_turns") if isinstance(info, Mapping) else None
+        turns = MAX_TURNS if own is None else read_turns(own, "extra_info.max_turns")
+        super().__init__(extras, max_turns=turns, cap=cap)
         self._ground_truth = require_ground_truth(extras, "gsm8k_multi_turn")
         self._is_solved = False
 
