@@ -34,7 +34,7 @@ class Usage:
         if self.limits.cpu_s is not None and _cpu_s(processes) > self.limits.cpu_s:
             return Limit.CPU
         # Quick and too high where processes share pages; exact, and slower, only if it matters.
-        left_kb = self.limits.memory_mb * 1024 - self._num_sockets() * _SOCKET_KB
+        left_kb = self.limits.memory_mb * 1024 - self._sockets_kb()
         if _memory_kb(processes, "status") > left_kb and (
             _memory_kb(processes, "smaps_rollup") > left_kb
         ):
@@ -53,10 +53,19 @@ class Usage:
                 continue
         return found
 
-    def _num_sockets(self) -> int:
-        """Those too that nobody has open: connections that wait to be accepted keep what was sent."""
-        words = _read(f"/proc/{self.root}/net/sockstat").split()[:3]  # sockets: used 12
-        return int(words[2]) if len(words) == 3 else 0
+    def _sockets_kb(self) -> int:
+        """Of those too that nobody has open: connections that wait to be accepted keep what was sent."""
+        words = _read(
+            f"/proc/{self.root}/net/sockstat"
+        ).split()  # sockets: used 12 TCP: inuse 3 ...
+        if len(words) < 6:
+            return 0
+        queued = 0
+        for family in ("tcp", "tcp6") if words[5] != "0" else ():  # these hold more than others
+            for line in _read(f"/proc/{self.root}/net/{family}").splitlines()[1:]:
+                sent, _, received = line.split()[4].partition(":")
+                queued += int(sent, 16) + int(received, 16)
+        return int(words[2]) * _SOCKET_KB + queued // 1024
 
     def _num_files(self) -> int:
         most = 0
