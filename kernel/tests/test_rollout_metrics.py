@@ -94,6 +94,12 @@ def test_responses_hold_replies_and_the_policy_s_share_does_not() -> None:
     }
 
 
+def test_a_reward_below_zero_is_one_that_is_not_zero() -> None:
+    found = length_metrics([trajectory((2, -1.0)), trajectory((4, 0.0)), trajectory((8, 1.0))])
+    assert found["generate/avg_tokens_non_zero_rewards"] == 5
+    assert found["generate/avg_tokens_zero_rewards"] == 4
+
+
 def test_rows_of_turns_are_counted_one_by_one() -> None:
     one = trajectory((2, 0.0), (4, 1.0), reply=3, rows=2)  # rows of 3 + 2 and 8 + 4 tokens
     found = length_metrics([one, trajectory((5, 0.0))])
