@@ -206,13 +206,15 @@ PARTS = {
     "advantage_s": "advantage: grpo",
     "rollouts_s": "kernel: rollouts, threads, checks",
     "batches_s": "kernel: batches, weights of tokens, checks",
-    "reports_s": "what a run tells: metrics.jsonl, progress",
-    "files_s": "what a run tells: the trajectory file, written beside the next step",
+    "reports_s": "kernel: metrics, progress",
+    "files_s": "kernel: the trajectory file, written beside the next step",
     "loggers_s": "logger: console",
 }
 """What the stopwatch counts, and what it means."""
 MODEL = ("engine_s", "update_s", "score_s")
-KERNEL = ("rollouts_s", "batches_s")
+TOLD = ("reports_s", "files_s")
+"""What the kernel writes down of a run: metrics and trajectories."""
+KERNEL = ("rollouts_s", "batches_s", *TOLD)
 
 
 def step_numbers(
@@ -239,6 +241,7 @@ def step_numbers(
         "step_cpu_s": cpu / len(laps),
         "parts": {text: seconds[name] / cpu for name, text in PARTS.items()},
         "kernel_share": kernel / cpu,
+        "told_share": sum(seconds[name] for name in TOLD) / cpu,
         "kernel_us_per_trajectory": 1e6 * kernel / total("trajectories"),
         "outside_share": 1 - sum(seconds[name] for name in MODEL) / cpu,
         "generated_tokens_per_s": total("tokens_generated") / total("engine_s"),

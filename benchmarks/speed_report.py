@@ -22,8 +22,8 @@ def section(results: Numbers) -> str:
 
 One thread. Shares and tokens/s are of CPU seconds; other seconds depend on who else uses the \
 machine. Agent loop and env are measured by doing a step's work of theirs once more; what they \
-leave of the rollouts is the kernel's. What a run tells of itself is not what it costs to be a \
-microkernel, so it is counted apart; `trainer.dump_trajectories=false` leaves the file out.
+leave of the rollouts is the kernel's. \
+`trainer.dump_trajectories=false` leaves the trajectory file out.
 
 {machine_line(results["machine"])}
 """
@@ -70,7 +70,7 @@ def _promises(results: Numbers) -> str:
                 "%",
                 ".1f",
                 f"of a step: {n['kernel_us_per_trajectory']:.0f} µs per trajectory; no plugin's code. "
-                f"All but engine and trainer: {100 * n['outside_share']:.1f} %",
+                f"Of it {100 * n['told_share']:.1f} % are metrics and the trajectory file. All but engine and trainer: {100 * n['outside_share']:.1f} %",
             ),
             row(
                 "computations of a prompt per group",

@@ -43,8 +43,8 @@ def test_the_parts_of_a_step_add_up_and_what_no_plugin_computes_is_the_kernels()
     numbers = bench.step_numbers([lap, lap], replayed)
     assert sum(numbers["parts"].values()) == pytest.approx(1.0)
     assert numbers["step_cpu_s"] == pytest.approx(1.0)
-    assert numbers["kernel_share"] == pytest.approx(0.09)  # 0.08 - 0.03 - 0.01 + 0.05
-    assert numbers["kernel_us_per_trajectory"] == pytest.approx(5625)  # 90 ms / 16
+    assert numbers["kernel_share"] == pytest.approx(0.14)  # 0.08 - 0.03 - 0.01 + 0.05 + 0.03 + 0.02
+    assert numbers["kernel_us_per_trajectory"] == pytest.approx(8750)  # 140 ms / 16
     assert numbers["outside_share"] == pytest.approx(0.2)  # 1 - 0.3 - 0.5
     assert numbers["generated_tokens_per_s"] == pytest.approx(2000)  # 600 / 0.3
     assert numbers["trained_tokens_per_s"] == pytest.approx(3000)  # 1500 / 0.5
