@@ -376,3 +376,22 @@ def test_without_a_main_thread_to_interrupt_an_instant_env_runs_in_worker_thread
     thread.start()
     thread.join()
     assert found == [set()]
+
+
+def test_what_an_env_does_with_its_metadata_later_changes_no_turn() -> None:
+    class Reuses(TextEnv):
+        def __init__(self, extras: Mapping[str, Any]) -> None:
+            super().__init__(extras)
+            self.told: dict[str, Any] = {}
+
+        def step(self, action: str) -> EnvStep:
+            self.told["said"] = action
+            return EnvStep(observations=[], reward=0.0, done=False, metadata=self.told)
+
+    async def use(host: EnvHost) -> list[Any]:
+        env = env_of(host)
+        await env.init()
+        return [(await env.step(action))["metadata"] for action in ("a", "b")]
+
+    told = hosting(use, make=lambda name, extras, max_turns: Reuses(extras))
+    assert told == [{"said": "a"}, {"said": "b"}]

@@ -127,14 +127,9 @@ class Rollouts:
         step: int,
         seated: Sequence[tuple[RolloutContext, Seat | LockstepSeat]],
     ) -> Group:
-        tasks = [
-            asyncio.create_task(self._play(prompt, context, seat, step)) for context, seat in seated
-        ]
-        try:
-            results = [await task for task in tasks]  # `gather` costs a callback for each
-        finally:
-            for task in tasks:
-                task.cancel()  # no-op unless one of them ended the run
+        results = await asyncio.gather(
+            *(self._play(prompt, context, seat, step) for context, seat in seated)
+        )
         played, failures = self._sound(results, step)
         judged, unjudged = await self._judge(played, step)
         return Group(

@@ -30,8 +30,12 @@ def check_prompt(result: Any) -> Sequence[Message]:
 def check_step(result: Any) -> EnvStep:
     """What ``step`` returned, with plain Python values; numpy's scalars are as good."""
     if _is_plain(result):
-        step: EnvStep = result
-        return step
+        return EnvStep(
+            observations=[],
+            reward=result["reward"],
+            done=result["done"],
+            metadata=dict(result["metadata"]),  # the env may keep its own
+        )
     if not _is_mapping(result):
         raise BadResult(f"returned {_shown(result)}; it must return a mapping as EnvStep")
     if not ("observations" in result and "reward" in result and "done" in result):
