@@ -73,7 +73,7 @@ def advantage_metrics(groups: Sequence[CreditedGroup]) -> dict[str, float]:
     if entries:
         masks = np.concatenate([entry.loss_mask for entry in entries])
         flat = np.concatenate([entry.advantages for entry in entries])[masks]
-    totals = [_total(one.trajectory) for group in groups for one, _ in group]
+    totals = [one.trajectory.total_reward for group in groups for one, _ in group]
     return {
         "loss/avg_final_rewards": _mean(totals),
         "loss/avg_raw_advantages": float(flat.mean()) if flat.size else 0.0,
@@ -143,10 +143,6 @@ def async_metrics(batch: Batch, version: int, max_staleness: int) -> dict[str, f
 
 def _turn_rewards(trajectory: Trajectory) -> tuple[float, ...]:
     return trajectory.reward.turns if trajectory.reward is not None else ()
-
-
-def _total(trajectory: Trajectory) -> float:
-    return sum(_turn_rewards(trajectory))
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -214,6 +214,11 @@ class Trajectory:
         return sum([turn.stop - turn.start for turn in self.turns])
 
     @property
+    def total_reward(self) -> float:
+        """What it earned in all, in task units; 0 where nothing was judged."""
+        return self.reward.total if self.reward is not None else 0.0
+
+    @property
     def version(self) -> int | None:
         """Oldest policy version among its tokens; None if nothing was sampled."""
         return next(iter(oldest_versions([self])), None)

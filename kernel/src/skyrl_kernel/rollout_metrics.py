@@ -35,7 +35,7 @@ def length_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
     responses = _array([_response_tokens(one) for one in trajectories])
     sampled = _array([sum(own) for own in turns])
     per_turn = _array([length for own in turns for length in own])
-    rewarded = np.array([_total(one) != 0 for one in trajectories])
+    rewarded = np.array([one.total_reward != 0 for one in trajectories])
     rows = [segment for one in trajectories for segment in one.segments]
     return {
         **{f"generate/{name}_num_tokens": x for name, x in _spread(responses).items()},
@@ -128,10 +128,6 @@ def _response_tokens(trajectory: Trajectory) -> int:
 
 def _longest_response(trajectory: Trajectory) -> int:
     return max([len(one.tokens) - one.num_prompt_tokens for one in trajectory.segments])
-
-
-def _total(trajectory: Trajectory) -> float:
-    return sum(trajectory.reward.turns) if trajectory.reward is not None else 0.0
 
 
 def _spread(values: NDArray[np.float64]) -> dict[str, float]:
