@@ -33,7 +33,6 @@ from skyrl_kernel.records import (
     Turn,
 )
 from skyrl_kernel.report import Report, build_report
-from skyrl_kernel.report.choice import Row, choose, spread
 from skyrl_kernel.report.page import pack, render, unpack
 from skyrl_kernel.report.runs import MAX_FAILURES, MAX_LINES
 from skyrl_kernel.report.text import Pieces
@@ -339,65 +338,6 @@ def test_characters_of_several_tokens_are_put_together(text: str) -> None:
 
 def test_a_blank_before_a_word_is_kept() -> None:
     assert Pieces(ByteTokenizer()).piece(ord(" ")) == " "
-
-
-# --- which trajectories -----------------------------------------------------------------------------
-
-
-def rows_of(step: int, rewards: Sequence[Sequence[float | None]]) -> list[Row]:
-    """A step with a group for each list of rewards."""
-    pairs = [
-        (group, at, reward) for group, own in enumerate(rewards) for at, reward in enumerate(own)
-    ]
-    return [
-        Row(step=step, place=place, group=group, uid=f"u{group}", sample=at, reward=reward, num_tokens=9)
-        for place, (group, at, reward) in enumerate(pairs)
-    ]  # fmt: skip
-
-
-def test_the_best_the_worst_and_the_middle_one_come_first() -> None:
-    first = choose({1: rows_of(1, [[0.0, 0.25, 0.5], [0.75, 1.0, -1.0]])})[0]
-    picked = {why: row.reward for row, why in zip(first.rows, first.reasons, strict=True)}
-    assert (picked["best"], picked["worst"], picked["median"]) == (1.0, -1.0, 0.5)
-    assert len(first.rows) == 4
-
-
-def test_groups_with_a_signal_come_before_those_without() -> None:
-    steps = {1: rows_of(1, [[0.0] * 4, [1.0] * 4, [0.0, 1.0, 0.0, 0.0]])}
-    _, group, *_ = choose(steps)
-    assert {row.group for row in group.rows} == {2}
-
-
-def test_groups_of_the_same_prompt_are_taken_in_every_run() -> None:
-    steps = rows_of(1, [[0.0, 1.0]] * 30)
-    others = rows_of(1, [[1.0, 0.0]] * 30)
-    assert {row.uid for row in choose({1: steps})[1].rows} & {
-        row.uid for row in choose({1: others})[1].rows
-    }
-
-
-@given(
-    st.dictionaries(
-        st.integers(1, 40),
-        st.lists(st.lists(st.none() | st.floats(-1, 1), min_size=1, max_size=4), max_size=4),
-        max_size=8,
-    )
-)
-def test_every_trajectory_is_chosen_once(rewards: dict[int, list[list[float | None]]]) -> None:
-    steps = {step: rows_of(step, own) for step, own in rewards.items()}
-    chosen = [(row.step, row.place) for choice in choose(steps) for row in choice.rows]
-    everything = [(row.step, row.place) for rows in steps.values() for row in rows]
-    assert sorted(chosen) == sorted(everything)
-
-
-@given(st.integers(0, 300))
-def test_any_first_few_steps_are_spread_over_the_run(count: int) -> None:
-    order = spread(range(count))
-    assert sorted(order) == list(range(count))
-    few = sorted(order[:9])
-    gaps = np.diff(few)
-    if count > 16:
-        assert gaps.max() <= 2 * gaps.min() + 2
 
 
 @given(st.lists(st.floats(-1e6, 1e6)))
