@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from skyrl_kernel.config.tree import Config
@@ -19,6 +19,7 @@ TREES = st.recursive(
 
 
 @settings(max_examples=50, deadline=None)
+@example(tree={"_": "\xa0"}, origin="")
 @given(TREES, st.text(max_size=20))
 def test_the_file_reads_back_as_the_tree_whatever_the_values(tree, origin):
     origins = {key: origin for key, value in tree.items() if not isinstance(value, dict)}

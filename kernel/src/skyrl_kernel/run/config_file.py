@@ -78,7 +78,7 @@ def _inline(value: Any) -> str:
     text = text.removesuffix("...\n").rstrip("\n")
     if "\n" in text:  # a string with line breaks: only double quotes keep it on one line
         text = yaml.safe_dump(_plain(value), sort_keys=False, default_style='"', **options)
-    return text.strip()
+    return text.strip(" \n")  # and no other blank: a no-break space may be the value
 
 
 def _plain(value: Any) -> Any:
