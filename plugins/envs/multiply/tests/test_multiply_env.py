@@ -1,10 +1,12 @@
 r"""The env's table of rewards, and the corners of ``\boxed{…}``."""
 
+from collections.abc import Callable, Mapping, Sequence
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skyrl_kernel.env import Env
+from skyrl_kernel.env import Env, mean_metrics
 from skyrl_multiply.config import MultiplyConfig
 from skyrl_multiply.env import MultiplyEnv, parse_answer
 from skyrl_multiply.plugin import make_env
@@ -42,7 +44,7 @@ def test_a_right_answer_ends_the_episode_at_once() -> None:
         "done": True,
         "metadata": {"parsed_answer": "1234"},
     }
-    assert env.get_metrics() == {"exact_match": 1.0, "steps": 1.0}
+    assert env.get_metrics() == {"exact_match": 1.0, "steps": 1.0, "exact_match_first_turn": 1.0}
 
 
 @pytest.mark.parametrize("answer", ["1,234", "1234.0", "01234", "+1234", "1234 ", " 1234"])
@@ -102,7 +104,57 @@ def test_an_episode_is_as_long_as_the_row_else_the_env_says_capped_by_the_genera
     solved = wrong < limit
     assert len(rewards) == (wrong + 1 if solved else limit)
     assert sum(rewards) == float(solved)
-    assert env.get_metrics() == {"exact_match": float(solved), "steps": float(len(rewards))}
+    metrics = env.get_metrics()
+    assert (metrics["exact_match"], metrics["steps"]) == (float(solved), float(len(rewards)))
+
+
+RIGHT, WRONG, NONE = r"\boxed{1234}", r"\boxed{1}", "no idea"
+
+
+@pytest.mark.parametrize(
+    ("answers", "first", "rescued"),
+    [
+        ([RIGHT], 1.0, None),  # nothing to rescue: not in the rate's denominator
+        ([WRONG, RIGHT], 0.0, 1.0),
+        ([WRONG, NONE, RIGHT], 0.0, 1.0),
+        ([WRONG, WRONG, WRONG], 0.0, 0.0),
+        ([WRONG], 0.0, 0.0),  # cut off before it could try again: not rescued
+    ],
+)
+def test_an_episode_says_whether_its_first_answer_was_right_and_else_whether_a_later_one_was(
+    answers: list[str], first: float, rescued: float | None
+) -> None:
+    env = MultiplyEnv(ROW, max_turns=3)
+    for answer in answers:
+        env.step(answer)
+    metrics = env.get_metrics()
+    assert metrics["exact_match_first_turn"] == first
+    assert metrics.get("rescued") == rescued
+
+
+def test_with_one_turn_there_is_no_first_of_several_and_nothing_to_rescue() -> None:
+    env = MultiplyEnv(ROW, max_turns=1)
+    env.step(WRONG)
+    assert env.get_metrics() == {"exact_match": 0.0, "steps": 1.0}
+    assert set(MultiplyEnv(ROW, max_turns=2).get_metrics()) == {"exact_match", "steps"}  # no answer
+
+
+@pytest.mark.parametrize("mean", [MultiplyEnv.aggregate_metrics, mean_metrics])
+def test_the_mean_of_rescued_is_the_rate_among_the_first_answers_that_were_wrong(
+    mean: Callable[[Sequence[Mapping[str, float]]], dict[str, float]],
+) -> None:
+    # 5 right at once; of the 4 others 1 comes right later: the rate is 1 / 4, not 1 / 9.
+    episodes = [[RIGHT]] * 5 + [[WRONG, RIGHT]] + [[WRONG, WRONG]] * 3
+    metrics = []
+    for answers in episodes:
+        env = MultiplyEnv(ROW, max_turns=2)
+        for answer in answers:
+            env.step(answer)
+        metrics.append(env.get_metrics())
+    found = mean(metrics)
+    assert found["rescued"] == pytest.approx(1 / 4)
+    assert found["exact_match_first_turn"] == pytest.approx(5 / 9)
+    assert found["exact_match"] == pytest.approx(6 / 9)
 
 
 def test_a_row_without_an_answer_is_refused_with_its_columns() -> None:

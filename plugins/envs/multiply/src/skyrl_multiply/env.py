@@ -45,8 +45,10 @@ class MultiplyEnv(TextEnv):
 
     Example:
         >>> env = MultiplyEnv({"reward_spec": {"ground_truth": "42"}})
-        >>> env.step(r"\boxed{41}")["reward"], env.step(r"\boxed{42}")["reward"], env.get_metrics()
-        (0.0, 1.0, {'exact_match': 1.0, 'steps': 2.0})
+        >>> env.step(r"\boxed{41}")["reward"], env.step(r"\boxed{42}")["reward"]
+        (0.0, 1.0)
+        >>> env.get_metrics()
+        {'exact_match': 1.0, 'steps': 2.0, 'exact_match_first_turn': 0.0, 'rescued': 1.0}
     """
 
     instant = True
@@ -62,12 +64,15 @@ class MultiplyEnv(TextEnv):
         self._ground_truth = require_ground_truth(extras, "multiply").strip()
         self._wrong_box_reward = wrong_box_reward
         self._is_solved = False
+        self._first_is_right: bool | None = None
 
     def step(self, action: str) -> EnvStep:
         """Judge one completion."""
         self.turns += 1
         parsed = parse_answer(action)
         self._is_solved = parsed == self._ground_truth
+        if self._first_is_right is None:
+            self._first_is_right = self._is_solved
         is_last = self.turns >= self.max_turns
         if self._is_solved:
             reward = 1.0
@@ -82,8 +87,20 @@ class MultiplyEnv(TextEnv):
         )
 
     def get_metrics(self) -> Mapping[str, float]:
-        """``exact_match``: 1 if the last answer was right; ``steps``: answers given."""
-        return {"exact_match": float(self._is_solved), "steps": float(self.turns)}
+        """``exact_match``: 1 if the last answer was right; ``steps``: answers given.
+
+        Where more than one answer is allowed also ``exact_match_first_turn``, and
+        of an episode whose first answer was wrong ``rescued``: 1 if a later one
+        was right. The others have no ``rescued``, so that its mean over episodes
+        (`skyrl_kernel.env.mean_metrics`) is the rescue rate: right later, among
+        those wrong at first.
+        """
+        metrics = {"exact_match": float(self._is_solved), "steps": float(self.turns)}
+        if self.max_turns > 1 and self._first_is_right is not None:
+            metrics["exact_match_first_turn"] = float(self._first_is_right)
+            if not self._first_is_right:
+                metrics["rescued"] = float(self._is_solved)
+        return metrics
 
 
 def _reply(parsed: str | None) -> str:
