@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skyrl_kernel.batch import CreditedGroup, Scorer, credit, training_samples, trajectory_mean
+from skyrl_kernel.batch import Scorer, credit, training_samples, trajectory_mean
 from skyrl_kernel.defaults.token_mean import token_mean
 from skyrl_kernel.errors import HookError, NonFiniteError
-from skyrl_kernel.protocols import Advantage
+from skyrl_kernel.protocols import Advantage, CreditedGroup
 from skyrl_kernel.records import (
     Group,
     Prompt,

@@ -9,6 +9,7 @@ from skyrl_kernel import metrics
 from skyrl_kernel.defaults.accuracy import accuracy
 from skyrl_kernel.evaluation import by_source
 from skyrl_kernel.producer import Batch
+from skyrl_kernel.protocols import Evaluate
 from skyrl_kernel.records import (
     Failure,
     Group,
@@ -221,7 +222,9 @@ def test_evaluation_reports_each_source_and_all() -> None:  # SkyRL
         trajectory(0.0, uid="1", source="dataset/b"),
         trajectory(0.5, uid="2"),
     ]
-    found = by_source(accuracy, trajectories, [])
+    scored = [Scored(trajectory=one, scores=()) for one in trajectories]
+    evaluate = Evaluate(fn=lambda all_: accuracy([one.trajectory for one in all_]))
+    found = by_source(evaluate, scored, [])
     assert found["eval/dataset_a/avg_score"] == 1.0
     assert found["eval/dataset_b/avg_score"] == 0.0
     assert found["eval/unknown/avg_score"] == 0.5

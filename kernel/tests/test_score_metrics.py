@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skyrl_kernel.batch import CreditedGroup
+from skyrl_kernel.protocols import CreditedGroup
 from skyrl_kernel.records import (
     Prompt,
     Scored,

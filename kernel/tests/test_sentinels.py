@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from skyrl_kernel.batch import CreditedGroup
+from skyrl_kernel.protocols import CreditedGroup
 from skyrl_kernel.records import (
     Prompt,
     Reward,

@@ -32,9 +32,12 @@ from skyrl_kernel.rollout.remote_env import RemoteFactory
 from skyrl_kernel.run.folder import RunFolder
 from skyrl_kernel.sentinels import Sentinels
 from skyrl_kernel.session import Session
-from skyrl_kernel.slots import ENVS
+from skyrl_kernel.slots import ENVS, MODELS
 
 NO_LIMIT = 2**31 - 1
+
+SCORED_BY = {"reference": "ref_logprobs", "teacher": "teacher_logprobs", "value": "values"}
+"""Role beside the policy → the score that it is there for."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,16 +96,21 @@ def prepare(plan: Plan) -> Prepared:
 def load_models(plan: Plan) -> dict[str, Path]:
     """Role → model directory, for every role that a stage needs."""
     trainer = plan.tree.trainer
-    policy = trainer.policy.model.path
-    models = {
-        "policy": locate_model(policy, "trainer.policy.model.path", plan.manager, plan.config)
+    paths = {
+        "policy": trainer.policy.model.path,
+        "reference": trainer.ref.model.path,
+        "teacher": trainer.teacher.model.path,
+        "value": trainer.critic.model.path,
     }
-    if "ref_logprobs" in _needs(plan):
-        path = trainer.ref.model.path
-        models["reference"] = (
+    needs = _needs(plan)
+    roles = ["policy", *(role for role, score in SCORED_BY.items() if score in needs)]
+    models: dict[str, Path] = {}
+    for role in roles:
+        path = paths[role]
+        models[role] = (
             models["policy"]
             if path is None
-            else locate_model(path, "trainer.ref.model.path", plan.manager, plan.config)
+            else locate_model(path, MODELS[role], plan.manager, plan.config)
         )
     return models
 
@@ -360,6 +368,12 @@ def make_session(
         ),
         advantage=plan.stages["advantage"].value,
         loss=plan.stages["loss"].value,
+        eval_scorer=Scorer(
+            trainer=trainer,
+            needs=plan.stages["evaluate"].value.needs,
+            recompute_old=True,
+            temperature=algorithm.temperature or 1.0,
+        ),
         reduction=plan.manager.make("make_reduction", name, name=name, settings=plan.config),
         sync_weights=plan.stages["sync_weights"].value,
         evaluate=plan.stages["evaluate"].value,

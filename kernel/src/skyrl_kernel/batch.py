@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from skyrl_kernel.errors import HookError, NonFiniteError
-from skyrl_kernel.protocols import Advantage, Reduction, Trainer
+from skyrl_kernel.protocols import Advantage, CreditedGroup, Reduction, Trainer
 from skyrl_kernel.records import (
     BoolArray,
     FloatArray,
@@ -19,9 +19,6 @@ from skyrl_kernel.records import (
     TrainingSample,
     Trajectory,
 )
-
-CreditedGroup = list[tuple[Scored, tuple[TokenAdvantages, ...]]]
-"""The trajectories of one group, each with its scores and its segments' advantages."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +40,15 @@ class Scorer:
         Raises:
             NonFiniteError: A score is not finite; names the trajectory.
         """
-        trajectories = [trajectory for group in groups for trajectory in group.trajectories]
+        scored = iter(self.score([one for group in groups for one in group.trajectories]))
+        return [[next(scored) for _ in group.trajectories] for group in groups]
+
+    def score(self, trajectories: Sequence[Trajectory]) -> list[Scored]:
+        """Each trajectory with the scores of its rows.
+
+        Raises:
+            NonFiniteError: A score is not finite; names the trajectory.
+        """
         segments = [segment for trajectory in trajectories for segment in trajectory.segments]
         if self.only_sampled:
             for trajectory in trajectories:
@@ -62,28 +67,27 @@ class Scorer:
                 sampled = [segment.logprobs for segment in segments]
         if "ref_logprobs" in self.needs:
             computed["ref_logprobs"] = self._score("reference", rows)
+        if "teacher_logprobs" in self.needs:
+            computed["teacher_logprobs"] = self._score("teacher", rows)
         if "values" in self.needs:
-            computed["values"] = self.trainer.score("value", rows, temperature=1.0)
+            computed["values"] = self._score("value", rows)
         masks = [segment.loss_mask for segment in segments]
         owners = [one for one in trajectories for _ in one.segments]
         for name, column in computed.items():
             _check_finite(name, column, masks, owners)
-        old, ref, values = (
+        old, ref, teacher, values = (
             computed.get(name, sampled if name == "old_logprobs" else [None] * len(rows))
-            for name in ("old_logprobs", "ref_logprobs", "values")
+            for name in ("old_logprobs", "ref_logprobs", "teacher_logprobs", "values")
         )
         scores = iter(
             [
-                Scores(old_logprobs=o, ref_logprobs=r, values=v)
-                for o, r, v in zip(old, ref, values, strict=True)
+                Scores(old_logprobs=o, ref_logprobs=r, teacher_logprobs=t, values=v)
+                for o, r, t, v in zip(old, ref, teacher, values, strict=True)
             ]
         )
         return [
-            [
-                Scored(trajectory=one, scores=tuple([next(scores) for _ in one.segments]))
-                for one in group.trajectories
-            ]
-            for group in groups
+            Scored(trajectory=one, scores=tuple([next(scores) for _ in one.segments]))
+            for one in trajectories
         ]
 
     def _score(self, role: str, rows: Sequence[IntArray]) -> Sequence[FloatArray]:

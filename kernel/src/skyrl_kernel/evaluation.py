@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from skyrl_kernel.clock import Clock
 from skyrl_kernel.errors import FailureBudgetError, HookError
 from skyrl_kernel.protocols import Evaluate
-from skyrl_kernel.records import Failure, Group, Prompt, Sampling, Trajectory
+from skyrl_kernel.records import Failure, Group, Prompt, Sampling, Scored, Trajectory
 from skyrl_kernel.rollout.driver import Rollouts
 from skyrl_kernel.rollout_metrics import ending_metrics, length_metrics
 from skyrl_kernel.run.eval_dump import source_name, write_eval_dump
@@ -44,7 +44,8 @@ async def evaluate(run: Session, *, step: int, clock: Clock) -> dict[str, float]
                 f"allows; the first: {failures[0].message}",
                 failures,
             )
-        numbers = by_source(run.evaluate, trajectories, failures)
+        scored = await run.compute(run.eval_scorer.score, trajectories)
+        numbers = by_source(run.evaluate, scored, failures)
         if run.config.dump_eval_results:
             _dump(run, step, trajectories, numbers)
     run.report_evaluation(step, numbers, trajectories, failures)
@@ -86,13 +87,13 @@ async def play(
 
 
 def by_source(
-    evaluate: Evaluate, trajectories: Sequence[Trajectory], failures: Sequence[Failure]
+    evaluate: Evaluate, scored: Sequence[Scored], failures: Sequence[Failure]
 ) -> dict[str, float]:
     """Metrics per data source (``/`` in its name becomes ``_``, none is ``unknown``) and over all."""
-    sources: dict[str, list[Trajectory]] = {}
-    for one in trajectories:
-        sources.setdefault(source_name(one), []).append(one)
-    named: Mapping[str, Sequence[Trajectory]] = {**sources, "all": trajectories}
+    sources: dict[str, list[Scored]] = {}
+    for one in scored:
+        sources.setdefault(source_name(one.trajectory), []).append(one)
+    named: Mapping[str, Sequence[Scored]] = {**sources, "all": scored}
     numbers: dict[str, float] = {}
     for source, members in named.items():
         found = evaluate(members)
@@ -101,7 +102,7 @@ def by_source(
                 f"the evaluate stage returned a {type(found).__name__}; it must return a mapping of numbers"
             )
         numbers |= {f"eval/{source}/{name}": float(value) for name, value in found.items()}
-    played = [one for one in trajectories if one.turns]
+    played = [one.trajectory for one in scored if one.trajectory.turns]
     if played:
         lengths = length_metrics(played) | ending_metrics(played)
         numbers |= {f"eval/all/{name}": value for name, value in lengths.items()}

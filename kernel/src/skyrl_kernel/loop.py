@@ -10,12 +10,13 @@ with other callables.
 from collections.abc import Sequence
 
 from skyrl_kernel import metrics
-from skyrl_kernel.batch import CreditedGroup, credit, training_samples
+from skyrl_kernel.batch import credit, training_samples
 from skyrl_kernel.clock import Clock
 from skyrl_kernel.errors import StopRun
 from skyrl_kernel.evaluation import evaluate
 from skyrl_kernel.measure import measure
 from skyrl_kernel.producer import Batch
+from skyrl_kernel.protocols import CreditedGroup
 from skyrl_kernel.records import UpdateResult
 from skyrl_kernel.session import Session
 

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from skyrl_kernel import metrics
-from skyrl_kernel.batch import CreditedGroup
 from skyrl_kernel.clock import Clock
 from skyrl_kernel.producer import Batch
+from skyrl_kernel.protocols import CreditedGroup
 from skyrl_kernel.records import UpdateResult
 from skyrl_kernel.rollout_metrics import generation_metrics, group_time_metrics, merge_metrics
 from skyrl_kernel.score_metrics import kl_metrics, mismatch_metrics
@@ -41,6 +41,7 @@ def measure(
         numbers |= mismatch_metrics(credited)
     if "kl" in run.loss.coefficients:
         numbers["loss/kl_loss_coef"] = run.loss.coefficients["kl"]
+    numbers |= run.advantage.measure(credited)
     if algorithm.zero_variance_filter:
         numbers |= metrics.filter_metrics(batch)
     if run.plan.tree.generator.merge_stepwise_output:

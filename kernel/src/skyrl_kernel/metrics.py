@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from skyrl_kernel.batch import CreditedGroup
 from skyrl_kernel.producer import Batch
+from skyrl_kernel.protocols import CreditedGroup
 from skyrl_kernel.records import (
     EQUAL_REWARDS,
     Group,
@@ -83,7 +83,7 @@ def advantage_metrics(groups: Sequence[CreditedGroup]) -> dict[str, float]:
 
 
 def update_metrics(results: Sequence[UpdateResult]) -> dict[str, float]:
-    """``policy/…``: the updates of one step, averaged; extremes stay extremes."""
+    """``policy/…``, ``critic/…``: the updates of one step, averaged; extremes stay extremes."""
     columns: dict[str, list[float]] = {}
     for result in results:
         for name, value in result.metrics.items():
@@ -96,7 +96,10 @@ def update_metrics(results: Sequence[UpdateResult]) -> dict[str, float]:
         else sum(values) / len(values)
         for name, values in columns.items()
     }
-    return {f"policy/{name}": value for name, value in reduced.items()}
+    return {
+        name if name.startswith("critic/") else f"policy/{name}": value
+        for name, value in reduced.items()
+    }
 
 
 def timing_metrics(seconds: Mapping[str, float]) -> dict[str, float]:

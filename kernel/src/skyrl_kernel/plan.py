@@ -31,7 +31,17 @@ from skyrl_kernel.plugins import (
     check_capabilities,
     discover,
 )
-from skyrl_kernel.slots import BACKENDS, ENVS, LOGGERS, PLUGINS, SETS, SLOTS, STAGES, SWITCHES
+from skyrl_kernel.slots import (
+    BACKENDS,
+    ENVS,
+    LOGGERS,
+    MODELS,
+    PLUGINS,
+    SETS,
+    SLOTS,
+    STAGES,
+    SWITCHES,
+)
 
 _NAME_REST = re.compile(r"^([A-Za-z0-9_-]+):[^/\\:].*$")
 """``builtin:tiny`` or ``multiply:train``; not a URL and not a Windows path."""
@@ -226,9 +236,9 @@ def _select(catalog: Catalog, layers: Layers, named: Sequence[PluginEntry]) -> l
             if key in layers.values or catalog.named(one, groups):
                 add(one, groups, key)
     for key, switched, groups in SWITCHES:
-        if layers.get(key) is True:
+        if layers.get(key):
             add(switched, groups, key)
-    for key in ("trainer.policy.model.path", "trainer.ref.model.path"):
+    for key in MODELS.values():
         name = named_source(str(layers.get(key) or ""))
         if name is not None:
             add(name, (PLUGINS, BACKENDS), key)

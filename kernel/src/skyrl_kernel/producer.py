@@ -158,12 +158,15 @@ class Producer:
                     f"the select stage returned {len(selection.verdicts)} verdicts and "
                     f"{len(selection.reasons)} reasons for {len(candidates)} groups; it must return one each"
                 )
+            _check_stand_ins(selection)
             kept = []
-            for group, verdict, reason in zip(
-                candidates, selection.verdicts, selection.reasons, strict=True
+            for place, (group, verdict, reason) in enumerate(
+                zip(candidates, selection.verdicts, selection.reasons, strict=True)
             ):
                 if verdict == "drop":
                     dropped.append((group, reason))
+                    if place in selection.stand_ins:
+                        kept.append(candidates[selection.stand_ins[place]])
                     continue
                 kept.append(group)
                 if verdict == "mask":
@@ -209,6 +212,17 @@ class Producer:
             for task in tasks_all:
                 task.cancel()
             await asyncio.gather(*tasks_all, return_exceptions=True)
+
+
+def _check_stand_ins(selection: Selection) -> None:
+    verdicts = dict(enumerate(selection.verdicts))
+    for place, other in selection.stand_ins.items():
+        if verdicts.get(place) != "drop" or verdicts.get(other) != "keep":
+            raise HookError(
+                f"the select stage lets group {other} ({verdicts.get(other, 'unknown')}) stand in for "
+                f"group {place} ({verdicts.get(place, 'unknown')}); a kept group may stand in for a "
+                "dropped one"
+            )
 
 
 def _reasons(dropped: Sequence[tuple[Group, str]]) -> str:

@@ -128,16 +128,28 @@ class Engine(Protocol):
 
 @runtime_checkable
 class Trainer(Protocol):
-    """Owns models by role (``policy``, ``reference``, …) and the policy's optimizer."""
+    """Owns models by role (``policy``, ``reference``, …) and the optimizers of those it trains.
+
+    The role ``value`` is a critic: a model with a head of one number in place of
+    the vocabulary. Policy and critic are trained, all other roles are frozen.
+    """
 
     def score(self, role: str, rows: Sequence[IntArray], *, temperature: float) -> list[FloatArray]:
-        """[T] log-prob in nats of each row's tokens given those before; 0 at index 0."""
+        """[T] log-prob in nats of each row's tokens given those before; 0 at index 0.
+
+        Of the role ``value``: what the critic expects before each token, that is at
+        the token before it, in task units; ``temperature`` does not matter.
+        """
         ...
 
     def update(
         self, batch: Sequence[TrainingSample], loss: "Loss", *, temperature: float
     ) -> UpdateResult:
-        """One optimizer step on one mini-batch. Micro-batches and ranks must not change it."""
+        """One optimizer step of each trained role on one mini-batch.
+
+        The critic takes part if ``loss`` has the term ``value``. Micro-batches and
+        ranks must not change the result.
+        """
         ...
 
     def weights(self, role: str = "policy") -> Iterator[tuple[str, "torch.Tensor"]]:
@@ -225,13 +237,29 @@ Select = Callable[[Sequence[Group], int, np.random.Generator], Selection]
 """Stage 3: (candidates, target, rng) → a verdict for each candidate. If fewer than
 ``target`` groups stay in, the loop generates more and asks again."""
 
-Evaluate = Callable[[Sequence[Trajectory]], Mapping[str, float]]
-"""Stage 7: the metrics of judged held-out trajectories, names as in ``eval/``."""
-
 SyncWeights = Callable[[Trainer, Engine, int], Awaitable[None]]
 """Stage 6: (trainer, engine, version) → the engine holds the policy's weights."""
 
-ScoreName = Literal["old_logprobs", "ref_logprobs", "values"]
+ScoreName = Literal["old_logprobs", "ref_logprobs", "teacher_logprobs", "values"]
+
+CreditedGroup = list[tuple[Scored, tuple[TokenAdvantages, ...]]]
+"""The trajectories of one group, each with its scores and its segments' advantages."""
+
+
+class Stateful(Protocol):
+    """What a run must remember to go on as if it had not been interrupted."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go back to where ``state_dict`` was taken."""
+        ...
+
+
+def _nothing_to_tell(groups: Sequence[CreditedGroup]) -> Mapping[str, float]:
+    return {}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -247,12 +275,26 @@ class Advantage:
     """Scores that must be there; the kernel computes no others."""
     needs_one_row: bool = False
     """True refuses trajectories of several token rows: credit flows from token to token along one."""
+    measure: Callable[[Sequence[CreditedGroup]], Mapping[str, float]] = _nothing_to_tell
+    """Metrics of a step, by full name, from what was credited; a wrapper adds its own."""
+    state: Mapping[str, Stateful] = field(default_factory=dict)
+    """What it remembers from step to step, by name: goes into checkpoints."""
 
     def __call__(
         self, groups: Sequence[Sequence[Scored]]
     ) -> list[list[tuple[TokenAdvantages, ...]]]:
         """Apply ``fn``."""
         return self.fn(groups)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of everything in ``state``."""
+        return {name: one.state_dict() for name, one in self.state.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Bring everything in ``state`` back; what the checkpoint does not know begins anew."""
+        for name, saved in state.items():
+            if name in self.state:
+                self.state[name].load_state_dict(saved)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -272,11 +314,26 @@ class Loss:
     coefficients: Mapping[str, float] = field(default_factory=lambda: {"policy": 1.0})
     """Factor of each term that ``fn`` returns."""
     prepare: Callable[["LossInputs"], Mapping[str, "torch.Tensor"]] | None = None
-    """Sums over the mini-batch that ``fn`` wants first; they arrive as ``inputs.statistics``."""
+    """What ``fn`` must know of every token of the mini-batch beforehand: [N] columns of a
+    micro-batch, computed in a pass of its own. ``fn`` finds them in ``inputs.minibatch``, those of
+    all micro-batches and ranks joined."""
 
     def __call__(self, inputs: "LossInputs") -> "LossTerms":
         """Apply ``fn``."""
         return self.fn(inputs)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluate:
+    """Stage 7: the metrics of judged held-out trajectories, names as in ``eval/``."""
+
+    fn: Callable[[Sequence[Scored]], Mapping[str, float]]
+    needs: frozenset[ScoreName] = frozenset()
+    """Scores under the weights that are evaluated; the kernel computes no others."""
+
+    def __call__(self, trajectories: Sequence[Scored]) -> Mapping[str, float]:
+        """Apply ``fn``."""
+        return self.fn(trajectories)
 
 
 class Reduction(Protocol):

@@ -285,8 +285,10 @@ class Scores:
     """Under the weights before this step's updates; the sampler's own where those are the same."""
     ref_logprobs: FloatArray | None = None
     """Under the frozen reference."""
+    teacher_logprobs: FloatArray | None = None
+    """Under the frozen teacher."""
     values: FloatArray | None = None
-    """State-value estimates."""
+    """The critic's estimate of what is still to be earned, before each token."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -295,6 +297,36 @@ class Scored:
 
     trajectory: Trajectory
     scores: tuple[Scores, ...]
+    token_rewards: tuple[FloatArray, ...] = ()
+    """[T] per segment: what single tokens earned beside the turns, such as a KL penalty; empty
+    where nothing did. Counts only where the segment's ``loss_mask`` is True."""
+
+    @property
+    def total_reward(self) -> float:
+        """What it earned in all: its turns and its tokens, in task units."""
+        extra = [
+            float(rewards[segment.loss_mask].sum(dtype=np.float64))
+            for rewards, segment in zip(self.token_rewards, self.trajectory.segments, strict=False)
+        ]
+        return self.trajectory.total_reward + sum(extra)
+
+    def rewards_by_token(self) -> tuple[FloatArray, ...]:
+        """[T] per segment: `token_rewards`, and each turn's reward on the turn's last token.
+
+        A turn without tokens has its reward on the token before it.
+
+        Example: two turns of two tokens with rewards 0 and 1 give, for the row of
+        `Segment`'s example, ``[0, 0, 0, 0, 0, 0, 1]``.
+        """
+        rows = [np.zeros(len(segment.tokens), np.float32) for segment in self.trajectory.segments]
+        for row, rewards, segment in zip(
+            rows, self.token_rewards, self.trajectory.segments, strict=False
+        ):
+            row += np.where(segment.loss_mask, rewards, np.float32(0))
+        if (judged := self.trajectory.reward) is not None:
+            for turn, reward in zip(self.trajectory.turns, judged.turns, strict=True):
+                rows[turn.segment][max(turn.stop - 1, 0)] += np.float32(reward)
+        return tuple(rows)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -351,6 +383,9 @@ class Selection:
     """One per candidate group. ``mask``: stays in the batch, trains on nothing."""
     reasons: tuple[str, ...]
     """Why, one per candidate; empty for ``keep``."""
+    stand_ins: Mapping[int, int] = field(default_factory=dict)
+    """Place of a dropped candidate → place of the kept one that is trained on once more instead,
+    so that no other is generated for it."""
 
 
 EQUAL_REWARDS = "all rewards equal"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from skyrl_kernel.batch import CreditedGroup
+from skyrl_kernel.protocols import CreditedGroup
 from skyrl_kernel.records import FloatArray
 
 _MAX_LOG_RATIO, _MAX_K3 = 20.0, 10.0

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from skyrl_kernel.batch import CreditedGroup
+from skyrl_kernel.protocols import CreditedGroup
 from skyrl_kernel.records import UpdateResult
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, ParamSpec, TypeVar
 
 from skyrl_kernel.admission import Admission
-from skyrl_kernel.batch import CreditedGroup, Scorer
+from skyrl_kernel.batch import Scorer
 from skyrl_kernel.clock import Clock
 from skyrl_kernel.config import TrainerConfig
 from skyrl_kernel.errors import SkyrlError, StopRun, WeightSyncError, is_disk_full
@@ -24,6 +24,7 @@ from skyrl_kernel.producer import Batch, Producer
 from skyrl_kernel.progress import Progress
 from skyrl_kernel.protocols import (
     Advantage,
+    CreditedGroup,
     Engine,
     EvalInfo,
     Evaluate,
@@ -70,6 +71,8 @@ class Session:
     reduction: Reduction
     sync_weights: SyncWeights
     evaluate: Evaluate
+    eval_scorer: Scorer
+    """Of the weights that are evaluated."""
     tokenizer: Tokenizer
     val_prompts: Sequence[Prompt]
     eval_sampling: Sampling

@@ -2,7 +2,7 @@
 
 One key per slot. Its value is an entry-point name in one of the slot's groups;
 naming an implementation in a slot selects its plugin (without its preset).
-Boolean switches select one fixed name when true.
+Switches select one fixed name when they are on.
 """
 
 from dataclasses import dataclass
@@ -70,11 +70,35 @@ SETS: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 """Keys that hold one name or several. Rows of a data set may name other envs, which ``--plugin`` selects."""
 
+MODELS: dict[str, str] = {
+    "policy": "trainer.policy.model.path",
+    "reference": "trainer.ref.model.path",
+    "teacher": "trainer.teacher.model.path",
+    "value": "trainer.critic.model.path",
+}
+"""Role → the key that names its model; null is the policy's."""
+
+CORRECTION = "trainer.algorithm.off_policy_correction"
+
 SWITCHES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("trainer.algorithm.use_kl_loss", "kl_loss", (PLUGINS,)),
+    ("trainer.algorithm.use_kl_in_reward", "kl_in_reward", (PLUGINS,)),
     ("trainer.algorithm.use_entropy_loss", "entropy_loss", (PLUGINS,)),
+    ("trainer.algorithm.advantage_batch_normalize", "advantage_batch_normalize", (PLUGINS,)),
     ("trainer.algorithm.zero_variance_filter", "zero_variance_filter", (PLUGINS,)),
     ("generator.apply_overlong_filtering", "overlong_filtering", (PLUGINS,)),
     ("generator.zero_reward_on_non_stop", "zero_reward_on_non_stop", (PLUGINS,)),
+    ("trainer.algorithm.overlong_buffer_len", "overlong_penalty", (ALGORITHMS,)),
+    *(
+        (f"{CORRECTION}.{key}", "off_policy_correction", (ALGORITHMS,))
+        for key in (
+            "tis_ratio_type",
+            "sequence_mask_metric",
+            "outlier_token_is_threshold_low",
+            "outlier_token_is_threshold_high",
+            "token_mask_is_threshold_low",
+            "token_mask_is_threshold_high",
+        )
+    ),
 )
-"""Boolean key, and the name that it selects when true."""
+"""Key, and the name that it selects unless its value is false, null or 0."""

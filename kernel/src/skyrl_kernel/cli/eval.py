@@ -216,8 +216,10 @@ def _play(
 ) -> "tuple[dict[str, float], Sequence[Failure]]":
     """Everything between a plan and its held-out numbers; nothing is written but ``dump``."""
     from skyrl_kernel import assemble
+    from skyrl_kernel.batch import Scorer
     from skyrl_kernel.evaluation import by_source, play
     from skyrl_kernel.models import locate_model
+    from skyrl_kernel.records import Scored
     from skyrl_kernel.run.atomic import write_folder_atomically
     from skyrl_kernel.run.eval_dump import write_eval_dump
 
@@ -240,9 +242,10 @@ def _play(
     try:
         engine = assemble.make_engine(plan, runtime, model)
         trainer = None
-        if checkpoint is not None:
+        if checkpoint is not None or plan.stages["evaluate"].value.needs:
             trainer = assemble.make_trainer(plan, runtime, {"policy": model}, 1)
-            trainer.load(checkpoint.path)
+            if checkpoint is not None:
+                trainer.load(checkpoint.path)
         rollouts = assemble.make_rollouts(plan, engine, tokenizer, progress)
 
         async def run() -> "tuple[list[Trajectory], list[Failure]]":
@@ -269,7 +272,13 @@ def _play(
                 raise RunError(
                     f"all {len(failures)} trajectories failed; the first: {failures[0].message}"
                 )
-            numbers = by_source(plan.stages["evaluate"].value, trajectories, failures)
+            scored = [Scored(trajectory=one, scores=()) for one in trajectories]
+            evaluator = plan.stages["evaluate"].value
+            if trainer is not None:
+                scored = Scorer(
+                    trainer=trainer, needs=evaluator.needs, recompute_old=True, temperature=1.0
+                ).score(trajectories)
+            numbers = by_source(evaluator, scored, failures)
         except SkyrlError:
             raise
         except Exception as error:

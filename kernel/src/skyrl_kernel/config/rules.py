@@ -345,11 +345,6 @@ def _kl(asked: Asked) -> Iterator[str]:
 
 def _estimator(asked: Asked) -> Iterator[str]:
     name = asked(f"{ALGORITHM}.advantage_estimator")
-    if name == "gae" and not asked("trainer.critic.model.path"):
-        yield (
-            f"{ALGORITHM}.advantage_estimator=gae needs a critic; set trainer.critic.model.path, usually "
-            "to the policy's"
-        )
     if name in ("gae", "reinforce++") and asked("generator.step_wise_trajectories"):
         yield (
             f"generator.step_wise_trajectories=true gives every turn its trajectory's advantage, and "

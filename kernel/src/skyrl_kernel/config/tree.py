@@ -101,6 +101,40 @@ class RefConfig(Section):
     """Its weights."""
 
 
+class CriticModelConfig(Section):
+    """``trainer.critic.model``: what the critic starts from."""
+
+    path: str | None = None
+    """Its body; a head without one begins anew. Default: the policy's path. SkyRL: to be named."""
+
+
+class CriticConfig(Section):
+    """``trainer.critic``: the value model; loaded only if something needs it."""
+
+    model: CriticModelConfig = Field(default_factory=CriticModelConfig)
+    """Its weights."""
+    optimizer_config: OptimizerConfig = Field(default_factory=lambda: OptimizerConfig(lr=5e-6))
+    """Its optimizer."""
+
+
+class TeacherConfig(Section):
+    """``trainer.teacher``: the frozen model to learn from; loaded only if something needs it."""
+
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    """Its weights. SkyRL: trainer.ref.model.path."""
+
+
+class KLControllerConfig(Section):
+    """``trainer.algorithm.kl_ctrl``: the coefficient of the KL in the reward, over time."""
+
+    type: Literal["fixed", "adaptive"] = "fixed"
+    """``adaptive`` moves ``kl_loss_coef`` so that the KL comes to ``kl_target``."""
+    kl_target: Annotated[float, Field(gt=0)] = 0.1
+    """In nats per token; read only with ``adaptive``."""
+    horizon: Annotated[float, Field(gt=0)] = 10000
+    """Trajectories over which the coefficient follows; read only with ``adaptive``."""
+
+
 class DynamicSamplingConfig(Section):
     """``trainer.algorithm.dynamic_sampling``: which groups are trained on."""
 
@@ -108,6 +142,8 @@ class DynamicSamplingConfig(Section):
     """Slot of the stage `select`; null keeps every group."""
     max_sample_batches: int = 30
     """Most rounds of generation for one step; 0 or less: no bound."""
+    min_replace_ratio: Fraction = 0.3
+    """With ``type=replace``: the fraction of groups above which good ones stand in for the others."""
 
 
 class AlgorithmConfig(Section):
@@ -121,16 +157,34 @@ class AlgorithmConfig(Section):
     """Slot of `make_reduction`: how per-token policy losses of a mini-batch are weighted."""
     grpo_norm_by_std: bool = True
     """Divide by the group's sample standard deviation; false is Dr. GRPO's advantage."""
+    gamma: Fraction = 1.0
+    """Discount of a reward per token, for estimators that credit tokens one by one."""
+    lambd: Fraction = 1.0
+    """λ of generalised advantage estimation: 1 trusts returns, 0 the critic."""
+    advantage_batch_normalize: bool = False
+    """Shift and scale the advantages of a batch's trained tokens to mean 0 and variance 1."""
     eps_clip_low: Fraction = 0.2
     """The ratio is clipped below at 1 minus this."""
     eps_clip_high: Annotated[float, Field(ge=0)] = 0.2
     """The ratio is clipped above at 1 plus this."""
+    clip_ratio_c: Annotated[float, Field(gt=1)] = 3.0
+    """Bound of the ratio where the advantage is negative, with ``policy_loss_type=dual_clip``."""
+    value_clip: Annotated[float, Field(gt=0)] = 0.2
+    """A value further than this from the old one is clipped in the critic's loss, in task units."""
+    value_head_prefix: str = "value_head"
+    """Name of the critic's head among its weights."""
+    max_seq_len: Positive | None = None
+    """What ``loss_reduction=seq_mean_token_sum_norm`` divides by, in tokens."""
     use_kl_loss: bool = True
     """Add a KL term against the reference to the loss; loads the reference model."""
     kl_loss_coef: Annotated[float, Field(ge=0)] = 0.001
-    """Its coefficient."""
+    """Its coefficient, and that of the KL in the reward."""
     kl_estimator_type: Literal["k1", "k2", "k3", "abs"] = "k3"
-    """Its estimator."""
+    """Its estimator, and that of the KL in the reward."""
+    use_kl_in_reward: bool = False
+    """Subtract the KL against the reference from the reward, token by token; needs ``use_kl_loss=false``."""
+    kl_ctrl: KLControllerConfig = Field(default_factory=KLControllerConfig)
+    """How the coefficient of the KL in the reward moves."""
     use_entropy_loss: bool = False
     """Subtract the policy's entropy from the loss."""
     entropy_loss_coef: Annotated[float, Field(ge=0)] = 0.01
@@ -146,6 +200,10 @@ class AlgorithmConfig(Section):
     """Largest spread of rewards that counts as equal."""
     dynamic_sampling: DynamicSamplingConfig = Field(default_factory=DynamicSamplingConfig)
     """Which groups are trained on."""
+    overlong_buffer_len: Annotated[int, Field(ge=0)] = 0
+    """Last tokens of the allowed length over which a reward falls linearly; 0: none. SkyRL's DAPO example: 512."""
+    overlong_buffer_penalty_factor: Annotated[float, Field(ge=0)] = 1.0
+    """What is taken at the end of that buffer, in task units."""
 
 
 class FullyAsyncConfig(Section):
@@ -170,6 +228,8 @@ class TrainerConfig(Section):
     """Prompts of one step."""
     policy_mini_batch_size: Positive = 256
     """Prompts of one optimizer step; divides ``train_batch_size``."""
+    critic_mini_batch_size: Positive | None = None
+    """The critic takes a step with each of the policy's: nothing else than ``policy_mini_batch_size``. SkyRL: 256."""
     micro_train_batch_size_per_gpu: Positive = 1
     """Token rows of one forward and backward pass."""
     micro_forward_batch_size_per_gpu: Positive = 1
@@ -234,8 +294,12 @@ class TrainerConfig(Section):
     """Recompute activations in the backward pass: less memory, more time."""
     policy: PolicyConfig = Field(default_factory=PolicyConfig)
     """The model that is trained."""
+    critic: CriticConfig = Field(default_factory=CriticConfig)
+    """The value model."""
     ref: RefConfig = Field(default_factory=RefConfig)
     """The frozen reference."""
+    teacher: TeacherConfig = Field(default_factory=TeacherConfig)
+    """The frozen model to learn from."""
     algorithm: AlgorithmConfig = Field(default_factory=AlgorithmConfig)
     """Advantage and loss."""
     fully_async: FullyAsyncConfig = Field(default_factory=FullyAsyncConfig)
@@ -278,6 +342,12 @@ class TrainerConfig(Section):
                 f"trainer.train_batch_size={self.train_batch_size} is not a multiple of "
                 f"trainer.policy_mini_batch_size={self.policy_mini_batch_size}; "
                 "set one so that it divides the other"
+            )
+        if self.critic_mini_batch_size not in (None, self.policy_mini_batch_size):
+            raise ValueError(
+                f"trainer.critic_mini_batch_size={self.critic_mini_batch_size} is not "
+                f"trainer.policy_mini_batch_size={self.policy_mini_batch_size}; policy and critic step "
+                "on the same mini-batches, so set both to the same number or leave the critic's out"
             )
         if self.max_ckpts_to_keep == 0 or self.max_ckpts_to_keep < -1:
             raise ValueError(
@@ -507,7 +577,9 @@ KERNEL_SECTIONS: tuple[tuple[str, type[Section]], ...] = (
     ("data", DataConfig),
     ("trainer", TrainerConfig),
     ("trainer.policy", PolicyConfig),
+    ("trainer.critic", CriticConfig),
     ("trainer.ref", RefConfig),
+    ("trainer.teacher", TeacherConfig),
     ("trainer.algorithm", AlgorithmConfig),
     ("trainer.fully_async", FullyAsyncConfig),
     ("generator", GeneratorConfig),

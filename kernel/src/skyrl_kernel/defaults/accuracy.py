@@ -7,14 +7,18 @@ import numpy as np
 from skyrl_kernel.env import mean_metrics
 from skyrl_kernel.hookspecs import hookimpl
 from skyrl_kernel.protocols import Evaluate
-from skyrl_kernel.records import Trajectory
+from skyrl_kernel.records import Scored, Trajectory
 from skyrl_kernel.success import any_success
 
 
 @hookimpl
 def evaluate(name: str) -> Evaluate | None:
     """The metrics of `accuracy`."""
-    return accuracy if name == "accuracy" else None
+    return Evaluate(fn=_judged) if name == "accuracy" else None
+
+
+def _judged(scored: Sequence[Scored]) -> Mapping[str, float]:
+    return accuracy([one.trajectory for one in scored])
 
 
 def accuracy(trajectories: Sequence[Trajectory]) -> Mapping[str, float]:

@@ -154,11 +154,11 @@ def check_stage(hook: str, value: object, who: str) -> None:
         HookError: Names who returned it, what was found and what is needed.
     """
     function = value
-    if hook in ("advantage", "loss"):
+    if hook in ("advantage", "loss", "evaluate"):
         # Imported here: protocols need numpy and pydantic, which listing plugins must not load.
         from skyrl_kernel import protocols
 
-        needed: type = protocols.Advantage if hook == "advantage" else protocols.Loss
+        needed: type = getattr(protocols, hook.capitalize())
         if not isinstance(value, needed):
             raise HookError(
                 f"{who} returned {_described(value)}; needed: skyrl_kernel.protocols."

@@ -41,7 +41,7 @@ from skyrl_kernel.run.lock import LOCK_NAME, FolderLock
 from skyrl_kernel.run.trajectory_file import read_trajectories, write_trajectories
 
 if TYPE_CHECKING:
-    from skyrl_kernel.batch import CreditedGroup
+    from skyrl_kernel.protocols import CreditedGroup
     from skyrl_kernel.records import Failure, Group
 
 _TRAJECTORIES = re.compile(r"^step_(\d+)\.parquet$")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-    from skyrl_kernel.batch import CreditedGroup
+    from skyrl_kernel.protocols import CreditedGroup
     from skyrl_kernel.records import Group, Segment, Trajectory, Turn
 
 _REPEATING = ("uid", "data_source", "env_class", "messages", "stop_reason")

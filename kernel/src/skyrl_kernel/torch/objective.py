@@ -26,7 +26,8 @@ def pack(
     entropy: Tensor,
     *,
     needs: frozenset[str],
-    statistics: Mapping[str, Tensor] | None = None,
+    values: Tensor | None = None,
+    minibatch: Mapping[str, Tensor] | None = None,
     seed: int = 0,
 ) -> tuple[LossInputs, dict[str, Tensor]]:
     """Put a micro-batch into the form that a loss reads.
@@ -36,7 +37,8 @@ def pack(
         logprobs: [N] current log-probs of the rows' trained tokens, in row order.
         entropy: [N] entropies of the same tokens.
         needs: ``Loss.needs``: the scores to pass on.
-        statistics: What ``Loss.prepare`` gave.
+        values: [N] current values of the same tokens, where the critic is trained.
+        minibatch: Name → [M], what ``Loss.prepare`` gave.
         seed: Key of the step's random choices.
 
     Returns:
@@ -83,10 +85,12 @@ def pack(
         position=gather([np.arange(len(mask), dtype=np.int64) for mask in masks]),
         old_logprobs=score("old_logprobs"),
         ref_logprobs=score("ref_logprobs"),
-        values=score("values"),
+        teacher_logprobs=score("teacher_logprobs"),
+        old_values=score("values"),
+        values=values,
         sampler_logprobs=optional([sample.sampler_logprobs for sample in samples]),
         returns=optional([sample.returns for sample in samples]),
-        statistics=statistics or {},
+        minibatch=minibatch or {},
         seed=seed,
     )
     names = samples[0].loss_weights if samples else {}
@@ -138,13 +142,12 @@ def objective(
     return total, out
 
 
-_TERM_METRICS = {"kl": "policy_kl"}
+_TERM_METRICS = {"kl": "policy_kl", "value": "critic/critic_loss"}
 """Where SkyRL has a name for a term's weighted sum; others are ``<term>_loss``."""
 
 
 _MISMATCH = "minibatch_rollout_logprobs_abs_diff"
 """SkyRL's name of |log-prob of the weights being updated − sampler's|."""
-_MISMATCH_SQUARE = f"{_MISMATCH}_square"
 
 
 class MetricSums:
@@ -152,6 +155,7 @@ class MetricSums:
 
     def __init__(self) -> None:
         self._sums: dict[str, float] = {}
+        self._squares: dict[str, float] = {}
         self._counts: dict[str, int] = {}
         self._reductions: dict[str, str] = {}
 
@@ -164,9 +168,8 @@ class MetricSums:
         self._add("policy_entropy", "mean", inputs.entropy.detach())
         if inputs.sampler_logprobs is not None:
             difference = (inputs.logprobs.detach() - inputs.sampler_logprobs).abs()
-            for reduction in ("mean", "min", "max"):
+            for reduction in ("mean", "std", "min", "max"):
                 self._add(f"{_MISMATCH}_{reduction}", reduction, difference)
-            self._add(_MISMATCH_SQUARE, "mean", difference**2)
         for name, metric in out.metrics.items():
             self._add(name, metric.reduction, metric.values.detach())
 
@@ -174,9 +177,12 @@ class MetricSums:
         self._reductions[name] = reduction
         if not values.numel():
             return
-        if reduction in {"mean", "sum"}:
+        if reduction in {"mean", "std", "sum"}:
             self._sums[name] = self._sums.get(name, 0.0) + float(values.sum(dtype=torch.float64))
             self._counts[name] = self._counts.get(name, 0) + values.numel()
+            if reduction == "std":
+                square = float((values.double() ** 2).sum())
+                self._squares[name] = self._squares.get(name, 0.0) + square
         else:
             choose = max if reduction == "max" else min
             extreme = float(values.max() if reduction == "max" else values.min())
@@ -184,11 +190,11 @@ class MetricSums:
 
     def result(self) -> dict[str, float]:
         """Metric name → value over everything added; metrics without tokens are left out."""
-        found = {
-            name: total / self._counts[name] if self._reductions[name] == "mean" else total
-            for name, total in self._sums.items()
-        }
-        if _MISMATCH_SQUARE in found:
-            variance = found.pop(_MISMATCH_SQUARE) - found[f"{_MISMATCH}_mean"] ** 2
-            found[f"{_MISMATCH}_std"] = max(variance, 0.0) ** 0.5
+        found = {}
+        for name, total in self._sums.items():
+            reduction = self._reductions[name]
+            found[name] = total / self._counts[name] if reduction in {"mean", "std"} else total
+            if reduction == "std":
+                variance = self._squares[name] / self._counts[name] - found[name] ** 2
+                found[name] = max(variance, 0.0) ** 0.5
         return found

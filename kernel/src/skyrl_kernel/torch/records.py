@@ -40,10 +40,16 @@ class LossInputs:
     """[N] float32; None if the data was not sampled."""
     returns: Tensor | None = None
     """[N] float32, if the advantage gives them."""
+    teacher_logprobs: Tensor | None = None
+    """[N] float32, if the loss needs them."""
+    old_values: Tensor | None = None
+    """[N] float32 of the critic before this step's updates, if the loss needs them."""
     values: Tensor | None = None
-    """[N] float32 old state values, if the loss needs them."""
-    statistics: Mapping[str, Tensor] = field(default_factory=dict)
-    """What ``Loss.prepare`` returned, summed over the mini-batch."""
+    """[N] float32 of the critic's current weights; carries its gradient. There if the loss has a
+    term ``value``."""
+    minibatch: Mapping[str, Tensor] = field(default_factory=dict)
+    """Name → [M]: what ``Loss.prepare`` returned of all M tokens of the mini-batch, in no
+    particular order; empty during that pass."""
     seed: int = 0
     """Key of the step's random choices; combine with trajectory and position."""
 
@@ -53,8 +59,9 @@ class TokenMetric:
     """A per-token quantity and how it is reduced over the mini-batch."""
 
     values: Tensor
-    """[N], detached."""
-    reduction: Literal["mean", "sum", "max", "min"] = "mean"
+    """[N], or one number per trajectory; detached."""
+    reduction: Literal["mean", "std", "sum", "max", "min"] = "mean"
+    """``std`` divides by the count."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

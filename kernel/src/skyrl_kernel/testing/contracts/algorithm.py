@@ -142,7 +142,7 @@ class LossContract:
 
         loss = self.loss()
         if loss.prepare is not None:
-            pytest.skip("not checked: its terms depend on statistics of the mini-batch")
+            pytest.skip("not checked: its terms depend on the whole mini-batch")
         inputs = _inputs(loss)
         owner = inputs.trajectory if loss.atom == "trajectory" else inputs.group
         whole = self._terms(inputs)
@@ -154,7 +154,7 @@ class LossContract:
     def _terms(self, inputs: "LossInputs") -> "dict[str, Tensor]":
         loss = self.loss()
         if loss.prepare is not None:
-            inputs = replace(inputs, statistics=loss.prepare(inputs))
+            inputs = replace(inputs, minibatch=loss.prepare(inputs))
         return dict(loss(inputs).terms)
 
 
@@ -178,7 +178,12 @@ def _group(rewards: Sequence[Sequence[float]], num_segments: int = 1) -> list[Sc
             versions=np.where(mask, 0, -1).astype(np.int32),
         )
         zeros = np.zeros(count, dtype=np.float32)
-        scores = Scores(old_logprobs=segment.logprobs, ref_logprobs=segment.logprobs, values=zeros)
+        scores = Scores(
+            old_logprobs=segment.logprobs,
+            ref_logprobs=segment.logprobs,
+            teacher_logprobs=segment.logprobs,
+            values=zeros,
+        )
         trajectory = Trajectory(
             prompt=prompt,
             sample=sample,
@@ -224,6 +229,8 @@ def _inputs(loss: Loss, *, count: int = 12, shift: float = 0.0) -> "LossInputs":
         position=torch.arange(count),
         old_logprobs=score("old_logprobs"),
         ref_logprobs=score("ref_logprobs"),
+        teacher_logprobs=score("teacher_logprobs"),
+        old_values=score("values"),
         values=score("values"),
         sampler_logprobs=old.clone(),
         returns=torch.zeros(count),

@@ -60,10 +60,7 @@ def credit_group(group: Sequence[Scored], normalize_std: bool) -> list[tuple[Tok
     """Give every trained token of a trajectory the trajectory's advantage."""
     if not group:
         return []
-    rewards = []
-    for one in group:
-        assert one.trajectory.reward is not None, "the reward stage judges every trajectory"
-        rewards.append(one.trajectory.reward.total)
+    rewards = [one.total_reward for one in group]
     advantages = group_advantages(rewards, normalize_std=normalize_std)
     return [
         tuple(

@@ -2,7 +2,7 @@
 
 One update, in the order of the code:
 
-    rows with a trained token → micro-batches → (prepare pass: statistics, summed)
+    rows with a trained token → micro-batches → (prepare pass: columns, joined)
     → per micro-batch: forward → loss → objective → backward
     → clip → step → compare
 
@@ -150,7 +150,7 @@ class FsdpTrainer:
         """Gradients of the whole mini-batch; returns the objective and the metrics."""
         micro_batches = split(samples, loss.atom, self._config.micro_train_batch_size_per_gpu)
         seed = self._loss_seed()
-        statistics = self._statistics(module, micro_batches, loss, temperature, seed)
+        columns = self._prepare(module, micro_batches, loss, temperature, seed)
         total, sums = 0.0, MetricSums()
         for rows in micro_batches:
             with self._precision():
@@ -159,7 +159,7 @@ class FsdpTrainer:
                 )
             require_finite({"log-probs": logprobs}, rows)
             inputs, weights = pack(
-                rows, logprobs, entropy, needs=loss.needs, statistics=statistics, seed=seed
+                rows, logprobs, entropy, needs=loss.needs, minibatch=columns, seed=seed
             )
             scalar, out = objective(loss, inputs, weights)
             require_finite({f"the loss terms '{name}'": t for name, t in out.terms.items()}, rows)
@@ -169,7 +169,7 @@ class FsdpTrainer:
         return total, sums
 
     @torch.no_grad()
-    def _statistics(
+    def _prepare(
         self,
         module: PreTrainedModel,
         micro_batches: Sequence[Sequence[TrainingSample]],
@@ -177,18 +177,18 @@ class FsdpTrainer:
         temperature: float,
         seed: int,
     ) -> dict[str, Tensor]:
-        """What ``loss.prepare`` returns, summed over the mini-batch; empty without one."""
-        sums: dict[str, Tensor] = {}
+        """What ``loss.prepare`` returns, joined over the mini-batch; empty without one."""
+        columns: dict[str, list[Tensor]] = {}
         if loss.prepare is None:
-            return sums
+            return {}
         for rows in micro_batches:
             with self._precision():
                 logprobs, entropy = forward(module, rows, temperature, entropy_has_gradient=False)
             require_finite({"log-probs": logprobs}, rows)
             inputs, _ = pack(rows, logprobs, entropy, needs=loss.needs, seed=seed)
-            for name, value in loss.prepare(inputs).items():
-                sums[name] = sums[name] + value if name in sums else value
-        return sums
+            for name, column in loss.prepare(inputs).items():
+                columns.setdefault(name, []).append(column)
+        return {name: torch.cat(parts) for name, parts in columns.items()}
 
     def weights(self, role: str = POLICY) -> Iterator[tuple[str, Tensor]]:
         """Every tensor by Hugging Face name, tied ones once, under the first of their names."""
