@@ -76,7 +76,7 @@ MODELS: dict[str, str] = {
     "teacher": "trainer.teacher.model.path",
     "value": "trainer.critic.model.path",
 }
-"""Role → the key that names its model; null is the policy's."""
+"""Role → the key that names its model; null is the policy's, but for a teacher."""
 
 CORRECTION = "trainer.algorithm.off_policy_correction"
 

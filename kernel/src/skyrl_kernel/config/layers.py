@@ -32,7 +32,7 @@ class Layers:
     def get(self, key: str) -> Any:
         """The value of a key of the kernel's tree, its default included, as the tree's type.
 
-        A value that does not fit its type is returned as it is: `resolve_config`
+        Of a key of a plugin's section only what was set, None otherwise. A value that does not fit its type is returned as it is: `resolve_config`
         refuses it.
         """
         if key in self.values:
@@ -42,7 +42,7 @@ class Layers:
             return below
         node: Any = _defaults()
         for part in key.split("."):
-            node = getattr(node, part)
+            node = getattr(node, part, None)
         return node
 
     def asked(self, key: str) -> Any:

@@ -117,11 +117,18 @@ class CriticConfig(Section):
     """Its optimizer."""
 
 
+class TeacherModelConfig(Section):
+    """``trainer.teacher.model``: the frozen model to learn from."""
+
+    path: str | None = None
+    """Its weights; it has the policy's tokenizer. To be named where a teacher is needed. SkyRL: trainer.ref.model.path."""
+
+
 class TeacherConfig(Section):
     """``trainer.teacher``: the frozen model to learn from; loaded only if something needs it."""
 
-    model: ModelConfig = Field(default_factory=ModelConfig)
-    """Its weights. SkyRL: trainer.ref.model.path."""
+    model: TeacherModelConfig = Field(default_factory=TeacherModelConfig)
+    """Its weights."""
 
 
 class KLControllerConfig(Section):
