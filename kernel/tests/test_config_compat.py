@@ -234,10 +234,9 @@ def test_a_setting_of_a_feature_counts_only_where_the_feature_is_asked_for() -> 
     assert settings(resolve(alpha, allow_not_yet=False).not_read) == [alpha]
     assert settings(resolve(alpha, rank).not_yet) == [alpha, rank]
 
-    gamma = "trainer.algorithm.gamma=0.9"
-    assert settings(resolve(gamma, allow_not_yet=False).not_read) == [gamma]
-    estimator = "trainer.algorithm.advantage_estimator=reinforce++"
-    assert settings(resolve(gamma, estimator).not_yet) == [estimator, gamma]
+    critic, critic_rank = (one.replace("policy", "critic") for one in (alpha, rank))
+    assert settings(resolve(critic, allow_not_yet=False).not_read) == [critic]
+    assert settings(resolve(critic, critic_rank).not_yet) == [critic, critic_rank]
 
     policy = "trainer.placement.colocate_policy_ref=false"
     apart = "trainer.placement.colocate_all=false"
@@ -247,7 +246,7 @@ def test_a_setting_of_a_feature_counts_only_where_the_feature_is_asked_for() -> 
 
 def test_equal_values_are_equal_however_they_are_written() -> None:
     words = [
-        "trainer.algorithm.lambd=1",
+        "trainer.policy.model.lora.rank=0",
         "trainer.mtp.enabled=no",
         "trainer.max_tokens_per_microbatch=-1",
     ]

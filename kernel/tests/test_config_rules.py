@@ -150,10 +150,6 @@ BROKEN = [
     # algorithms
     ([f"{ALGORITHM}.use_kl_in_reward=true"], r"take the KL twice; .* is true unless it is set"),
     (
-        [f"{ALGORITHM}.advantage_estimator=gae"],
-        r"gae needs a critic; set trainer\.critic\.model\.path",
-    ),
-    (
         [f"{ALGORITHM}.advantage_estimator=reinforce++", "generator.step_wise_trajectories=true"],
         r"reinforce\+\+ gives each token its own; use grpo, rloo or maxrl$",
     ),
@@ -214,7 +210,7 @@ def test_every_choice_and_every_rule_is_tried() -> None:
         [*GPUS_4, "trainer.strategy=megatron", f"{MEGATRON}.pipeline_model_parallel_size=2"],
         [f"{ENGINE}.run_engines_locally=false", f"{ENGINE}.external_proxy_url=http://x:1", APART],
         [f"{ALGORITHM}.use_kl_in_reward=true", f"{ALGORITHM}.use_kl_loss=false"],
-        [f"{ALGORITHM}.advantage_estimator=gae", "trainer.critic.model.path=x"],
+        [f"{ALGORITHM}.advantage_estimator=gae"],
         [f"{ALGORITHM}.loss_reduction=seq_mean_token_sum_norm", f"{ALGORITHM}.max_seq_len=9"],
         [
             f"{ENGINE}.engine_init_kwargs.hf_overrides.rope_parameters={{rope_theta: 9}}",

@@ -17,7 +17,7 @@ from skyrl_{name}.helper import run
 from skyrl_kernel.hookspecs import hookimpl
 
 @hookimpl
-def evaluate(name):
+def reward(name):
     def closure(inner):
         return run(inner)
     return closure if name == "{name}" else None
@@ -67,7 +67,7 @@ def caught_from(call: Callable[[], Any]) -> Exception:
 
 
 def stage(manager: PluginManager, name: str) -> Callable[[Any], Any]:
-    value: Callable[[Any], Any] = manager.resolve("evaluate", name, name=name, settings=None).value
+    value: Callable[[Any], Any] = manager.resolve("reward", name, name=name, settings=None).value
     return value
 
 
@@ -76,9 +76,9 @@ def test_an_exception_in_a_helper_module_names_plugin_version_hook_step_and_proc
 ) -> None:
     manager = manager_of(site, "foo")
     error = caught_from(lambda: stage(manager, "foo")(None))
-    wrapped = manager.attribute(error, "evaluate", 12, process="trainer rank 3")
+    wrapped = manager.attribute(error, "reward", 12, process="trainer rank 3")
     assert str(wrapped) == (
-        "plugin 'foo' (skyrl-foo 0.1.0) failed in hook 'evaluate', step 12, "
+        "plugin 'foo' (skyrl-foo 0.1.0) failed in hook 'reward', step 12, "
         "process trainer rank 3: ValueError: deep inside"
     )
     assert wrapped.__cause__ is error
@@ -88,17 +88,17 @@ def test_an_exception_in_a_helper_module_names_plugin_version_hook_step_and_proc
 def test_an_exception_in_a_library_is_the_callers(site: Path) -> None:
     manager = manager_of(site, "foo")
     error = caught_from(lambda: stage(manager, "foo")("library"))
-    assert manager.attribute(error, "evaluate", 1).plugin == "foo"
+    assert manager.attribute(error, "reward", 1).plugin == "foo"
 
 
 def test_the_deepest_plugin_is_blamed_when_one_calls_another(site: Path) -> None:
     manager = manager_of(site, "outer", "inner")
     outer, inner = stage(manager, "outer"), stage(manager, "inner")
     error = caught_from(lambda: outer(lambda: inner(None)))
-    assert manager.attribute(error, "evaluate", 1).plugin == "inner"
+    assert manager.attribute(error, "reward", 1).plugin == "inner"
     # the other way round
     error = caught_from(lambda: inner(lambda: outer(None)))
-    assert manager.attribute(error, "evaluate", 1).plugin == "outer"
+    assert manager.attribute(error, "reward", 1).plugin == "outer"
 
 
 def test_of_two_names_in_one_package_the_one_whose_module_raised_is_blamed(site: Path) -> None:
@@ -133,17 +133,17 @@ def test_without_a_plugin_frame_the_provider_is_blamed(site: Path) -> None:
     manager = manager_of(site, "foo")
     provider = manager.catalog.find("foo")
     error = caught_from(lambda: stage(manager, "foo")(1, 2))  # type: ignore[call-arg]
-    assert manager.attribute(error, "evaluate", 1, provider=provider).plugin == "foo"
+    assert manager.attribute(error, "reward", 1, provider=provider).plugin == "foo"
 
 
 def test_without_any_plugin_the_kernel_is_blamed(site: Path) -> None:
     manager = manager_of(site, "foo")
     error = caught_from(lambda: {}["key"])
-    wrapped = manager.attribute(error, "evaluate", 1)
+    wrapped = manager.attribute(error, "reward", 1)
     assert (wrapped.plugin, wrapped.distribution.split()[0]) == ("kernel", "skyrl-kernel")
 
 
 def test_an_error_that_names_its_plugin_already_is_kept(site: Path) -> None:
     manager = manager_of(site, "foo")
     error = PluginError("bar", "skyrl-bar 1", "loss", 1, "trainer", "ValueError: x")
-    assert manager.attribute(error, "evaluate", 2) is error
+    assert manager.attribute(error, "reward", 2) is error

@@ -15,27 +15,27 @@ IMPORTS = "from skyrl_kernel.hookspecs import hookimpl\n"
 
 BASE = """
 @hookimpl
-def evaluate(name):
+def reward(name):
     return (lambda trajectories: {"n": len(trajectories)}) if name == "base" else None
 """
 
 TIMES_TEN = """
 @hookimpl(wrapper=True)
-def evaluate(name):
+def reward(name):
     inner = yield
     return lambda trajectories: {"n": inner(trajectories)["n"] * 10}
 """
 
 PLUS_ONE = """
 @hookimpl(wrapper=True)
-def evaluate(name):
+def reward(name):
     inner = yield
     return lambda trajectories: {"n": inner(trajectories)["n"] + 1}
 """
 
 SILENT = """
 @hookimpl(wrapper=True)
-def evaluate(name):
+def reward(name):
     return (yield)
 """
 
@@ -62,7 +62,7 @@ def resolve(site: Path, hook: str, order: tuple[str, ...] = (), /, **sources: st
 
 
 def test_a_stage_without_wrappers_is_the_providers_own_callable(site: Path) -> None:
-    resolved = resolve(site, "evaluate", base=BASE)
+    resolved = resolve(site, "reward", base=BASE)
     assert resolved.value([1, 2]) == {"n": 2}
     assert (resolved.provider.name, resolved.wrappers) == ("base", ())
 
@@ -70,15 +70,15 @@ def test_a_stage_without_wrappers_is_the_providers_own_callable(site: Path) -> N
 def test_the_wrapper_called_first_is_the_outermost(site: Path) -> None:
     sources = {"base": BASE, "ten": TIMES_TEN, "one": PLUS_ONE}
     # ten around one: (2 + 1) × 10
-    assert resolve(site, "evaluate", ("ten", "one"), **sources).value([1, 2]) == {"n": 30}
+    assert resolve(site, "reward", ("ten", "one"), **sources).value([1, 2]) == {"n": 30}
     # one around ten: 2 × 10 + 1
-    resolved = resolve(site, "evaluate", ("one", "ten"), **sources)
+    resolved = resolve(site, "reward", ("one", "ten"), **sources)
     assert resolved.value([1, 2]) == {"n": 21}
     assert [entry.name for entry in resolved.wrappers] == ["ten", "one"]  # innermost first
 
 
 def test_a_wrapper_that_changes_nothing_is_not_listed(site: Path) -> None:
-    resolved = resolve(site, "evaluate", base=BASE, silent=SILENT, ten=TIMES_TEN)
+    resolved = resolve(site, "reward", base=BASE, silent=SILENT, ten=TIMES_TEN)
     assert [entry.name for entry in resolved.wrappers] == ["ten"]
 
 
@@ -202,20 +202,20 @@ def test_an_async_function_inside_a_loss_is_refused(site: Path) -> None:
         ("inner = yield", "returned None. Return the inner callable"),
         ("inner = yield\n    yield inner", "has a second 'yield'"),
         ("return\n    yield", "ended before its 'yield'"),
-        ("inner = yield\n    return {}", "its wrapper of hook 'evaluate' returned a dict"),
+        ("inner = yield\n    return {}", "its wrapper of hook 'reward' returned a dict"),
     ],
 )
 def test_a_wrapper_that_breaks_its_contract_is_named(site: Path, body: str, message: str) -> None:
-    wrapper = f"@hookimpl(wrapper=True)\ndef evaluate(name):\n    {body}\n"
+    wrapper = f"@hookimpl(wrapper=True)\ndef reward(name):\n    {body}\n"
     with pytest.raises(HookError) as caught:
-        resolve(site, "evaluate", base=BASE, bad=wrapper)
+        resolve(site, "reward", base=BASE, bad=wrapper)
     assert str(caught.value).startswith("plugin 'bad' (skyrl-bad 0.1.0): its wrapper")
     assert message in str(caught.value)
 
 
 def test_a_wrapper_that_raises_is_named(site: Path) -> None:
-    wrapper = "@hookimpl(wrapper=True)\ndef evaluate(name):\n    yield\n    raise OSError('no')\n"
+    wrapper = "@hookimpl(wrapper=True)\ndef reward(name):\n    yield\n    raise OSError('no')\n"
     with pytest.raises(
-        PluginError, match=r"plugin 'bad' .* in hook 'evaluate', start-up.*OSError: no"
+        PluginError, match=r"plugin 'bad' .* in hook 'reward', start-up.*OSError: no"
     ):
-        resolve(site, "evaluate", base=BASE, bad=wrapper)
+        resolve(site, "reward", base=BASE, bad=wrapper)
