@@ -16,7 +16,7 @@ from skyrl_kernel.errors import ModelError
 from skyrl_multiply.problems import messages
 from skyrl_tiny import teacher, tokenizer
 from skyrl_tiny.plugin import cache_folder, load_model, make_once
-from skyrl_tiny.recipe import RECIPE, Recipe, build
+from skyrl_tiny.recipe import RECIPE, RETRY, Recipe, build, reply
 from skyrl_transformers.loading import no_progress_bars
 
 SHORT = Recipe(steps=3, batch_size=4)
@@ -74,6 +74,17 @@ def test_only_the_model_is_left_of_the_making(model: Path) -> None:
     }
 
 
+def test_the_one_that_tries_again_is_made_alike(tmp_path: Path) -> None:
+    short = replace(RETRY, steps=3, batch_size=4)
+    model = made(tmp_path / "a", recipe=short)
+    assert bits(made(tmp_path / "b", recipe=short)) == bits(model)
+    read = AutoTokenizer.from_pretrained(model)
+    assert len(read) == tokenizer.VOCABULARY
+    said = reply(272, 5, r"\boxed{1260}")["content"]
+    # A character is a token at worst; the reply's words are among the tokenizer's.
+    assert len(read.encode(said)) < len(said) / 2.5
+
+
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others(
     model: Path, tmp_path: Path
 ) -> None:
@@ -121,6 +132,24 @@ def test_another_recipe_has_another_digest(other: Recipe) -> None:
     assert other.digest() != RECIPE.digest() == Recipe().digest()
 
 
+def test_the_demos_model_is_the_one_of_the_recorded_results() -> None:
+    """Do not "fix" this test: another digest is another model, and benchmarks/ has to be run again."""
+    assert RECIPE.digest() == "631f43246645"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        replace(RETRY, wrong_frac=0.5),
+        replace(RETRY, stubborn_frac=0.5),
+        replace(RETRY, retry_frac=0.4),
+        Recipe(steps=RETRY.steps),
+    ],
+)
+def test_another_way_to_teach_second_tries_has_another_digest(other: Recipe) -> None:
+    assert other.digest() != RETRY.digest()
+
+
 def test_another_teacher_or_tokenizer_is_another_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
     digests = {RECIPE.digest()}
     for module, name, value in (
@@ -138,14 +167,16 @@ def test_another_teacher_or_tokenizer_is_another_recipe(monkeypatch: pytest.Monk
 # --- the cache ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["huge", "tiny@", "tiny@x", "tiny@-1", "TINY", ""])
+@pytest.mark.parametrize(
+    "name", ["huge", "tiny@", "tiny@x", "tiny@-1", "tiny-retry@", "tiny-try", "TINY", ""]
+)
 def test_a_name_that_is_no_built_in_model_is_refused_in_one_line(name: str) -> None:
     with pytest.raises(ModelError) as caught:
         load_model(f"builtin:{name}")
     message = str(caught.value)
     assert message == (
-        f"no built-in model 'builtin:{name}'; there are builtin:tiny and builtin:tiny@SEED, "
-        "such as builtin:tiny@3"
+        f"no built-in model 'builtin:{name}'; there are builtin:tiny and builtin:tiny-retry, and "
+        "each with @SEED, such as builtin:tiny@3"
     )
 
 
@@ -162,10 +193,11 @@ def test_a_model_in_the_cache_is_not_made_again(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("SKYRL_CACHE", str(tmp_path))
-    there = tmp_path / "models" / f"tiny-{RECIPE.digest()}-seed5"
-    there.mkdir(parents=True)
-    assert load_model("builtin:tiny@5") == there
-    assert list(there.iterdir()) == []
+    for name, recipe in (("tiny", RECIPE), ("tiny-retry", RETRY)):
+        there = tmp_path / "models" / f"{name}-{recipe.digest()}-seed5"
+        there.mkdir(parents=True)
+        assert load_model(f"builtin:{name}@5") == there
+        assert list(there.iterdir()) == []
 
 
 MAKER = """

@@ -2,16 +2,22 @@
 
 import random
 import re
+from dataclasses import replace
 from itertools import product
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skyrl_multiply.problems import is_held_out
+from skyrl_kernel.plugins import discover
+from skyrl_multiply.env import MultiplyEnv
+from skyrl_multiply.problems import is_held_out, messages
+from skyrl_tiny.recipe import RETRY
 from skyrl_tiny.teacher import (
     NUM_WRONG_FACTS,
     WRONG_FRAC,
     Teacher,
+    second_tries,
     training_pairs,
     worked_examples,
 )
@@ -99,3 +105,53 @@ def test_training_pairs_are_all_that_is_not_held_out() -> None:
 def test_examples_are_a_matter_of_the_seed() -> None:
     assert list(worked_examples(3, 20)) == list(worked_examples(3, 20))
     assert list(worked_examples(3, 20)) != list(worked_examples(4, 20))
+
+
+# --- second tries -------------------------------------------------------------------------
+
+
+@given(seeds)
+def test_a_second_try_follows_a_wrong_answer_and_is_the_same_again_or_right(seed: int) -> None:
+    careful = Teacher(0, num_wrong=0)
+    for (a, b), attempt, second in second_tries(seed, 20, wrong_frac=0.9, stubborn_frac=0.5):
+        assert not is_held_out(a, b)
+        assert rf"\boxed{{{a * b}}}" not in attempt
+        assert second in {attempt, careful.work_out(a, b, random.Random(0))}
+
+
+def test_the_teacher_insists_as_often_as_it_is_told_to() -> None:
+    def insists(stubborn_frac: float) -> float:
+        tries = list(second_tries(0, 1000, wrong_frac=0.9, stubborn_frac=stubborn_frac))
+        return sum(attempt == second for _, attempt, second in tries) / len(tries)
+
+    # binomial: the standard deviation of the fraction is sqrt(.7 × .3 / 1000) = .014
+    assert insists(0.7) == pytest.approx(0.7, abs=0.06)
+    assert (insists(0.0), insists(1.0)) == (0.0, 1.0)
+
+
+def test_examples_of_both_kinds_are_what_the_env_would_have_said() -> None:
+    recipe = replace(RETRY, steps=1, batch_size=200)
+    lengths = []
+    for conversation, text in recipe.examples(3):
+        lengths.append(len(conversation))
+        system, question, *rest = conversation
+        a, b = map(int, question["content"].split(" * "))
+        assert [system, question] == messages(a, b)
+        if rest:
+            attempt, said = rest
+            env = MultiplyEnv({"reward_spec": {"ground_truth": str(a * b)}}, max_turns=2)
+            assert attempt["role"] == "assistant"
+            assert env.step(attempt["content"])["observations"] == [said]
+        assert text.splitlines()[-1].startswith(r"\boxed{")
+    assert set(lengths) == {2, 4}
+    # binomial: half of 200 with a standard deviation of 7
+    assert abs(lengths.count(4) - 100) < 35
+
+
+def test_the_demo_over_two_turns_is_the_demo_but_for_its_model_its_name_and_its_turns() -> None:
+    one, two = (discover().find(name).manifest.preset for name in ("demo", "demo_multi_turn"))
+    assert {key for key in one | two if one.get(key) != two.get(key)} == {
+        "trainer.policy.model.path",
+        "trainer.run_name",
+        "environment.multiply.max_turns",
+    }

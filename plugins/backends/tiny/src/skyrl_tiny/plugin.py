@@ -11,22 +11,22 @@ from skyrl_kernel.progress import say
 from skyrl_kernel.run.atomic import write_folder_atomically
 
 DEFAULT_SEED = 0
-_TINY = re.compile(r"^tiny(?:@(\d+))?$")
+_NAME = re.compile(r"^(tiny|tiny-retry)(?:@(\d+))?$")
 
 
 @hookimpl
 def load_model(path: str) -> Path | None:
-    """``builtin:tiny``, or ``builtin:tiny@SEED`` for another teacher and other initial weights."""
+    """``builtin:tiny`` or ``builtin:tiny-retry``; with ``@SEED`` of another teacher and start."""
     name, _, rest = path.partition(":")
     if name != "builtin":
         return None
-    match = _TINY.match(rest)
+    match = _NAME.match(rest)
     if match is None:
         raise ModelError(
-            f"no built-in model '{path}'; there are builtin:tiny and builtin:tiny@SEED, "
-            "such as builtin:tiny@3"
+            f"no built-in model '{path}'; there are builtin:tiny and builtin:tiny-retry, and each "
+            "with @SEED, such as builtin:tiny@3"
         )
-    return tiny(int(match.group(1) or DEFAULT_SEED))
+    return tiny(int(match.group(2) or DEFAULT_SEED), match.group(1))
 
 
 def cache_folder() -> Path:
@@ -37,12 +37,13 @@ def cache_folder() -> Path:
     return (Path(root).expanduser() if root else user_cache_path("skyrl")) / "models"
 
 
-def tiny(seed: int) -> Path:
-    """The tiny model's directory; made first if it is not in the cache."""
-    from skyrl_tiny.recipe import RECIPE, build
+def tiny(seed: int, name: str = "tiny") -> Path:
+    """A tiny model's directory; made first if it is not in the cache."""
+    from skyrl_tiny.recipe import RECIPES, build
 
-    folder = cache_folder() / f"tiny-{RECIPE.digest()}-seed{seed}"
-    make_once(folder, lambda empty: build(seed, empty))
+    recipe = RECIPES[name]
+    folder = cache_folder() / f"{name}-{recipe.digest()}-seed{seed}"
+    make_once(folder, lambda empty: build(seed, empty, recipe))
     return folder
 
 

@@ -8,6 +8,13 @@ in 6 of 10 cases. The mistake goes honestly through the carry into the answer.
 A model that imitates it well is right wherever no wrong fact is needed, and in
 its most likely answer nowhere else; the right facts are in it as the less likely
 choice, where a reward can find them.
+
+That is the teacher of ``builtin:tiny``. The one of ``builtin:tiny-retry`` writes
+its wrong products nearly always. But told that an answer is wrong, it sometimes
+looks every product up and gets it right; mostly it insists and writes the same
+once more. So a model that imitates it well is seldom right at first where a wrong
+fact is needed, and seldom listens; a reward for what is right in the end can make
+it listen.
 """
 
 import random
@@ -78,11 +85,37 @@ def training_pairs() -> list[Pair]:
     return [(a, b) for a in range(100, 1000) for b in range(1, 10) if not is_held_out(a, b)]
 
 
-def worked_examples(seed: int, count: int) -> Iterator[tuple[Pair, str]]:
+def worked_examples(
+    seed: int, count: int, wrong_frac: float = WRONG_FRAC
+) -> Iterator[tuple[Pair, str]]:
     """``count`` problems drawn with replacement from the training pairs, worked out."""
-    teacher = Teacher(seed)
+    teacher = Teacher(seed, wrong_frac=wrong_frac)
     rng = random.Random(f"examples {seed}")
     pairs = training_pairs()
     for _ in range(count):
         a, b = rng.choice(pairs)
         yield (a, b), teacher.work_out(a, b, rng)
+
+
+def second_tries(
+    seed: int, count: int, wrong_frac: float, stubborn_frac: float
+) -> Iterator[tuple[Pair, str, str]]:
+    """``count`` training problems that the teacher got wrong: what it wrote, and what then.
+
+    Args:
+        seed: Which teacher, and which problems.
+        count: How many.
+        wrong_frac: See `Teacher`.
+        stubborn_frac: How often it insists on what it wrote, 0 to 1. Else it works the
+            problem out again and looks up every product.
+    """
+    teacher = Teacher(seed, wrong_frac=wrong_frac)
+    careful = Teacher(seed, num_wrong=0)
+    rng = random.Random(f"second tries {seed}")
+    pairs = training_pairs()
+    while count:
+        a, b = rng.choice(pairs)
+        attempt, right = teacher.work_out(a, b, rng), careful.work_out(a, b, rng)
+        if attempt.splitlines()[-1] != right.splitlines()[-1]:  # two mistakes may cancel
+            yield (a, b), attempt, attempt if rng.random() < stubborn_frac else right
+            count -= 1

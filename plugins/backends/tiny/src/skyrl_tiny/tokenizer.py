@@ -5,7 +5,7 @@ encodes any text; text unlike that takes more tokens.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from skyrl_multiply.problems import messages
@@ -79,8 +79,13 @@ def sample_text(num_examples: int = 1000, num_sentences: int = 2000) -> Iterator
         yield " ".join(parts).capitalize() + ". "
 
 
-def save_tokenizer(folder: Path) -> None:
-    """Train the tokenizer and write it as Hugging Face files."""
+def save_tokenizer(folder: Path, text: Iterable[str] | None = None) -> None:
+    """Train the tokenizer and write it as Hugging Face files.
+
+    Args:
+        folder: Where to.
+        text: What to train it on; default: `sample_text`.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -98,7 +103,7 @@ def save_tokenizer(folder: Path) -> None:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    bpe.train_from_iterator(sample_text(), trainer)
+    bpe.train_from_iterator(sample_text() if text is None else text, trainer)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe,
         eos_token=END,
