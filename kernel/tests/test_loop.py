@@ -65,6 +65,29 @@ def {hook}:
         raise StopRun("good enough")
 """
 
+REMEMBERS = """
+from skyrl_kernel.hookspecs import hookimpl
+from dataclasses import replace
+
+class Count:
+    calls = 0
+    def state_dict(self):
+        return {"calls": self.calls}
+    def load_state_dict(self, state):
+        self.calls = state["calls"]
+
+@hookimpl(wrapper=True)
+def advantage(settings):
+    inner = yield
+    count = Count()
+    def fn(groups):
+        count.calls += 1
+        return inner(groups)
+    def measure(groups):
+        return {"loss/calls": count.calls, "loss/groups": len(groups)}
+    return replace(inner, fn=fn, measure=measure, state={**inner.state, "count": count})
+"""
+
 FORGETS = """
 from skyrl_kernel.hookspecs import hookimpl
 
@@ -86,6 +109,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             "on_eval": SATISFIED.format(hook="on_eval_end(evaluation)", event="evaluation.step"),
             "on_save": SATISFIED.format(hook="on_checkpoint(step)", event="step"),
             "forgets": FORGETS,
+            "remembers": REMEMBERS,
             "shouts": SELECT.format(name="shouts", verdict="Drop", rule="no_variance"),
             "drops": SELECT.format(name="drops", verdict="drop", rule="no_variance"),
             "masks": SELECT.format(name="masks", verdict="mask", rule="no_variance"),
@@ -362,6 +386,18 @@ def test_a_stopped_and_continued_run_equals_an_undisturbed_one(tmp_path: Path) -
     assert read_metrics(continued) == read_metrics(undisturbed)
     for step in (1, 2, 3, 4):
         assert trajectories(continued, step) == trajectories(undisturbed, step)
+
+
+@pytest.mark.usefixtures("site")
+def test_an_advantage_reports_its_own_numbers_and_what_it_remembers_survives_a_resume(
+    tmp_path: Path,
+) -> None:
+    command = (tmp_path, NO_EVALUATION)
+    run_scripted(*command, plugins=["stops", "remembers"])
+    result = run_scripted(*command, plugins=["stops", "remembers"])
+    lines = read_metrics(result)
+    assert [line["loss/calls"] for line in lines] == [1, 2, 3, 4]
+    assert {line["loss/groups"] for line in lines} == {2}
 
 
 @pytest.mark.usefixtures("site")

@@ -1,6 +1,7 @@
 """The producer against a consumer that trains for random times, on a clock that jumps."""
 
 import asyncio
+import dataclasses
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -221,6 +222,37 @@ def test_select_is_asked_again_about_what_it_kept_and_what_is_new() -> None:
     assert [group.index for group in batch.groups] == [1, 3]
     assert [(group.index, reason) for group, reason in batch.dropped] == [(0, "why"), (2, "why")]
     assert batch.rounds == 3
+
+
+def test_a_kept_group_may_stand_in_for_a_dropped_one_and_no_other_is_generated() -> None:
+    def select(groups: Sequence[Group], target: int, rng: np.random.Generator) -> Selection:
+        verdicts = ["drop" if group.index in {0, 3} else "keep" for group in groups]
+        stand_ins = {place: 1 - place for place in range(2) if verdicts[place] == "drop"}
+        return dataclasses.replace(_verdicts(verdicts), stand_ins=stand_ins)
+
+    batches, _ = run_without_waiting(World(select=select).train(2))
+
+    assert [[group.index for group in batch.groups] for batch in batches] == [[1, 1], [2, 2]]
+    assert [[group.index for group, _ in batch.dropped] for batch in batches] == [[0], [3]]
+    assert [batch.rounds for batch in batches] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "stand_ins"),
+    [
+        (["keep", "keep"], {0: 1}),
+        (["drop", "drop"], {0: 1}),
+        (["drop", "mask"], {0: 1}),
+        (["drop", "keep"], {0: 2}),
+    ],
+)
+def test_only_a_kept_group_stands_in_and_only_for_a_dropped_one(
+    verdicts: list[Any], stand_ins: dict[int, int]
+) -> None:
+    selection = dataclasses.replace(_verdicts(verdicts), stand_ins=stand_ins)
+    world = World(select=lambda groups, target, rng: selection)
+    with pytest.raises(HookError, match="a kept group may stand in for a dropped one"):
+        run_without_waiting(world.train(1))
 
 
 def test_select_gets_the_same_random_numbers_in_every_run() -> None:

@@ -11,6 +11,7 @@ from skyrl_kernel.records import (
     NOT_SAMPLED,
     Prompt,
     Reward,
+    Scored,
     Segment,
     StopReason,
     Trajectory,
@@ -130,6 +131,29 @@ def test_every_error_survives_pickling() -> None:
 )
 def test_errors_know_their_exit_code(error: errors.SkyrlError, code: int) -> None:
     assert error.exit_code == code
+
+
+def test_rewards_stand_on_the_last_token_of_their_turn_beside_those_of_tokens() -> None:
+    judged = trajectory(segment(), segment()).judged(Reward(turns=(0.5, 1.0)))
+    plain = Scored(trajectory=judged, scores=())
+    assert [row.tolist() for row in plain.rewards_by_token()] == [[0, 0, 0, 0.5], [0, 0, 1, 0]]
+    assert plain.total_reward == 1.5
+
+    penalties = (np.full(4, -0.25, np.float32), np.zeros(4, np.float32))
+    fined = dataclasses.replace(plain, token_rewards=penalties)
+    rows = [row.tolist() for row in fined.rewards_by_token()]
+    assert rows == [[0, 0, -0.25, 0.25], [0, 0, 1, 0]]  # prompt tokens pay nothing
+    assert fined.total_reward == 1.0
+
+
+def test_the_reward_of_a_turn_without_tokens_stands_on_the_token_before_it() -> None:
+    one = dataclasses.replace(
+        trajectory(segment()),
+        turns=(Turn(segment=0, start=4, stop=4, reward=2.0, action=""),),
+        reward=Reward(turns=(2.0,)),
+    )
+    (row,) = Scored(trajectory=one, scores=()).rewards_by_token()
+    assert row.tolist() == [0, 0, 0, 2.0]
 
 
 def test_a_plugin_error_says_who_where_and_what_in_one_line() -> None:
