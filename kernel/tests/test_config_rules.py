@@ -154,12 +154,15 @@ BROKEN = [
         r"reinforce\+\+ gives each token its own; use grpo, rloo or maxrl$",
     ),
     (
-        [f"{ALGORITHM}.loss_reduction=seq_mean_token_sum_norm"],
-        r"divides by trainer\.algorithm\.max_seq_len; set it",
-    ),
-    (
         [f"{ALGORITHM}.policy_loss_type=kl_cov", f"{CORRECTION}.tis_ratio_type=token"],
-        r"does not go with trainer\.algorithm\.policy_loss_type=kl_cov",
+        r"does not go with trainer\.algorithm\.policy_loss_type=kl_cov.*; leave out tis_ratio_type$",
+    ),
+    (  # which SkyRL accepts and does not apply
+        [
+            f"{ALGORITHM}.policy_loss_type=clip_cov",
+            f"{CORRECTION}.outlier_token_is_threshold_high=100",
+        ],
+        r"policy_loss_type=clip_cov.*; leave out outlier_token_is_threshold_high$",
     ),
     (
         [
@@ -211,7 +214,7 @@ def test_every_choice_and_every_rule_is_tried() -> None:
         [f"{ENGINE}.run_engines_locally=false", f"{ENGINE}.external_proxy_url=http://x:1", APART],
         [f"{ALGORITHM}.use_kl_in_reward=true", f"{ALGORITHM}.use_kl_loss=false"],
         [f"{ALGORITHM}.advantage_estimator=gae"],
-        [f"{ALGORITHM}.loss_reduction=seq_mean_token_sum_norm", f"{ALGORITHM}.max_seq_len=9"],
+        [f"{ALGORITHM}.loss_reduction=seq_mean_token_sum_norm"],
         [
             f"{ENGINE}.engine_init_kwargs.hf_overrides.rope_parameters={{rope_theta: 9}}",
             "trainer.policy.model_config_kwargs.rope_parameters={rope_theta: 9}",

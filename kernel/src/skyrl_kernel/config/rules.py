@@ -352,24 +352,25 @@ def _estimator(asked: Asked) -> Iterator[str]:
         )
 
 
-def _reduction(asked: Asked) -> Iterator[str]:
-    if (
-        asked(f"{ALGORITHM}.loss_reduction") == "seq_mean_token_sum_norm"
-        and asked(f"{ALGORITHM}.max_seq_len") is None
-    ):
-        yield (
-            f"{ALGORITHM}.loss_reduction=seq_mean_token_sum_norm divides by {ALGORITHM}.max_seq_len; "
-            "set it, usually to the longest prompt and completion together"
-        )
+_CORRECTIONS = (
+    "tis_ratio_type",
+    "sequence_mask_metric",
+    *(
+        f"{what}_is_threshold_{side}"
+        for what in ("outlier_token", "token_mask")
+        for side in ("low", "high")
+    ),
+)
+"""Keys that switch a correction on."""
 
 
 def _correction(asked: Asked) -> Iterator[str]:
     loss, tis = asked(f"{ALGORITHM}.policy_loss_type"), asked(f"{CORRECTION}.tis_ratio_type")
-    is_used = tis is not None or asked(f"{CORRECTION}.sequence_mask_metric") is not None
-    if is_used and loss in ("clip_cov", "kl_cov"):
+    used = [key for key in _CORRECTIONS if asked(f"{CORRECTION}.{key}") is not None]
+    if used and loss in ("clip_cov", "kl_cov"):
         yield (
-            f"{CORRECTION} does not go with {ALGORITHM}.policy_loss_type={loss}; leave out "
-            "tis_ratio_type and sequence_mask_metric"
+            f"{CORRECTION} does not go with {ALGORITHM}.policy_loss_type={loss}, whose covariances are "
+            f"of all tokens; leave out {' and '.join(used)}"
         )
     if (
         loss == "cispo"
@@ -412,7 +413,6 @@ RULES: tuple[Rule, ...] = (
     _profiler,
     _kl,
     _estimator,
-    _reduction,
     _correction,
     _asynchronous,
 )

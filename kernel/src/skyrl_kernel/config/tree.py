@@ -181,7 +181,8 @@ class AlgorithmConfig(Section):
     value_head_prefix: str = "value_head"
     """Name of the critic's head among its weights."""
     max_seq_len: Positive | None = None
-    """What ``loss_reduction=seq_mean_token_sum_norm`` divides by, in tokens."""
+    """What ``loss_reduction=seq_mean_token_sum_norm`` divides by, in tokens; default: the most of a
+    completion, ``generator.sampling_params.max_generate_length``. SkyRL: to be set."""
     use_kl_loss: bool = True
     """Add a KL term against the reference to the loss; loads the reference model."""
     kl_loss_coef: Annotated[float, Field(ge=0)] = 0.001

@@ -11,6 +11,9 @@ SETTINGS = {AlgorithmConfig: AlgorithmConfig()}
 
 
 class TestGrpo(AlgorithmContract):
+    ignores_reward_shift = True
+    equal_rewards_give_nothing = True
+
     @pytest.fixture(autouse=True)
     def _needs_torch(self) -> None:
         pytest.importorskip("torch", reason="not checked: the loss needs torch")
@@ -27,6 +30,9 @@ class TestGrpo(AlgorithmContract):
 
 
 class TestDrGrpo(AdvantageContract):
+    ignores_reward_shift = True
+    equal_rewards_give_nothing = True
+
     def advantage(self) -> Advantage:
         config = AlgorithmConfig(grpo_norm_by_std=False)
         made = advantage.advantage("grpo", {AlgorithmConfig: config})
