@@ -7,6 +7,8 @@ from skyrl_sft import cross_entropy, uniform
 
 class TestSft(AlgorithmContract):
     knows_groups = False
+    is_policy_gradient = False
+    needs_advantages = False
 
     def advantage(self) -> Advantage:
         made = uniform.advantage("uniform")

@@ -1,7 +1,7 @@
 """What an algorithm must keep: its advantage and its loss."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from skyrl_kernel.records import (
     Trajectory,
     Turn,
 )
+from skyrl_kernel.testing.contracts.minibatch import gradients, random_minibatch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,6 +36,10 @@ class AdvantageContract:
 
     knows_groups = True
     """False if a trajectory's advantage does not depend on the others of its group."""
+    ignores_reward_shift = False
+    """True if the same number added to every reward of the batch changes nothing."""
+    equal_rewards_give_nothing = False
+    """True if a group whose rewards are all equal is credited with 0."""
 
     def advantage(self) -> Advantage:
         """What ``trainer.algorithm.advantage_estimator`` names."""
@@ -79,6 +84,53 @@ class AdvantageContract:
         turned = self._credit([second[::-1], first[::-1]])
         _assert_equal(straight, [group[::-1] for group in turned[::-1]])
 
+    def test_the_order_of_random_trajectories_and_groups_changes_nothing(self) -> None:
+        """As they arrive; with hypothesis."""
+        given, st = _hypothesis()
+
+        @given(_rewards(st), st.randoms(use_true_random=False))
+        def check(rewards: list[list[list[float]]], random: Any) -> None:
+            groups = [_group(one) for one in rewards]
+            order = random.sample(range(len(groups)), len(groups))
+            inner = [random.sample(range(len(group)), len(group)) for group in groups]
+            turned = self._credit([[groups[g][i] for i in inner[g]] for g in order])
+            straight = self._credit(groups)
+            _assert_equal([[straight[g][i] for i in inner[g]] for g in order], turned)
+
+        check()
+
+    def test_a_shift_of_all_rewards_changes_nothing_where_that_is_promised(self) -> None:
+        """With hypothesis."""
+        if not self.ignores_reward_shift:
+            pytest.skip("not promised")
+        given, st = _hypothesis()
+
+        @given(_rewards(st), st.integers(-8, 8))
+        def check(rewards: list[list[list[float]]], quarters: int) -> None:
+            shifted = [
+                [[*turns[:-1], turns[-1] + quarters / 4] for turns in one] for one in rewards
+            ]
+            if self.knows_groups:  # a group of one has nothing to be compared with
+                rewards = [one for one in rewards if len(one) > 1]
+                shifted = [one for one in shifted if len(one) > 1]
+            straight = self._credit([_group(one) for one in rewards])
+            _assert_equal(straight, self._credit([_group(one) for one in shifted]), atol=1e-4)
+
+        check()
+
+    def test_equal_rewards_earn_nothing_where_that_is_promised(self) -> None:
+        """Exactly: rounding must not become a signal. With hypothesis."""
+        if not self.equal_rewards_give_nothing:
+            pytest.skip("not promised")
+        given, st = _hypothesis()
+
+        @given(st.floats(-10, 10), st.integers(2, 8))
+        def check(reward: float, size: int) -> None:
+            for rows in self._credit([_group([[reward]] * size), _group([[0.0], [1.0]])])[0]:
+                assert not any(entry.advantages.any() for entry in rows)
+
+        check()
+
     def test_a_better_trajectory_is_not_credited_less(self) -> None:
         """Within a group that differs in nothing but the reward."""
         ((worse,), (middle,), (better,)) = self._credit([_group([[0.0], [0.5], [1.0]])])[0]
@@ -93,6 +145,13 @@ class AdvantageContract:
 
 class LossContract:
     """Subclass and override `loss`. Needs torch."""
+
+    is_policy_gradient = True
+    """False if, where the policy has not moved yet, the gradient of a token is not −advantage."""
+    needs_advantages = True
+    """False if tokens have a gradient without an advantage."""
+    group_size: int | None = None
+    """Trajectories of each group, if the loss takes no other number."""
 
     def loss(self) -> Loss:
         """What ``trainer.algorithm.policy_loss_type`` names."""
@@ -116,7 +175,7 @@ class LossContract:
         """Also where the policy has moved far from the old one."""
         import torch
 
-        for shift in (0.0, 3.0, -30.0, 30.0):
+        for shift in (0.0, 3.0, -30.0, 30.0, -1e4, 1e4):
             inputs = _inputs(self.loss(), shift=shift)
             terms = self._terms(inputs)
             torch.stack([term.sum() for term in terms.values()]).sum().backward()  # type: ignore[no-untyped-call]
@@ -150,6 +209,63 @@ class LossContract:
             part = self._terms(_select(inputs, owner == number))
             for name, term in part.items():
                 torch.testing.assert_close(term, whole[name][owner == number])
+
+    def test_neither_order_nor_micro_batches_nor_ranks_change_a_gradient(self) -> None:
+        """Atoms stay whole; everything else may be dealt out. With hypothesis."""
+        loss = self.loss()
+        given, st = _hypothesis()
+
+        @given(st.integers(0, 10**6), self._groups(st), st.integers(1, 4), st.integers(0, 10**6))
+        def check(seed: int, groups: list[list[int]], number: int, order: int) -> None:
+            batch = random_minibatch(loss, seed=seed, groups=groups)
+            whole = gradients(loss, [batch])
+            parts = batch.parts(loss.atom, number)
+            places = np.random.default_rng(order).permutation(len(batch.samples)).tolist()
+            for other in (gradients(loss, parts), gradients(loss, [batch.rows(places)])):
+                assert other.keys() == whole.keys()
+                for token, pair in whole.items():
+                    np.testing.assert_allclose(other[token], pair, rtol=1e-4, atol=1e-6)
+
+        check()
+
+    def test_where_the_policy_has_not_moved_the_gradient_is_the_policy_gradient(self) -> None:
+        """−weight × advantage at every token: ratio 1 is on-policy. With hypothesis."""
+        if not self.is_policy_gradient:
+            pytest.skip("not a policy gradient")
+        loss = self.loss()
+        given, st = _hypothesis()
+
+        @given(st.integers(0, 10**6), self._groups(st))
+        def check(seed: int, groups: list[list[int]]) -> None:
+            batch = random_minibatch(loss, seed=seed, groups=groups, spread=0.0)
+            found = gradients(loss, [batch])
+            for sample in batch.samples:
+                for place in np.flatnonzero(sample.loss_mask):
+                    token = (sample.trajectory, int(sample.tokens[place]) * 100 + int(place))
+                    expected = -sample.loss_weights["policy"][place] * sample.advantages[place]
+                    np.testing.assert_allclose(found[token][0], expected, rtol=1e-4, atol=1e-6)
+
+        check()
+
+    def test_without_advantages_nothing_is_learned(self) -> None:
+        """Wherever the policy has gone meanwhile. With hypothesis."""
+        if not self.needs_advantages:
+            pytest.skip("learns from other things too")
+        loss = self.loss()
+        given, st = _hypothesis()
+
+        @given(st.integers(0, 10**6), self._groups(st))
+        def check(seed: int, groups: list[list[int]]) -> None:
+            batch = random_minibatch(loss, seed=seed, groups=groups, advantage=0.0)
+            assert not any(policy for policy, _ in gradients(loss, [batch]).values())
+
+        check()
+
+    def _groups(self, st: Any) -> Any:
+        """Rows of each trajectory of each group."""
+        size = self.group_size
+        group = st.lists(st.integers(1, 2), min_size=size or 1, max_size=size or 3)
+        return st.lists(group, min_size=1, max_size=3)
 
     def _terms(self, inputs: "LossInputs") -> "dict[str, Tensor]":
         loss = self.loss()
@@ -199,11 +315,29 @@ def _group(rewards: Sequence[Sequence[float]], num_segments: int = 1) -> list[Sc
     return members
 
 
-def _assert_equal(left: Credited, right: Credited) -> None:
+Given = Callable[..., Callable[[Callable[..., None]], Callable[[], None]]]
+
+
+def _hypothesis() -> tuple[Given, Any]:
+    """``given``, quick and repeatable, and the strategies."""
+    pytest.importorskip("hypothesis", reason="not checked: random cases need hypothesis")
+    from hypothesis import given, settings, strategies
+
+    settled = settings(max_examples=25, deadline=None, derandomize=True, database=None)
+    return (lambda *drawn: lambda check: settled(given(*drawn)(check))), strategies
+
+
+def _rewards(st: Any) -> Any:
+    """[groups][trajectories][turns], in quarters, so that sums are exact."""
+    turns = st.lists(st.integers(-8, 8).map(lambda number: number / 4), min_size=1, max_size=2)
+    return st.lists(st.lists(turns, min_size=1, max_size=4), min_size=1, max_size=3)
+
+
+def _assert_equal(left: Credited, right: Credited, atol: float = 1e-6) -> None:
     for one, two in zip(left, right, strict=True):
         for a, b in zip(one, two, strict=True):
             for x, y in zip(a, b, strict=True):
-                np.testing.assert_allclose(x.advantages, y.advantages, atol=1e-6)
+                np.testing.assert_allclose(x.advantages, y.advantages, atol=atol)
                 np.testing.assert_array_equal(x.loss_mask, y.loss_mask)
 
 
