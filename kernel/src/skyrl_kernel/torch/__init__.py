@@ -11,7 +11,7 @@ from skyrl_kernel.torch.masked import masked_mean, masked_var, masked_whiten
 from skyrl_kernel.torch.objective import MetricSums, objective, pack
 from skyrl_kernel.torch.ratios import MAX_LOG_RATIO, ratio
 from skyrl_kernel.torch.records import LossInputs, LossTerms, TokenMetric
-from skyrl_kernel.torch.rows import right_pad, row_logprobs
+from skyrl_kernel.torch.rows import right_pad, row_logprobs, row_values
 
 __all__ = [
     "KL_ESTIMATORS",
@@ -30,5 +30,6 @@ __all__ = [
     "ratio",
     "right_pad",
     "row_logprobs",
+    "row_values",
     "selected_logprobs",
 ]

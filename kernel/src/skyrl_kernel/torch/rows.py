@@ -1,4 +1,4 @@
-"""Log-probs of whole token rows, computed in padded batches of similar length.
+"""Log-probs and values of whole token rows, computed in padded batches of similar length.
 
 The padding stands to the right, so a causal model never sees it: no attention
 mask is needed, and positions count from 0 in every row. Trainer and engine call
@@ -53,12 +53,57 @@ def row_logprobs(
     Returns:
         One [T] float32 array per row, in the order given: nats, 0 at index 0.
     """
+    return _by_row(
+        lambda ids: selected_logprobs(forward(ids[:, :-1]), ids[:, 1:], temperature),
+        rows,
+        device,
+        max_rows,
+        max_tokens,
+    )
+
+
+@torch.no_grad()
+def row_values(
+    forward: Callable[[Tensor], Tensor],
+    rows: Sequence[IntArray],
+    *,
+    device: torch.device | str = "cpu",
+    max_rows: int,
+    max_tokens: int | None = None,
+) -> list[FloatArray]:
+    """What a critic expects before each token of a row: its value at the token before.
+
+    Args:
+        forward: A causal critic: [B, T] ids → [B, T] values.
+        rows: [T] ids each, of any lengths.
+        device: Where ``forward`` wants its ids.
+        max_rows: Most rows of one batch.
+        max_tokens: As in `row_logprobs`.
+
+    Returns:
+        One [T] float32 array per row, in the order given: task units, 0 at index 0,
+        before which there is nothing to judge by.
+
+    Example: a critic whose value of a place is the id there.
+        >>> [row.tolist() for row in row_values(lambda ids: ids, [np.array([5, 6, 7])], max_rows=1)]
+        [[0.0, 5.0, 6.0]]
+    """
+    return _by_row(lambda ids: forward(ids[:, :-1]), rows, device, max_rows, max_tokens)
+
+
+def _by_row(
+    compute: Callable[[Tensor], Tensor],
+    rows: Sequence[IntArray],
+    device: torch.device | str,
+    max_rows: int,
+    max_tokens: int | None,
+) -> list[FloatArray]:
+    """[B, T] ids → [B, T - 1] numbers of all tokens but the first; that one's is 0."""
     result = [np.zeros(len(row), dtype=np.float32) for row in rows]
     order = sorted((i for i, row in enumerate(rows) if len(row) > 1), key=lambda i: len(rows[i]))
     for batch in _batches(order, [len(row) for row in rows], max_rows, max_tokens):
-        ids = right_pad([rows[i] for i in batch], device)
-        logprobs = selected_logprobs(forward(ids[:, :-1]), ids[:, 1:], temperature).cpu().numpy()
-        for line, i in zip(logprobs, batch, strict=True):
+        numbers = compute(right_pad([rows[i] for i in batch], device)).cpu().numpy()
+        for line, i in zip(numbers, batch, strict=True):
             result[i][1:] = line[: len(rows[i]) - 1]
     return result
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from skyrl_kernel.records import TrainingSample
+from skyrl_fsdp.critic import Critic
+from skyrl_kernel.records import IntArray, TrainingSample
 from skyrl_kernel.torch import entropy, right_pad, selected_logprobs
 
 _ENTROPY_TOKENS = 1024
@@ -85,14 +86,13 @@ def forward(
         [N] and [N] float32 nats, packed in row order.
     """
     device = module.device
-    ids = right_pad([sample.tokens[: _length(sample) - 1] for sample in samples], device)
-    rows = np.concatenate([np.full(sample.loss_mask.sum(), i) for i, sample in enumerate(samples)])
-    # The logits at place t - 1 predict the token at place t.
-    predicting = np.concatenate([np.flatnonzero(sample.loss_mask) - 1 for sample in samples])
+    rows, predicting = _predicting(samples)
     targets = np.concatenate([sample.tokens[sample.loss_mask] for sample in samples])
     places, which = np.unique(predicting, return_inverse=True)
     logits = module(
-        input_ids=ids, logits_to_keep=torch.from_numpy(places).to(device), use_cache=False
+        input_ids=_padded(samples, device),
+        logits_to_keep=torch.from_numpy(places).to(device),
+        use_cache=False,
     ).logits[torch.from_numpy(rows).to(device), torch.from_numpy(which).to(device)]
     logprobs = selected_logprobs(
         logits, torch.from_numpy(targets.astype(np.int64)).to(device), temperature
@@ -101,6 +101,34 @@ def forward(
         return logprobs, entropy(logits, temperature)
     chunks = logits.detach().split(_ENTROPY_TOKENS)
     return logprobs, torch.cat([entropy(chunk, temperature) for chunk in chunks])
+
+
+def forward_values(critic: Critic, samples: Sequence[TrainingSample]) -> Tensor:
+    """The critic's values before the trained tokens of a micro-batch.
+
+    Args:
+        critic: One call of the root module, as in `forward`.
+        samples: [B] rows, each with a trained token.
+
+    Returns:
+        [N] float32 task units, packed in row order; they carry the gradient.
+    """
+    device = critic.device
+    rows, predicting = _predicting(samples)
+    values: Tensor = critic(_padded(samples, device))
+    return values[torch.from_numpy(rows).to(device), torch.from_numpy(predicting).to(device)]
+
+
+def _padded(samples: Sequence[TrainingSample], device: torch.device) -> Tensor:
+    """[B, T] ids of everything that predicts a trained token."""
+    return right_pad([sample.tokens[: _length(sample) - 1] for sample in samples], device)
+
+
+def _predicting(samples: Sequence[TrainingSample]) -> tuple[IntArray, IntArray]:
+    """[N] and [N]: row and place of what predicts each trained token: the token before it."""
+    rows = np.concatenate([np.full(sample.loss_mask.sum(), i) for i, sample in enumerate(samples)])
+    places = np.concatenate([np.flatnonzero(sample.loss_mask) - 1 for sample in samples])
+    return rows, places
 
 
 def _length(sample: TrainingSample) -> int:

@@ -1,4 +1,4 @@
-"""The policy's optimizers, their learning rate over time, and the step itself."""
+"""The optimizers of one model, their learning rate over time, and the step itself."""
 
 from collections.abc import Iterator, Sequence
 
@@ -8,11 +8,12 @@ from torch.nn import Parameter
 from torch.optim import AdamW, Muon, Optimizer
 from transformers import PreTrainedModel
 
+from skyrl_fsdp.critic import Critic
 from skyrl_kernel.config.tree import OptimizerConfig
 from skyrl_kernel.errors import ConfigError
 
 
-def make_optimizers(module: PreTrainedModel, config: OptimizerConfig) -> list[Optimizer]:
+def make_optimizers(module: PreTrainedModel | Critic, config: OptimizerConfig) -> list[Optimizer]:
     """AdamW for every parameter; with ``name=muon``, Muon for the hidden matrices.
 
     Hidden matrices are the two-dimensional weights that are neither embeddings
@@ -38,14 +39,20 @@ def make_optimizers(module: PreTrainedModel, config: OptimizerConfig) -> list[Op
     return [adamw, Muon(hidden, lr=config.muon_lr, weight_decay=config.weight_decay)]
 
 
-def hidden_matrices(module: PreTrainedModel) -> list[Parameter]:
+def hidden_matrices(module: PreTrainedModel | Critic) -> list[Parameter]:
     """Two-dimensional parameters that are no embedding and no output head."""
     outer = {id(m.weight) for m in module.modules() if isinstance(m, torch.nn.Embedding)}
     outer.add(id(module.get_output_embeddings().weight))
     return [p for p in module.parameters() if p.ndim == 2 and id(p) not in outer]
 
 
-def rate_factor(update: int, config: OptimizerConfig, total_updates: int | None) -> float:
+def rate_factor(
+    update: int,
+    config: OptimizerConfig,
+    total_updates: int | None,
+    *,
+    key: str = "trainer.policy.optimizer_config",
+) -> float:
     """What the peak rate is multiplied by.
 
     The first update already moves the weights: warm-up rises from 1/n, not from
@@ -55,6 +62,7 @@ def rate_factor(update: int, config: OptimizerConfig, total_updates: int | None)
         update: Optimizer steps made before this one.
         config: Warm-up and scheduler.
         total_updates: Of the whole run; needed by ``linear``.
+        key: Where ``config`` stands in the tree, for messages.
 
     Raises:
         ConfigError: ``linear`` without ``total_updates``.
@@ -71,8 +79,8 @@ def rate_factor(update: int, config: OptimizerConfig, total_updates: int | None)
         return 1.0
     if total_updates is None:
         raise ConfigError(
-            "trainer.policy.optimizer_config.scheduler=linear needs the number of updates of the "
-            "run, which this run did not give; use constant_with_warmup"
+            f"{key}.scheduler=linear needs the number of updates of the run, which this run did not "
+            "give; use constant_with_warmup"
         )
     passed = (update - warmup) / max(1, total_updates - warmup)
     return 1.0 - (1.0 - config.min_lr_frac) * min(1.0, passed)

@@ -1,13 +1,14 @@
-"""The trainer: models by role, and the policy's optimizer, in one process.
+"""The trainer: models by role, those that are trained with their optimizers, in one process.
 
 One update, in the order of the code:
 
     rows with a trained token → micro-batches → (prepare pass: columns, joined)
-    → per micro-batch: forward → loss → objective → backward
-    → clip → step → compare
+    → per micro-batch: forward → (the critic's forward) → loss → objective → backward
+    → clip → step → compare, of each trained model
 
 The weight of every token was computed from the whole mini-batch beforehand, so
-gradients simply add up over micro-batches.
+gradients simply add up over micro-batches. Policy and critic share no weight: one
+backward pass gives each its own gradient.
 """
 
 import contextlib
@@ -17,30 +18,33 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
+from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
-from skyrl_fsdp import checkpoint
+from skyrl_fsdp.critic import Critic, load_critic
 from skyrl_fsdp.export import export_policy
 from skyrl_fsdp.finite import require_finite, require_finite_gradient
-from skyrl_fsdp.microbatch import forward, split, trained
-from skyrl_fsdp.optimizer import make_optimizers, rate_factor, set_rates, step_and_compare
+from skyrl_fsdp.microbatch import forward, forward_values, split, trained
+from skyrl_fsdp.trained import Model, TrainedModel
 from skyrl_kernel.config.tree import TrainerConfig
-from skyrl_kernel.errors import ConfigError, ResumeError
+from skyrl_kernel.errors import CheckpointError, ConfigError, ResumeError
 from skyrl_kernel.protocols import Loss
 from skyrl_kernel.records import FloatArray, IntArray, TrainingSample, UpdateResult
-from skyrl_kernel.torch import MetricSums, objective, pack, row_logprobs
+from skyrl_kernel.torch import MetricSums, objective, pack, row_logprobs, row_values
 from skyrl_transformers.loading import default_device, distinct_tensors, load_causal_lm
 
-POLICY = "policy"
+POLICY, VALUE = "policy", "value"
+
+METRICS = {POLICY: ("policy_lr", "grad_norm"), VALUE: ("critic/critic_lr", "critic/grad_norm")}
+"""Trained role → the names of its learning rate and its gradient's norm, SkyRL's."""
 
 
 class FsdpTrainer:
     """Keeps the `skyrl_kernel.protocols.Trainer` protocol.
 
     Args:
-        models: Role → Hugging Face directory. The role ``policy`` is trained, all
-            others are frozen.
+        models: Role → Hugging Face directory. ``policy`` is trained, and so is the
+            critic ``value``; all others are frozen.
         config: ``trainer``.
         device: ``auto``, ``cpu`` or ``cuda``.
 
@@ -55,25 +59,38 @@ class FsdpTrainer:
         self._config = config
         self._device = _device(device)
         self._paths = dict(models)
-        self._modules = {role: load_causal_lm(path, self._device) for role, path in models.items()}
-        for role, module in self._modules.items():
-            module.requires_grad_(role == POLICY)
-        if config.gradient_checkpointing and POLICY in self._modules:
-            _enable_checkpointing(self._modules[POLICY])
-        self._optimizers = (
-            make_optimizers(self._modules[POLICY], config.policy.optimizer_config)
-            if POLICY in self._modules
-            else []
-        )
-        self._updates = 0
-        self._total_updates: int | None = None
+        self._modules: dict[str, Model] = {}
+        self._trained: dict[str, TrainedModel] = {}
+        optimizers = {
+            POLICY: (config.policy.optimizer_config, "trainer.policy.optimizer_config"),
+            VALUE: (config.critic.optimizer_config, "trainer.critic.optimizer_config"),
+        }
+        for role, path in models.items():
+            module = self._load(role, path).requires_grad_(False)
+            self._modules[role] = module
+            if role in optimizers:
+                optimizer, key = optimizers[role]
+                self._trained[role] = TrainedModel(
+                    module, optimizer, key=key, checkpointing=config.gradient_checkpointing
+                )
+
+    def _load(self, role: str, path: Path) -> Model:
+        if role == VALUE:
+            return load_critic(path, self._device, self._config.algorithm.value_head_prefix)
+        return load_causal_lm(path, self._device)
 
     def module(self, role: str = POLICY) -> PreTrainedModel:
-        """The live module of a role, for an engine that shares it.
+        """The live language model of a role, for an engine that shares it.
 
         Raises:
-            ValueError: No model has the role; names those that there are.
+            ValueError: No model has the role, or it is a critic.
         """
+        model = self._model(role)
+        if isinstance(model, Critic):
+            raise ValueError(f"the role '{role}' is a critic, which is no language model")
+        return model
+
+    def _model(self, role: str) -> Model:
         try:
             return self._modules[role]
         except KeyError:
@@ -81,25 +98,32 @@ class FsdpTrainer:
                 f"the trainer has no model for the role '{role}'; it has {', '.join(self._modules)}"
             ) from None
 
+    @property
+    def _optimizers(self) -> list[Optimizer]:
+        """The policy's, for tests that look at their state."""
+        return self._trained[POLICY].optimizers
+
     def set_total_updates(self, total: int) -> None:
         """Say how many updates the whole run makes; the scheduler ``linear`` needs it."""
-        self._total_updates = total
+        for model in self._trained.values():
+            model.total_updates = total
 
     def score(self, role: str, rows: Sequence[IntArray], *, temperature: float) -> list[FloatArray]:
-        """[T] log-prob in nats of each row's tokens given those before; 0 at index 0."""
-        module = self.module(role)
+        """[T] log-prob in nats of each row's tokens given those before; 0 at index 0.
+
+        Of the role ``value``: the value before each token.
+        """
+        model, max_rows = self._model(role), self._config.micro_forward_batch_size_per_gpu
 
         def logits(ids: Tensor) -> Tensor:
-            out: Tensor = module(input_ids=ids, use_cache=False).logits
+            out: Tensor = model(input_ids=ids, use_cache=False).logits
             return out
 
         with self._precision():
+            if isinstance(model, Critic):
+                return row_values(model, rows, device=self._device, max_rows=max_rows)
             return row_logprobs(
-                logits,
-                rows,
-                temperature=temperature,
-                device=self._device,
-                max_rows=self._config.micro_forward_batch_size_per_gpu,
+                logits, rows, temperature=temperature, device=self._device, max_rows=max_rows
             )
 
     def update(
@@ -107,47 +131,56 @@ class FsdpTrainer:
     ) -> UpdateResult:
         """One optimizer step on one mini-batch; the split into micro-batches does not change it.
 
+        The critic takes its step too if the loss has the term ``value``.
+
         Metrics: ``final_loss`` (the objective), ``policy_loss`` and one ``…_loss``
         per term, ``policy_entropy``, ``grad_norm`` (before clipping),
-        ``policy_lr``, ``trained_tokens``, and the loss's own. Without a trained
-        token nothing is computed and nothing changes: ``trained_tokens`` is 0.
+        ``policy_lr``, ``trained_tokens``, and the loss's own; of a critic
+        ``critic/critic_loss``, ``critic/grad_norm``, ``critic/critic_lr`` and
+        ``critic/weights_changed`` (0 if its every parameter kept its bits). Without a
+        trained token nothing is computed and nothing changes: ``trained_tokens`` is 0.
 
         Raises:
-            NonFiniteError: NaN or infinity in log-probs, loss or gradient; the
-                weights are as before.
-            ValueError: A sample trains on its first token, or lacks a score.
+            NonFiniteError: NaN or infinity in log-probs, values, loss or a gradient;
+                all weights are as before.
+            ValueError: A sample trains on its first token, or lacks a score; or the
+                loss trains a critic and there is none.
         """
-        module = self.module(POLICY)
+        models = self._trained_by(loss)
         samples = trained(batch)
-        optimizer_config = self._config.policy.optimizer_config
-        factor = rate_factor(self._updates, optimizer_config, self._total_updates)
-        metrics = {"final_loss": 0.0, "grad_norm": 0.0, "policy_lr": optimizer_config.lr * factor}
+        metrics = {"final_loss": 0.0}
+        for role, model in models.items():
+            rate, norm = METRICS[role]
+            metrics |= {norm: 0.0, rate: model.rate}
         metrics["trained_tokens"] = float(sum(int(s.loss_mask.sum()) for s in samples))
         if not samples:
             return UpdateResult(metrics=metrics, weights_changed=False)
-        try:
-            module.train()
-            total, sums = self._backward(module, samples, loss, temperature)
-            limit = optimizer_config.max_grad_norm
-            metrics["grad_norm"] = float(clip_grad_norm_(module.parameters(), limit))
-            require_finite_gradient(metrics["grad_norm"], samples)
-            set_rates(self._optimizers, factor)
-            changed = step_and_compare(self._optimizers)
-        finally:
-            module.zero_grad(set_to_none=True)
-            module.eval()
-        self._updates += 1
-        metrics["final_loss"] = total
-        return UpdateResult(metrics=metrics | sums.result(), weights_changed=changed)
+        with contextlib.ExitStack() as stack:
+            for model in models.values():
+                stack.enter_context(model.training())
+            metrics["final_loss"], sums = self._backward(samples, loss, temperature)
+            norms = {role: model.clip() for role, model in models.items()}
+            for norm_of_one in norms.values():
+                require_finite_gradient(norm_of_one, samples)
+            changed = {role: model.step() for role, model in models.items()}
+        metrics |= {METRICS[role][1]: norm for role, norm in norms.items()}
+        if VALUE in models:
+            metrics["critic/weights_changed"] = float(changed[VALUE])
+        return UpdateResult(metrics=metrics | sums.result(), weights_changed=changed[POLICY])
+
+    def _trained_by(self, loss: Loss) -> dict[str, TrainedModel]:
+        """Role → model, of those whose weights the loss moves."""
+        self._model(POLICY)
+        if VALUE not in loss.coefficients:
+            return {POLICY: self._trained[POLICY]}
+        self._model(VALUE)
+        return {role: self._trained[role] for role in (POLICY, VALUE)}
 
     def _backward(
-        self,
-        module: PreTrainedModel,
-        samples: Sequence[TrainingSample],
-        loss: Loss,
-        temperature: float,
+        self, samples: Sequence[TrainingSample], loss: Loss, temperature: float
     ) -> tuple[float, MetricSums]:
         """Gradients of the whole mini-batch; returns the objective and the metrics."""
+        module = self.module(POLICY)
         micro_batches = split(samples, loss.atom, self._config.micro_train_batch_size_per_gpu)
         seed = self._loss_seed()
         columns = self._prepare(module, micro_batches, loss, temperature, seed)
@@ -157,9 +190,18 @@ class FsdpTrainer:
                 logprobs, entropy = forward(
                     module, rows, temperature, entropy_has_gradient="entropy" in loss.coefficients
                 )
+                values = self._values(rows) if VALUE in loss.coefficients else None
             require_finite({"log-probs": logprobs}, rows)
+            if values is not None:
+                require_finite({"values": values}, rows)
             inputs, weights = pack(
-                rows, logprobs, entropy, needs=loss.needs, minibatch=columns, seed=seed
+                rows,
+                logprobs,
+                entropy,
+                needs=loss.needs,
+                values=values,
+                minibatch=columns,
+                seed=seed,
             )
             scalar, out = objective(loss, inputs, weights)
             require_finite({f"the loss terms '{name}'": t for name, t in out.terms.items()}, rows)
@@ -167,6 +209,11 @@ class FsdpTrainer:
             sums.add(inputs, out, weights)
             total += float(scalar.detach())
         return total, sums
+
+    def _values(self, rows: Sequence[TrainingSample]) -> Tensor:
+        critic = self._model(VALUE)
+        assert isinstance(critic, Critic)
+        return forward_values(critic, rows)
 
     @torch.no_grad()
     def _prepare(
@@ -192,44 +239,43 @@ class FsdpTrainer:
 
     def weights(self, role: str = POLICY) -> Iterator[tuple[str, Tensor]]:
         """Every tensor by Hugging Face name, tied ones once, under the first of their names."""
-        for name, tensor in distinct_tensors(self.module(role)).items():
+        for name, tensor in distinct_tensors(self._model(role)).items():
             yield name, tensor.detach()
 
     def save(self, folder: Path) -> None:
-        """Write the policy, its optimizer and the update counts; see `skyrl_fsdp.checkpoint`."""
-        numbers = {
-            "updates": self._updates,
-            "total_updates": self._total_updates,
-            "optimizer": self._config.policy.optimizer_config.name,
-        }
-        state = checkpoint.optimizer_tensors(self._optimizers, self._names())
-        checkpoint.write(folder, dict(self.weights()), state, numbers)
+        """Write what is trained: the policy into ``folder``, the critic into ``value`` in it."""
+        for role, model in self._trained.items():
+            model.save(_folder_of(role, folder))
 
     def load(self, folder: Path) -> None:
         """Continue from what `save` wrote, bit for bit.
 
         Raises:
             CheckpointError: A file is missing, damaged or of another model.
-            ResumeError: It was written with another optimizer.
+            ResumeError: It was written with another optimizer, or with a critic that
+                this run does not have.
         """
-        numbers = checkpoint.read_numbers(folder)
-        name = self._config.policy.optimizer_config.name
-        if numbers.get("optimizer") != name:
-            raise ResumeError(
-                f"trainer.policy.optimizer_config.name={name}, but the checkpoint '{folder}' was "
-                f"written with {numbers.get('optimizer')}, whose state {name} cannot use; set it "
-                "back, or start anew with another trainer.run_name"
+        critic = _folder_of(VALUE, folder)
+        if VALUE in self._trained and not critic.is_dir():
+            raise CheckpointError(
+                f"this run trains a critic, and the checkpoint '{folder}' has none: there is no "
+                f"folder '{critic.name}' in it; resume with the algorithm that the run began with, "
+                "or start anew with another trainer.run_name"
             )
-        checkpoint.put_weights(folder / checkpoint.WEIGHTS, distinct_tensors(self.module(POLICY)))
-        checkpoint.put_optimizer_tensors(
-            folder / checkpoint.OPTIMIZER, self._optimizers, self._names()
-        )
-        self._updates = int(str(numbers["updates"]))
-        if self._total_updates is None and numbers.get("total_updates") is not None:
-            self._total_updates = int(str(numbers["total_updates"]))
+        if VALUE not in self._trained and critic.exists():
+            raise ResumeError(
+                f"the checkpoint '{folder}' has a critic (in '{critic.name}'), and this run trains "
+                "none; resume with the algorithm that the run began with, or start anew with another "
+                "trainer.run_name and the run's export as trainer.policy.model.path"
+            )
+        for role, model in self._trained.items():
+            model.load(_folder_of(role, folder))
 
     def export(self, folder: Path) -> None:
-        """Write the policy as a Hugging Face directory in float32, tokenizer included."""
+        """Write the policy as a Hugging Face directory in float32, tokenizer included.
+
+        The critic, which nobody serves, is in checkpoints only.
+        """
         export_policy(self.module(POLICY), self._paths[POLICY], folder)
 
     def offload(self) -> None:
@@ -245,17 +291,14 @@ class FsdpTrainer:
             return
         for module in self._modules.values():
             module.to(device)
-        for optimizer in self._optimizers:
-            for state in optimizer.state.values():
-                state.update({key: value.to(device) for key, value in state.items()})
+        for model in self._trained.values():
+            model.move_optimizers(device)
         torch.cuda.empty_cache()
-
-    def _names(self) -> dict[Tensor, str]:
-        return {p: name for name, p in distinct_tensors(self.module(POLICY)).items()}
 
     def _loss_seed(self) -> int:
         """Key of this update's random choices."""
-        return int(np.random.SeedSequence([self._config.seed, self._updates]).generate_state(1)[0])
+        key = [self._config.seed, self._trained[POLICY].updates]
+        return int(np.random.SeedSequence(key).generate_state(1)[0])
 
     def _precision(self) -> contextlib.AbstractContextManager[object]:
         if not self._config.bf16:
@@ -263,13 +306,9 @@ class FsdpTrainer:
         return torch.autocast(self._device.type, torch.bfloat16)
 
 
-def _enable_checkpointing(module: PreTrainedModel) -> None:
-    # transformers 5.23 renamed the method and warns about the old name; drop it when 5.23 is the
-    # oldest version that pyproject.toml allows.
-    enable = getattr(
-        module, "activation_checkpointing_enable", module.gradient_checkpointing_enable
-    )
-    enable({"use_reentrant": False})
+def _folder_of(role: str, folder: Path) -> Path:
+    """Where a checkpoint keeps a trained model."""
+    return folder if role == POLICY else folder / role
 
 
 def _device(name: str) -> torch.device:

@@ -7,10 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from safetensors import safe_open
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 from transformers.utils import logging as transformers_logging
 
 from skyrl_kernel.errors import ModelError
+
+_MAY_BE_MISSING: dict[str, Any] = {
+    "_raise_exceptions_for_missing_entries": False,
+    "_raise_exceptions_for_gated_repo": False,
+    "_raise_exceptions_for_connection_errors": False,
+}
 
 
 def load_causal_lm(path: Path, device: torch.device | str = "cpu") -> PreTrainedModel:
@@ -27,20 +35,57 @@ def load_causal_lm(path: Path, device: torch.device | str = "cpu") -> PreTrained
     Raises:
         ModelError: It is no such model, or lacks weights of its architecture.
     """
+    return _load(AutoModelForCausalLM, path, device, "trainer.policy.model.path")
+
+
+def load_body(path: Path, device: torch.device | str, key: str) -> PreTrainedModel:
+    """The same model without its output head: ids in, hidden states out.
+
+    Args:
+        path: As in `load_causal_lm`.
+        device: Where the weights go.
+        key: The config key that names the model, for messages.
+
+    Raises:
+        ModelError: It is no such model, or lacks weights of its architecture.
+    """
+    return _load(AutoModel, path, device, key)
+
+
+def stored_tensor(path: Path, name: str) -> torch.Tensor | None:
+    """One tensor of a model's safetensors by its name there, on the CPU; None if there is none."""
+    index = cached_file(str(path), SAFE_WEIGHTS_INDEX_NAME, **_MAY_BE_MISSING)
+    file = SAFE_WEIGHTS_NAME
+    if index is not None:
+        file = read_json(Path(index))["weight_map"].get(name)
+    found = cached_file(str(path), file, **_MAY_BE_MISSING) if file else None
+    if found is None:
+        return None
+    with safe_open(found, framework="pt") as tensors:
+        return tensors.get_tensor(name) if name in tensors.keys() else None  # noqa: SIM118
+
+
+def _load(
+    architecture: type[AutoModel] | type[AutoModelForCausalLM],
+    path: Path,
+    device: torch.device | str,
+    key: str,
+) -> PreTrainedModel:
     if path.is_dir() and not (path / "config.json").is_file():
-        raise ModelError(_unusable(path, "the directory has no config.json"))
+        raise ModelError(_unusable(path, "the directory has no config.json", key))
     if path.is_file():
-        raise ModelError(_unusable(path, "it is a file, not a directory"))
+        raise ModelError(_unusable(path, "it is a file, not a directory", key))
     try:
         with no_progress_bars():
-            model, info = AutoModelForCausalLM.from_pretrained(
+            model, info = architecture.from_pretrained(
                 str(path), dtype=torch.float32, use_safetensors=True, output_loading_info=True
             )
     except Exception as error:  # transformers raises many types for a bad directory
-        raise ModelError(_unusable(path, _first_line(error))) from error
+        raise ModelError(_unusable(path, _first_line(error), key)) from error
     if missing := sorted(info["missing_keys"]):
         names = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
-        raise ModelError(_unusable(path, f"{len(missing)} of its tensors are missing: {names}"))
+        found = f"{len(missing)} of its tensors are missing: {names}"
+        raise ModelError(_unusable(path, found, key))
     _turn_off_dropout(model)
     model.eval().to(device)
     return model
@@ -67,11 +112,11 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _unusable(path: Path, found: str) -> str:
+def _unusable(path: Path, found: str, key: str) -> str:
     return (
         f"'{path}' cannot be loaded as a causal language model: {found}. A model is a directory "
         "with config.json and *.safetensors as save_pretrained writes it; "
-        "set trainer.policy.model.path to one"
+        f"set {key} to one"
     )
 
 

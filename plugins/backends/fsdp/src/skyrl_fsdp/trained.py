@@ -1,0 +1,128 @@
+"""One model that is trained: weights, optimizers, schedule, and its part of a checkpoint.
+
+The trainer has one of these per trained role and treats them alike.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+from transformers import PreTrainedModel
+
+from skyrl_fsdp import checkpoint
+from skyrl_fsdp.critic import Critic
+from skyrl_fsdp.optimizer import make_optimizers, rate_factor, set_rates, step_and_compare
+from skyrl_kernel.config.tree import OptimizerConfig
+from skyrl_kernel.errors import ResumeError
+from skyrl_transformers.loading import distinct_tensors
+
+Model: TypeAlias = PreTrainedModel | Critic
+
+
+class TrainedModel:
+    """A model and its optimizers.
+
+    Args:
+        module: Its weights; all of them are trained.
+        config: Optimizer and schedule.
+        key: Where ``config`` stands in the tree, for messages.
+        checkpointing: Recompute activations in the backward pass.
+    """
+
+    def __init__(
+        self, module: Model, config: OptimizerConfig, *, key: str, checkpointing: bool
+    ) -> None:
+        self.module = module.requires_grad_(True)
+        self.updates = 0
+        """Optimizer steps so far."""
+        self.total_updates: int | None = None
+        """Of the whole run; the scheduler ``linear`` needs it."""
+        self._config = config
+        self._key = key
+        if checkpointing:
+            _enable_checkpointing(module.body if isinstance(module, Critic) else module)
+        self.optimizers = make_optimizers(module, config)
+
+    @property
+    def rate(self) -> float:
+        """AdamW's learning rate of the next update."""
+        return self._config.lr * self._factor()
+
+    @contextlib.contextmanager
+    def training(self) -> Iterator[None]:
+        """Gradients are collected in here, and gone afterwards."""
+        try:
+            self.module.train()
+            yield
+        finally:
+            self.module.zero_grad(set_to_none=True)
+            self.module.eval()
+
+    def clip(self) -> float:
+        """Scale the gradient down to ``max_grad_norm``; returns its norm before."""
+        return float(clip_grad_norm_(self.module.parameters(), self._config.max_grad_norm))
+
+    def step(self) -> bool:
+        """Make the optimizer step; True if it changed any bit of any parameter."""
+        set_rates(self.optimizers, self._factor())
+        changed = step_and_compare(self.optimizers)
+        self.updates += 1
+        return changed
+
+    def save(self, folder: Path) -> None:
+        """Write weights, optimizer state and counts; see `skyrl_fsdp.checkpoint`."""
+        numbers = {
+            "updates": self.updates,
+            "total_updates": self.total_updates,
+            "optimizer": self._config.name,
+        }
+        state = checkpoint.optimizer_tensors(self.optimizers, self._names())
+        checkpoint.write(folder, distinct_tensors(self.module), state, numbers)
+
+    def load(self, folder: Path) -> None:
+        """Continue from what `save` wrote, bit for bit.
+
+        Raises:
+            CheckpointError: A file is missing, damaged or of another model.
+            ResumeError: It was written with another optimizer.
+        """
+        numbers = checkpoint.read_numbers(folder)
+        name = self._config.name
+        if numbers.get("optimizer") != name:
+            raise ResumeError(
+                f"{self._key}.name={name}, but the checkpoint '{folder}' was "
+                f"written with {numbers.get('optimizer')}, whose state {name} cannot use; set it "
+                "back, or start anew with another trainer.run_name"
+            )
+        checkpoint.put_weights(folder / checkpoint.WEIGHTS, distinct_tensors(self.module))
+        checkpoint.put_optimizer_tensors(
+            folder / checkpoint.OPTIMIZER, self.optimizers, self._names()
+        )
+        self.updates = int(str(numbers["updates"]))
+        if self.total_updates is None and numbers.get("total_updates") is not None:
+            self.total_updates = int(str(numbers["total_updates"]))
+
+    def move_optimizers(self, device: torch.device) -> None:
+        """Move the optimizers' state; the weights are moved with the trainer's other models."""
+        for optimizer in self.optimizers:
+            for state in optimizer.state.values():
+                state.update({key: value.to(device) for key, value in state.items()})
+
+    def _factor(self) -> float:
+        return rate_factor(self.updates, self._config, self.total_updates, key=self._key)
+
+    def _names(self) -> dict[Tensor, str]:
+        return {parameter: name for name, parameter in distinct_tensors(self.module).items()}
+
+
+def _enable_checkpointing(module: PreTrainedModel) -> None:
+    # transformers 5.23 renamed the method and warns about the old name; drop it when 5.23 is the
+    # oldest version that pyproject.toml allows.
+    enable = getattr(
+        module, "activation_checkpointing_enable", module.gradient_checkpointing_enable
+    )
+    enable({"use_reentrant": False})
