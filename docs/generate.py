@@ -58,6 +58,7 @@ def pages() -> dict[str, str]:
         "config.md": config_page(catalog),
         "cli.md": cli_page(catalog),
         "../roadmap.md": roadmap_page(),
+        "algorithms/README.md": algorithms_page(catalog),
     }
 
 
@@ -115,7 +116,8 @@ resolved tree, with the origin of every value, is in `config.yaml` of the run fo
 
 SLOTS_TEXT = """\
 A slot is a key whose value is the name of an implementation. Naming one selects its plugin
-without its preset. `auto` and null stand for the default.
+without its preset. `auto` and null stand for the default. Other keys select one plugin by any
+value but false, 0 and null.
 """
 
 PRESETS_TEXT = """\
@@ -227,9 +229,14 @@ def default_of(field: FieldInfo) -> str:
 def slot_table(plugins: list[PluginEntry]) -> str:
     """Every slot, set and switch, and who can stand in it."""
     defaults = {key: default_of(field) for key, field in keys_of(Config)}
+    switched = {key: name for key, name, _ in SWITCHES}
 
     def able(key: str) -> str:
-        return ", ".join(f"`{entry.name}`" for entry in plugins if key in entry.manifest.slots)
+        return ", ".join(
+            f"`{entry.name}`"
+            for entry in plugins
+            if key in entry.manifest.slots or entry.name == switched.get(key)
+        )
 
     rows = [
         (f"`{slot.key}`", f"[`{slot.hook}`](hooks.md)", defaults[slot.key], able(slot.key))
@@ -237,7 +244,7 @@ def slot_table(plugins: list[PluginEntry]) -> str:
     ]
     rows += [(f"`{key}`", "a set of names", defaults[key], able(key)) for key, _ in SETS]
     rows += [
-        (f"`{key}`", f"true selects `{name}`", defaults[key], able(key))
+        (f"`{key}`", f"a value selects `{name}`", defaults.get(key, "`null`"), able(key))
         for key, name, _ in SWITCHES
     ]
     return table(("key", "hook", "default", "in this repository"), rows)
@@ -401,6 +408,64 @@ What SkyRL has and this project not yet, by what will bring it. Its keys are acc
 ask for nothing that is missing; otherwise a run is refused, and `skyrl run --dry-run` lists them
 ([how](reference/config.md#skyrls-other-keys)).
 """
+
+# --- algorithms/README.md ---------------------------------------------------------------
+
+ALGORITHMS = DOCS / "reference" / "algorithms"
+
+ALGORITHMS_TEXT = """\
+Each is a package of its own, and its page says the formula, the settings, the metrics and what a
+run gave. `--plugin NAME` applies its preset; a key of the tables below takes its name without. They
+combine freely: `skyrl run --plugin demo --plugin rloo --plugin cispo`. How they compare on the
+built-in model: [results](results.md). How to write one: the hooks
+[`advantage`](../hooks.md#advantage) and [`loss`](../hooks.md#loss).
+"""
+
+ALGORITHM_SLOTS = (
+    ("trainer.algorithm.advantage_estimator", "Advantages"),
+    ("trainer.algorithm.policy_loss_type", "Losses"),
+    ("trainer.algorithm.loss_reduction", "Reductions"),
+    ("trainer.algorithm.dynamic_sampling.type", "Which groups are trained on"),
+)
+"""Slot and heading; every other algorithm stands under `WHOLE` or, if it has no preset, `AROUND`."""
+WHOLE = "Methods"
+AROUND = "Around any of them"
+AROUND_NAMES = ("kl_loss", "kl_in_reward", "entropy_loss", "advantage_batch_normalize")
+"""The kernel's own plugins that belong to algorithms."""
+
+
+def algorithms_page(plugins: list[PluginEntry]) -> str:
+    """What there is, with a link to each page."""
+    entries = [
+        entry
+        for entry in plugins
+        if entry.group == "skyrl.algorithms"
+        or entry.name in AROUND_NAMES
+        or set(entry.manifest.slots) & {slot for slot, _ in ALGORITHM_SLOTS}
+    ]
+    parts = [NOTICE, "# Algorithms\n", ALGORITHMS_TEXT]
+    found: dict[str, list[PluginEntry]] = {WHOLE: []}
+    found |= {heading: [] for _, heading in ALGORITHM_SLOTS} | {AROUND: []}
+    for entry in entries:
+        headings = [heading for slot, heading in ALGORITHM_SLOTS if slot in entry.manifest.slots]
+        is_method = not headings and "trainer.algorithm" in str(dict(entry.manifest.preset))
+        is_around = entry.name in AROUND_NAMES or not is_method
+        for heading in headings or [AROUND if is_around else WHOLE]:
+            found[heading].append(entry)
+    for heading, members in found.items():
+        rows = [(page_link(one.name), one.manifest.summary, one.distribution) for one in members]
+        parts += [f"## {heading}\n", table(("name", "what it does", "package"), rows)]
+    return "\n".join(parts)
+
+
+def page_link(name: str) -> str:
+    """The name, linked to the page that introduces it: that has it before its first section."""
+    for page in sorted(ALGORITHMS.glob("*.md")):
+        introduction = page.read_text(encoding="utf-8").partition("\n## ")[0]
+        if page.name not in ("README.md", "results.md") and f"`{name}`" in introduction:
+            return f"[`{name}`]({page.name})"
+    return f"`{name}`"
+
 
 # --- cli.md -----------------------------------------------------------------------------
 
