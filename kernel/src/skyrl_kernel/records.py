@@ -328,6 +328,15 @@ class Scored:
                 rows[turn.segment][max(turn.stop - 1, 0)] += np.float32(reward)
         return tuple(rows)
 
+    def credited(self, advantage: float) -> "tuple[TokenAdvantages, ...]":
+        """Every trained token of every segment with the same advantage: outcome supervision."""
+        return tuple(
+            TokenAdvantages(
+                advantages=segment.loss_mask * np.float32(advantage), loss_mask=segment.loss_mask
+            )
+            for segment in self.trajectory.segments
+        )
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenAdvantages:

@@ -62,13 +62,4 @@ def credit_group(group: Sequence[Scored], normalize_std: bool) -> list[tuple[Tok
         return []
     rewards = [one.total_reward for one in group]
     advantages = group_advantages(rewards, normalize_std=normalize_std)
-    return [
-        tuple(
-            TokenAdvantages(
-                advantages=segment.loss_mask * np.float32(advantage),
-                loss_mask=segment.loss_mask,
-            )
-            for segment in one.trajectory.segments
-        )
-        for one, advantage in zip(group, advantages, strict=True)
-    ]
+    return [one.credited(credit) for one, credit in zip(group, advantages, strict=True)]
