@@ -166,32 +166,18 @@ def test_sft_lowers_its_loss(random_model: Path, tmp_path: Path) -> None:
     assert sum(losses[-10:]) / 10 < 1.6  # one of ten digits for each token, and the end for sure
 
 
-def test_a_row_without_a_response_costs_that_row_only(random_model: Path, tmp_path: Path) -> None:
-    values = SFT | {
-        "trainer.policy.model.path": str(random_model),
-        "trainer.epochs": 1,
-        "data.train_data": [write_rows(tmp_path / "rows.jsonl", ["0", None, "4", "6"])],
-    }
-    (step,) = metrics_of(tmp_path, "sft", "sft", **values)
-    assert step["failures/task"] == 1
-    assert step["policy/trained_tokens"] == 8  # a digit and an end each; another took its place
-    (failure,) = RunFolder(tmp_path / "sft").failures.read_text().splitlines()
-    assert "no text in the column 'response'" in json.loads(failure)["message"]
-
-
-def test_rows_none_of_which_has_a_response_stop_the_run_and_say_why(
+def test_a_row_without_a_response_is_found_before_the_run(
     random_model: Path, tmp_path: Path
 ) -> None:
     values = SFT | {
         "trainer.policy.model.path": str(random_model),
-        "trainer.ckpt_path": str(tmp_path),
-        "data.train_data": [write_rows(tmp_path / "rows.jsonl", [None] * 4)],
+        "trainer.ckpt_path": str(tmp_path / "runs"),
+        "data.train_data": [write_rows(tmp_path / "rows.jsonl", ["0", None, "4", "6"])],
     }
-    outcome = skyrl("run", "--plugin", "sft", *settings(values))
-    assert outcome.code == 1
-    assert "4 of 4 trajectories failed (4 task)" in outcome.err
-    assert "no text in the column 'response', which SFT trains on" in outcome.err
-    assert "Traceback" not in outcome.err
+    complaint = skyrl("run", "--plugin", "sft", *settings(values)).complaint
+    assert "rows.jsonl', row 1 (from 0): supervised training needs the columns" in complaint
+    assert complaint.endswith("the row has: prompt")
+    assert not (tmp_path / "runs").exists()
 
 
 # --- the demo -----------------------------------------------------------------------------

@@ -33,7 +33,7 @@ def test_the_config_sections_are_those_of_the_module(entry: PluginEntry) -> None
 
 @each
 def test_the_slots_are_those_that_the_module_answers(entry: PluginEntry) -> None:
-    plan = make_plan([])
+    plan = make_plan([entry.qualified])  # with its config sections
     module = importlib.import_module(entry.value)
     hooks = {
         hook: (function, options)

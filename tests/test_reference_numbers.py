@@ -32,7 +32,8 @@ from skyrl_kernel.records import (
     Trajectory,
     UpdateResult,
 )
-from skyrl_sft.rows import read_row
+from skyrl_sft.config import SftConfig
+from skyrl_sft.plugin import Reader
 from skyrl_transformers.loading import no_progress_bars
 from skyrl_transformers.testing import write_random_model
 from skyrl_transformers.tokenizer import HuggingFaceTokenizer
@@ -498,7 +499,7 @@ def test_sft_computes_hugging_face_s_own_loss_on_labels(policy: Path, reference:
             extras={"response": answer},
         )
         context = SimpleNamespace(tokenizer=tokenizer, sample=0)
-        trajectory = replace(await read_row(prompt, context), reward=Reward(turns=()))
+        trajectory = replace(await Reader(SftConfig())(prompt, context), reward=Reward(turns=()))
         return Group(index=number, prompt=prompt, trajectories=(trajectory,))
 
     groups = [asyncio.run(read(i, *text)) for i, text in enumerate(texts)]

@@ -22,7 +22,7 @@ from skyrl_kernel.plugins.wording import did_you_mean, listed
 from skyrl_kernel.probe import MAX_ROWS
 from skyrl_kernel.producer import Producer
 from skyrl_kernel.progress import Progress
-from skyrl_kernel.protocols import Engine, Runtime, Tokenizer, Trainer
+from skyrl_kernel.protocols import Engine, MeasureRow, Runtime, Tokenizer, Trainer
 from skyrl_kernel.records import Group, IntArray, Prompt, Sampling
 from skyrl_kernel.resume import Start
 from skyrl_kernel.rollout.driver import Rollouts
@@ -35,6 +35,8 @@ from skyrl_kernel.session import Session
 from skyrl_kernel.slots import ENVS, MODELS
 
 NO_LIMIT = 2**31 - 1
+READS_ROWS = "reads_rows"
+"""Offered by a stage `generate` that takes its answers from the rows."""
 
 SCORED_BY = {"reference": "ref_logprobs", "teacher": "teacher_logprobs", "value": "values"}
 """Role beside the policy → the score that it is there for."""
@@ -144,11 +146,19 @@ def load_data(plan: Plan, tokenizer: Tokenizer, *, training: bool = True) -> Dat
         return plan.manager.make("load_dataset", name, source=source, settings=plan.config)
 
     notes = []
+    generate = plan.stages["generate"].provider
+    measure: MeasureRow | None = None
+    if READS_ROWS in generate.manifest.offers:
+        name = config.generator.rollout
+        measure = plan.manager.make("measure_row", name, name=name, settings=plan.config)
 
     def load(sources: Sequence[str], key: str) -> Dataset:
         try:
             dataset = load_prompts(
-                sources, default_env=config.environment.env_class, resolve=resolve
+                sources,
+                default_env=config.environment.env_class,
+                resolve=resolve,
+                needs_prompt=measure is None,
             )
         except DataError as error:
             unset = plan.config.origins.get(key) == "default"
@@ -158,10 +168,15 @@ def load_data(plan: Plan, tokenizer: Tokenizer, *, training: bool = True) -> Dat
                 else ""
             )
             raise DataError(f"{key}: {error}{hint}") from error
-        if "env" in plan.stages["generate"].provider.manifest.needs:
+        if "env" in generate.manifest.needs:
             _refuse_unselected_envs(plan, dataset, key)
             _check_envs(plan, dataset, key)
-        kept, dropped = filter_long(dataset, tokenizer, config.trainer.max_prompt_length)
+        try:
+            kept, dropped = filter_long(
+                dataset, tokenizer, config.trainer.max_prompt_length, measure
+            )
+        except DataError as error:
+            raise DataError(f"{key}: {error}") from error
         if dropped:
             notes.append(
                 f"{key}: {dropped} of {len(dataset)} prompts are longer than trainer.max_prompt_length="

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         Evaluate,
         Generate,
         Loss,
+        MeasureRow,
         Reduction,
         RewardFn,
         RunEnd,
@@ -88,6 +89,16 @@ def load_dataset(source: str, settings: "Settings") -> "pa.Table | None":
 
     Called at start-up for each entry of ``data.train_data`` and
     ``data.val_data`` of the form ``NAME:SPLIT`` whose NAME is this plugin's.
+    """
+
+
+@hookspec(firstresult=True)
+def measure_row(name: str, settings: "Settings") -> "MeasureRow | None":
+    """How the stage `generate` of that name checks the rows that it reads its answers from.
+
+    Called at start-up with the name in ``generator.rollout``, of plugins whose
+    ``plugin.toml`` offers ``reads_rows``; the rows of other stages are prompts.
+    The callable is asked for every row before anything is made.
     """
 
 

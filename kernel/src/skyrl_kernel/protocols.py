@@ -230,6 +230,10 @@ class Generate(Protocol):
         ...
 
 
+MeasureRow = Callable[[Prompt, Tokenizer], int]
+"""How many tokens a row has before the first trained one; `ValueError` says what a row lacks. A row
+without the column ``prompt`` comes as a `Prompt` without messages."""
+
 RewardFn = Callable[[Sequence[Trajectory]], Sequence[Reward]]
 """Stage 2: judge the trajectories of one group; one reward each, in order."""
 

@@ -49,7 +49,7 @@ STAGES: tuple[Slot, ...] = (
         (PLUGINS, BACKENDS),
         "shared",
     ),
-    Slot("trainer.evaluator", "evaluate", (PLUGINS,)),
+    Slot("trainer.evaluator", "evaluate", (PLUGINS, ALGORITHMS)),
 )
 """The seven stages, in the order of a step."""
 

@@ -8,12 +8,13 @@ from skyrl_kernel.data.dataset import Dataset, load_prompts
 from skyrl_kernel.data.length import filter_long
 from skyrl_kernel.data.order import PromptOrder
 from skyrl_kernel.data.reader import Resolve, read_file, read_source
-from skyrl_kernel.data.schema import check_row
+from skyrl_kernel.data.schema import check_messages, check_row
 
 __all__ = [
     "Dataset",
     "PromptOrder",
     "Resolve",
+    "check_messages",
     "check_row",
     "filter_long",
     "load_prompts",

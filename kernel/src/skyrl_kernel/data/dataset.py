@@ -61,7 +61,11 @@ class Dataset:
 
 
 def load_prompts(
-    sources: Sequence[str], *, default_env: str, resolve: Resolve | None = None
+    sources: Sequence[str],
+    *,
+    default_env: str,
+    resolve: Resolve | None = None,
+    needs_prompt: bool = True,
 ) -> Dataset:
     """Read and check every row of every source; the sources are concatenated.
 
@@ -69,13 +73,21 @@ def load_prompts(
         sources: ``data.train_data`` or ``data.val_data``; may be empty.
         default_env: ``environment.env_class``, for rows that name no env.
         resolve: Gives the rows of a ``NAME:SPLIT``, or None if it is no plugin's.
+        needs_prompt: False where the stage `generate` says which columns it reads.
 
     Raises:
         DataError: A source is missing, unreadable or empty, or a row has the wrong
             schema; names source, row and column.
     """
     prompts = [
-        check_row(row, source=source, index=index, uid=f"{number}:{index}", default_env=default_env)
+        check_row(
+            row,
+            source=source,
+            index=index,
+            uid=f"{number}:{index}",
+            default_env=default_env,
+            needs_prompt=needs_prompt,
+        )
         for number, source in enumerate(sources)
         for index, row in enumerate(read_source(source, resolve))
     ]

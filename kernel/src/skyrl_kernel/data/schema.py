@@ -1,14 +1,18 @@
 """What a row must hold to become a `Prompt`: SkyRL's columns.
 
-========== ============================================= ========
-column     type                                          required
-========== ============================================= ========
-prompt     list of {role: string, content: string}       yes
-env_class  string; else ``environment.env_class``        no
-data_source string; evaluation reports each apart        no
-reward_spec struct, such as {method, ground_truth}       by the env
-others     anything; handed to the env                   no
-========== ============================================= ========
+=========== ============================================= ==========
+column      type                                          required
+=========== ============================================= ==========
+prompt      list of {role: string, content: string}       to play it
+env_class   string; else ``environment.env_class``        no
+data_source string; evaluation reports each apart         no
+reward_spec struct, such as {method, ground_truth}        by the env
+others      anything; handed to the env                   no
+=========== ============================================= ==========
+
+A stage `generate` that reads its answers out of the rows, such as SFT's, says
+itself which columns it needs (the hook ``measure_row``): then ``prompt`` may be
+missing, or be the text of one user message.
 """
 
 from collections.abc import Mapping
@@ -22,7 +26,13 @@ _SHOWN_CHARS = 60
 
 
 def check_row(
-    row: Mapping[str, Any], *, source: str, index: int, uid: str, default_env: str
+    row: Mapping[str, Any],
+    *,
+    source: str,
+    index: int,
+    uid: str,
+    default_env: str,
+    needs_prompt: bool = True,
 ) -> Prompt:
     """The row as a record.
 
@@ -34,6 +44,7 @@ def check_row(
         index: Its number in the source, from 0.
         uid: Identity that the prompt gets.
         default_env: ``environment.env_class``.
+        needs_prompt: False where the stage `generate` says which columns it reads.
 
     Raises:
         DataError: A column is missing or of the wrong type; names file, row and column.
@@ -44,36 +55,53 @@ def check_row(
         'multiply'
     """
     where = f"data '{source}', row {index} (from 0)"
-    if "prompt" not in row:
+    if needs_prompt and "prompt" not in row:
         raise DataError(
             f"{where}: no column 'prompt', which must be {_NEEDED}; "
             f"columns found: {', '.join(map(str, row)) or 'none'}"
         )
     return Prompt(
         uid=uid,
-        messages=_messages(row["prompt"], f"{where}, column 'prompt'"),
+        messages=_prompt(row.get("prompt"), f"{where}, column 'prompt'", needed=needs_prompt),
         env_class=_text(row, "env_class", where) or default_env,
         data_source=_text(row, "data_source", where),
         extras=_extras(row, where),
     )
 
 
-def _messages(value: Any, where: str) -> tuple[Message, ...]:
+def _prompt(value: Any, where: str, *, needed: bool) -> tuple[Message, ...]:
+    if not needed and value is None:
+        return ()
+    if not needed and isinstance(value, str):
+        return ({"role": "user", "content": value},)
+    try:
+        return check_messages(value)
+    except ValueError as error:
+        raise DataError(f"{where}: {error}") from error
+
+
+def check_messages(value: Any) -> tuple[Message, ...]:
+    """A column's value as chat messages.
+
+    Raises:
+        ValueError: It is none; says what was found. The caller adds where.
+
+    Example:
+        >>> check_messages([{"role": "user", "content": "6 * 7", "name": None}])
+        ({'role': 'user', 'content': '6 * 7'},)
+    """
     if not isinstance(value, list) or not value:
-        raise DataError(f"{where}: found {_show(value)}; it must be {_NEEDED}")
+        raise ValueError(f"found {_show(value)}; it must be {_NEEDED}")
     for number, message in enumerate(value):
         if not isinstance(message, Mapping):
-            raise DataError(f"{where}: message {number} is {_show(message)}; it must be {_NEEDED}")
+            raise ValueError(f"message {number} is {_show(message)}; it must be {_NEEDED}")
         for key in ("role", "content"):
             if not isinstance(message.get(key), str):
-                raise DataError(
-                    f"{where}: '{key}' of message {number} is {_show(message.get(key))}; "
-                    "it must be a string"
+                raise ValueError(
+                    f"'{key}' of message {number} is {_show(message.get(key))}; it must be a string"
                 )
         if not message["role"]:
-            raise DataError(
-                f"{where}: 'role' of message {number} is empty; use system, user or assistant"
-            )
+            raise ValueError(f"'role' of message {number} is empty; use system, user or assistant")
     # A parquet struct has every field in every row; those that a message lacks are null.
     return tuple({key: part for key, part in m.items() if part is not None} for m in value)
 

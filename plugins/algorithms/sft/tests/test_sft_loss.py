@@ -1,6 +1,7 @@
 """Cross-entropy, and the advantage that goes with it."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -67,3 +68,12 @@ def test_every_trained_token_counts_one() -> None:
     assert [entry.loss_mask.tolist() for entry in two_rows] == [[False, True], [True, True, False]]
     assert stage.fn is uniform
     assert advantage("grpo") is None
+
+
+def test_the_gradient_is_that_of_finite_differences() -> None:
+    logprobs = torch.tensor([-1.7, -1.0, -1e4], dtype=torch.float64, requires_grad=True)
+
+    def terms(logprobs: torch.Tensor) -> torch.Tensor:
+        return cross_entropy(replace(inputs([0.0] * 3), logprobs=logprobs)).terms["policy"]
+
+    assert torch.autograd.gradcheck(terms, (logprobs,))
