@@ -52,6 +52,7 @@ bench: $(INSTALLED) ## Measure speed and memory into benchmarks/RESULTS.md (minu
 
 bench-learning: $(INSTALLED) ## Train five seeds and the controls into benchmarks/RESULTS.md (long)
 	$(BIN)/python benchmarks/learning.py
+	$(BIN)/python benchmarks/algorithms.py
 
 pin: $(INSTALLED) ## Write the installed versions into constraints.txt
 	.ci/pin > constraints.txt.new

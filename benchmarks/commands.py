@@ -12,7 +12,14 @@ from skyrl_kernel.testing.distributions import make_distribution
 
 HERE = Path(__file__).parent
 SKYRL = Path(sys.executable).with_name("skyrl")
-CONTROLS = ("random_reward", "led_start", "time_limit")
+CONTROLS = (
+    "random_reward",
+    "led_start",
+    "time_limit",
+    "flipped_advantages",
+    "shuffled_advantages",
+    "train_on_replies",
+)
 
 Numbers = Mapping[str, float]
 

@@ -1,6 +1,8 @@
-"""The picture: held-out accuracy over steps, every seed a line."""
+"""The pictures: held-out accuracy over steps, every seed a line."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from text import Numbers
 
@@ -49,3 +51,71 @@ def draw_curves(seeds: Numbers, file: Path) -> None:
 def _once(label: str, number: int) -> str | None:
     """The legend names each kind of line once."""
     return label if number == 0 else None
+
+
+PROMISED, SABOTAGED, MISTAKEN = "tab:blue", "tab:red", "tab:orange"
+
+
+def draw_algorithms(rows: Numbers, file: Path) -> None:
+    """A small plot per row of algorithms.json: every seed a thin line, their mean a thick one.
+
+    Over several turns the rescue rate is a second bundle of lines.
+    """
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = {key: row for key, row in rows.items() if row["seeds"]}
+    columns = 4
+    lines = -(-len(rows) // columns)
+    figure, grid = plt.subplots(
+        lines,
+        columns,
+        figsize=(10, 2.3 * lines + 0.5),
+        dpi=100,
+        layout="constrained",
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+    )
+    places = list(grid.flat)
+    for axes, row in zip(places, rows.values(), strict=False):
+        colour = {"fails": SABOTAGED, "reported": MISTAKEN}.get(row["expect"], PROMISED)
+        runs = list(row["seeds"].values())
+        _bundle(axes, [one["curves"]["exact_match"] for one in runs], colour)
+        if row["turns"] > 1:
+            _bundle(axes, [one["curves"]["rescued"] for one in runs], "tab:green")
+        axes.set_title(_title(row), fontsize=10)
+        axes.grid(alpha=0.3)
+        axes.set(xlim=(0, None), ylim=(0, 1))
+    for axes in places[len(rows) :]:
+        axes.set_axis_off()
+    figure.supxlabel("step", fontsize=10)
+    figure.supylabel("held-out problems", fontsize=10)
+    names = {PROMISED: "exact match", "tab:green": "rescue rate", SABOTAGED: "sabotaged"}
+    names[MISTAKEN] = "a mistake"
+    figure.legend(
+        [mpl.lines.Line2D([], [], color=colour, linewidth=2) for colour in names],
+        list(names.values()),
+        loc="outside upper center",
+        ncols=4,
+        frameon=False,
+    )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, metadata={"Software": None})
+    plt.close(figure)
+
+
+def _bundle(axes: Any, curves: Sequence[Sequence[tuple[int, float]]], colour: str) -> None:
+    """The curves, and their mean at the steps that all of them have."""
+    for points in curves:
+        axes.plot(*zip(*points, strict=True), color=colour, alpha=0.35, linewidth=0.9)
+    shared = sorted(set.intersection(*({step for step, _ in points} for points in curves)))
+    means = [sum(dict(points)[step] for points in curves) / len(curves) for step in shared]
+    axes.plot(shared, means, color=colour, linewidth=2)
+
+
+def _title(row: Numbers) -> str:
+    title = str(row["title"]).replace(", ", ",\n")
+    return f"{title}, two turns" if row["turns"] > 1 else title

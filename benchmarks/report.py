@@ -1,4 +1,4 @@
-"""Writes RESULTS.md, and the curves, from the numbers that the benchmarks left behind.
+"""Writes RESULTS.md, the page on algorithms, and the curves, from the numbers that the benchmarks left behind.
 
     python benchmarks/report.py
 
@@ -8,13 +8,18 @@ The text holds no number of its own, so that it cannot disagree with the files.
 import json
 from pathlib import Path
 
+import algorithms_report
 import gpu_report
 import learning_report
 import speed_report
-from curves import draw_curves
+from curves import draw_algorithms, draw_curves
 
 HERE = Path(__file__).parent
+DOCS = HERE.parent / "docs"
 LEARNING = HERE / "learning.json"
+ALGORITHMS = HERE / "algorithms.json"
+ALGORITHMS_PAGE = DOCS / "reference" / "algorithms" / "results.md"
+ALGORITHMS_PICTURE = DOCS / "images" / "algorithms.png"
 SPEED = HERE / "speed.json"
 GPU = HERE / "gpu.json"
 SUITE = HERE / "suite.json"
@@ -22,8 +27,8 @@ TITLE = """\
 # Results
 
 Written by `make bench`, `make bench-learning`, `make test-all` and, where there is a GPU, \
-`python benchmarks/gpu.py`; the numbers are in `speed.json`, `learning.json`, `suite.json` and \
-`gpu.json` beside this page.
+`python benchmarks/gpu.py`; the numbers are in `speed.json`, `learning.json`, `algorithms.json`, \
+`suite.json` and `gpu.json` beside this page.
 """
 
 
@@ -34,6 +39,12 @@ def write() -> None:
         learning = json.loads(LEARNING.read_text())
         draw_curves(learning["seeds"], HERE / "learning.png")
         parts.append(learning_report.section(learning))
+    if ALGORITHMS.exists():
+        algorithms = json.loads(ALGORITHMS.read_text())
+        draw_algorithms(algorithms["rows"], ALGORITHMS_PICTURE)
+        ALGORITHMS_PAGE.parent.mkdir(exist_ok=True)
+        ALGORITHMS_PAGE.write_text(algorithms_report.page(algorithms))
+        parts.append(algorithms_report.section(algorithms))
     if SPEED.exists():
         parts.append(speed_report.section(json.loads(SPEED.read_text())))
     parts.append(gpu_report.section(json.loads(GPU.read_text()) if GPU.exists() else None))
