@@ -19,7 +19,17 @@ pytest.importorskip(
     "`pip install trl`, or `make install`",
 )
 
-from trl_side import REWARDS, Models, Outcome, Rollouts, make_models, ours, record
+from trl_side import (
+    REWARDS,
+    Models,
+    Outcome,
+    Rollouts,
+    Supervised,
+    make_models,
+    ours,
+    read_rows,
+    record,
+)
 
 from skyrl_kernel.records import Group
 
@@ -63,26 +73,71 @@ def assert_agree(mine: Outcome, theirs: Outcome) -> None:
 
 # --- policy losses ----------------------------------------------------------------------------
 
-POLICY_LOSSES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+SEQUENCE = {"loss_reduction": "sequence_mean"}
+TO_TRL: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "regular, token_mean": ({}, {"loss_type": "bnpo"}),
     "regular, token_mean, as DAPO counts it": ({}, {"loss_type": "dapo"}),
     "regular, two clip ranges": (
         {"eps_clip_low": 0.1, "eps_clip_high": 0.28},
         {"loss_type": "dapo", "epsilon": 0.1, "epsilon_high": 0.28},
     ),
+    "regular, sequence_mean": (SEQUENCE, {"loss_type": "grpo"}),
+    "regular, seq_mean_token_sum_norm": (
+        {"loss_reduction": "seq_mean_token_sum_norm", "max_seq_len": 16},
+        {"loss_type": "dr_grpo", "max_completion_length": 16},
+    ),
+    "dual_clip": (
+        {"policy_loss_type": "dual_clip", "clip_ratio_c": 1.5},
+        {"loss_type": "bnpo", "delta": 1.5},
+    ),
+    "gspo": (
+        {"policy_loss_type": "gspo", "eps_clip_low": 0.05, "eps_clip_high": 0.1, **SEQUENCE},
+        {
+            "loss_type": "grpo",
+            "importance_sampling_level": "sequence",
+            "epsilon": 0.05,
+            "epsilon_high": 0.1,
+        },
+    ),
+    "cispo": (  # TRL bounds the ratio, we its distance from 1; neither bounds it below
+        {"policy_loss_type": "cispo", "cispo.cispo_eps_clip_high": 0.2},
+        {"loss_type": "cispo", "epsilon_high": 1.2},
+    ),
+    "sapo": (
+        {"policy_loss_type": "sapo", "sapo.tau_pos": 0.9, "sapo.tau_neg": 1.3, **SEQUENCE},
+        {"loss_type": "sapo", "sapo_temperature_pos": 0.9, "sapo_temperature_neg": 1.3},
+    ),
+    "importance_sampling": (  # a clip that is never reached
+        {"policy_loss_type": "importance_sampling"},
+        {"loss_type": "bnpo", "epsilon": 1e6},
+    ),
 }
 """Ours (keys of trainer.algorithm) → TRL's (fields of GRPOConfig)."""
 
 
-@pytest.mark.parametrize("case", POLICY_LOSSES)
+@pytest.mark.parametrize("case", TO_TRL)
 def test_a_policy_loss_is_trls(
     models: Models, batch: list[Group], tmp_path: Path, case: str
 ) -> None:
-    changes, options = POLICY_LOSSES[case]
+    changes, options = TO_TRL[case]
     mine = ours(models, batch, **changes)
     # With our advantages, since TRL adds 1e-4 to the deviation and we add 1e-6: see below.
     theirs = Rollouts("grpo", models, batch, tmp_path, **options).step(mine.advantages)
     assert_agree(mine, theirs)
+
+
+def test_every_loss_of_the_table_is_another(models: Models, batch: list[Group]) -> None:
+    """The batch reaches what they differ in: no bound is compared where it binds nobody."""
+    losses = {case: ours(models, batch, **changes).loss for case, (changes, _) in TO_TRL.items()}
+    assert losses.pop("regular, token_mean, as DAPO counts it") == losses["regular, token_mean"]
+    ordered = sorted(losses.values())
+    assert min(np.diff(ordered)) > 100 * LOSS, losses
+
+
+def test_gspo_by_sequence_is_trls_too(models: Models, batch: list[Group], tmp_path: Path) -> None:
+    changes, options = TO_TRL["gspo"]
+    mine = ours(models, batch, **{**changes, "policy_loss_type": "gspo_sequence"})
+    assert_agree(mine, Rollouts("grpo", models, batch, tmp_path, **options).step(mine.advantages))
 
 
 def test_the_batch_reaches_both_clips(models: Models, batch: list[Group], tmp_path: Path) -> None:
@@ -92,6 +147,77 @@ def test_the_batch_reaches_both_clips(models: Models, batch: list[Group], tmp_pa
     assert ours(models, batch).metrics["loss_metrics/clip_ratio"] == pytest.approx(
         theirs.metrics["clip_ratio/region_mean"]
     )
+
+
+# --- off-policy correction ----------------------------------------------------------------------
+
+CORRECTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "tokens truncated": (
+        {"tis_ratio_type": "token", "token_tis_ratio_clip_high": 1.2},
+        {
+            "vllm_importance_sampling_mode": "token_truncate",
+            "vllm_importance_sampling_clip_max": 1.2,
+        },
+    ),
+    "sequences truncated": (
+        {"tis_ratio_type": "sequence", "sequence_tis_ratio_clip_high": 1.5},
+        {
+            "vllm_importance_sampling_mode": "sequence_truncate",
+            "vllm_importance_sampling_clip_max": 1.5,
+        },
+    ),
+    # TRL's masks weigh what they keep; here that is a setting of its own.
+    "tokens masked": (
+        {
+            "token_mask_is_threshold_low": 0.8,
+            "token_mask_is_threshold_high": 1.25,
+            "tis_ratio_type": "token",
+            "token_tis_ratio_clip_high": 1.25,
+        },
+        {
+            "vllm_importance_sampling_mode": "token_mask",
+            "vllm_importance_sampling_clip_min": 0.8,
+            "vllm_importance_sampling_clip_max": 1.25,
+        },
+    ),
+    "sequences masked": (
+        {
+            "sequence_mask_metric": "product",
+            "product_mask_low": 0.6,
+            "product_mask_high": 1.8,
+            "tis_ratio_type": "sequence",
+            "sequence_tis_ratio_clip_high": 1.8,
+        },
+        {
+            "vllm_importance_sampling_mode": "sequence_mask",
+            "vllm_importance_sampling_clip_min": 0.6,
+            "vllm_importance_sampling_clip_max": 1.8,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CORRECTIONS)
+def test_the_ratio_to_the_sampler_weighs_the_loss_as_in_trl(
+    models: Models, batch: list[Group], tmp_path: Path, case: str
+) -> None:
+    changes, options = CORRECTIONS[case]
+    mine = ours(
+        models,
+        batch,
+        ("grpo", "off_policy_correction"),
+        **{f"off_policy_correction.{key}": value for key, value in changes.items()},
+    )
+    trl = Rollouts("grpo", models, batch, tmp_path, corrected=True, loss_type="bnpo", **options)
+    theirs = trl.step(mine.advantages)
+    assert_agree(mine, theirs)
+    ratios = "sampling/importance_sampling_ratio"
+    if case.endswith("masked"):
+        assert theirs.metrics[f"{ratios}/min"] == 0 < theirs.metrics[f"{ratios}/mean"]
+    else:
+        assert theirs.metrics[f"{ratios}/max"] == pytest.approx(
+            options["vllm_importance_sampling_clip_max"]
+        )
 
 
 # --- advantages -------------------------------------------------------------------------------
@@ -115,6 +241,48 @@ def test_dr_grpos_advantage_is_trls(models: Models, batch: list[Group], tmp_path
     mine = ours(models, batch, grpo_norm_by_std=False)
     theirs = Rollouts("grpo", models, batch, tmp_path, scale_rewards="none").step()
     np.testing.assert_allclose(mine.advantages, theirs.advantages, atol=1e-7)
+
+
+def test_rloos_advantage_is_trls(models: Models, batch: list[Group], tmp_path: Path) -> None:
+    mine = ours(models, batch, ("rloo",))
+    theirs = Rollouts("rloo", models, batch, tmp_path, beta=0.0).step()
+    np.testing.assert_allclose(mine.advantages, theirs.advantages, atol=1e-6)
+    assert np.abs(mine.advantages).max() > 0.5
+
+
+def test_rloos_advantage_with_kl_in_the_reward_is_trls(
+    models: Models, even: list[Group], tmp_path: Path
+) -> None:
+    """TRL's RLOO knows no tokens of an env, so the batch has none."""
+    mine = ours(
+        models,
+        even,
+        ("rloo",),
+        use_kl_in_reward=True,
+        kl_estimator_type="k1",
+        kl_loss_coef=0.2,
+    )
+    theirs = Rollouts("rloo", models, even, tmp_path, beta=0.2).step()
+    np.testing.assert_allclose(mine.advantages, theirs.advantages, atol=2e-6)
+    without = ours(models, even, ("rloo",)).advantages
+    assert np.abs(np.subtract(mine.advantages, without)).max() > 0.1
+
+
+def test_reinforces_advantage_with_baseline_is_rloos_normalised(
+    models: Models, tmp_path: Path
+) -> None:
+    """With one token each, a mean over tokens is one over completions. TRL adds 1e-4 to a deviation."""
+    short = record(models, num_tokens=1, holes=False)
+    mine = ours(models, short, ("reinforce++_baseline",))
+    theirs = Rollouts("rloo", models, short, tmp_path, beta=0.0, normalize_advantages=True).step()
+    np.testing.assert_allclose(mine.advantages, theirs.advantages, rtol=5e-4, atol=1e-6)
+    spread = np.std(ours(models, short, ("rloo",)).advantages, ddof=1)
+    np.testing.assert_allclose(
+        mine.advantages,
+        np.array(theirs.advantages) * (spread + 1e-4) / spread,
+        rtol=1e-5,
+        atol=1e-6,
+    )
 
 
 # --- KL and entropy ---------------------------------------------------------------------------
@@ -161,3 +329,53 @@ def test_the_entropy_bonus_is_trls_where_completions_are_equally_long(
     )
     assert_agree(mine, theirs)
     assert mine.metrics["policy_entropy"] == pytest.approx(theirs.metrics["entropy"], rel=1e-5)
+
+
+# --- supervised fine-tuning -------------------------------------------------------------------
+
+ANSWERS = (("2 * 3", "6"), ("7 * 8 = ?", "I think it is 56."), ("Hi", "Good morning!"))
+WITHOUT_NEWLINE = (
+    "{% for message in messages %}"
+    "{{ '\n' if not loop.first }}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '\\n<|im_start|>assistant\\n' }}{% endif %}"
+)
+"""The tests' template writes a newline after each message; here it stands before each but the first."""
+
+
+def chat(question: str, answer: str) -> dict[str, Any]:
+    return {
+        "prompt": [{"role": "user", "content": question}],
+        "completion": [{"role": "assistant", "content": answer}],
+    }
+
+
+ROWS = [{"prompt": chat(*pair)["prompt"], "response": pair[1]} for pair in ANSWERS]
+
+
+def test_sfts_rows_and_loss_are_trls(models: Models, tmp_path: Path) -> None:
+    trl = Supervised(
+        "sft",
+        models,
+        [chat(*pair) for pair in ANSWERS],
+        tmp_path,
+        chat_template=WITHOUT_NEWLINE,
+    )
+    groups = read_rows(models, ("sft",), ROWS, chat_template=WITHOUT_NEWLINE)
+    for group, row in zip(groups, trl.rows, strict=True):
+        (segment,) = group.trajectories[0].segments
+        assert segment.tokens.tolist() == row["input_ids"]
+        assert np.where(segment.loss_mask, segment.tokens, -100).tolist() == row["labels"]
+    assert_agree(ours(models, groups, ("sft",)), trl.step())
+
+
+def test_sft_does_not_train_on_what_the_template_writes_after_the_end_of_turn(
+    models: Models, tmp_path: Path
+) -> None:
+    """TRL trains on the newline there. Generation has stopped before it, so we leave it out."""
+    trl = Supervised("sft", models, [chat(*pair) for pair in ANSWERS], tmp_path)
+    for group, row in zip(read_rows(models, ("sft",), ROWS), trl.rows, strict=True):
+        (segment,) = group.trajectories[0].segments
+        *tokens, newline = row["input_ids"]
+        assert segment.tokens.tolist() == tokens
+        assert row["labels"][-1] == newline != segment.tokens[-1]

@@ -5,11 +5,13 @@ sampling is replaced, by recorded completions. The old policy is made as in a ru
 with it, and then its weights become the current ones.
 """
 
+import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,11 +23,12 @@ from transformers import AutoTokenizer
 
 from skyrl_fsdp.trainer import FsdpTrainer
 from skyrl_kernel.batch import Scorer, credit, training_samples
-from skyrl_kernel.plan import make_plan
+from skyrl_kernel.plan import Plan, make_plan
 from skyrl_kernel.records import Group, Prompt, Reward, Segment, StopReason, Trajectory, Turn
 from skyrl_kernel.torch import row_logprobs
 from skyrl_transformers.loading import load_causal_lm, no_progress_bars
 from skyrl_transformers.testing import write_random_model
+from skyrl_transformers.tokenizer import HuggingFaceTokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +148,7 @@ _BASE = {
 
 
 def ours(
-    models: Models, groups: Sequence[Group], plugins: Sequence[str] = ("grpo",), **changes: object
+    models: Models, groups: Sequence[Group], plugins: Sequence[str] = ("grpo",), **changes: Any
 ) -> Outcome:
     """The stages that a run resolves: score, credit, weigh, and the update's loss and gradient.
 
@@ -153,14 +156,9 @@ def ours(
         models: Scored by `Models.old`, updated from `Models.new`.
         groups: One mini-batch.
         plugins: As on the command line.
-        changes: Keys of ``trainer.algorithm``, with ``__`` for the dot.
+        changes: Keys of ``trainer.algorithm``.
     """
-    values = _BASE | {"trainer.policy.model.path": str(models.old)}
-    values |= {f"trainer.algorithm.{k.replace('__', '.')}": v for k, v in changes.items()}
-    plan = make_plan(
-        [*plugins, "fsdp"],
-        overrides=[f"{key}={json.dumps(value)}" for key, value in values.items()],
-    )
+    plan = _plan(models, plugins, {f"trainer.algorithm.{key}": v for key, v in changes.items()})
     advantage, loss = plan.stages["advantage"].value, plan.stages["loss"].value
     needs = frozenset(advantage.needs | loss.needs)
     name = plan.tree.trainer.algorithm.loss_reduction
@@ -188,6 +186,51 @@ def ours(
             for one, (entry,) in group
             for segment in one.trajectory.segments
         ],
+    )
+
+
+def read_rows(
+    models: Models,
+    plugins: Sequence[str],
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    chat_template: str | None = None,
+    **changes: Any,
+) -> list[Group]:
+    """What the stage `generate` makes of a data set's rows.
+
+    Args:
+        models: Whose tokenizer.
+        plugins: As on the command line.
+        rows: Columns by name; ``prompt`` is the messages.
+        chat_template: Of the tokenizer, instead of the model's.
+        changes: Config keys.
+    """
+    plan = _plan(models, plugins, changes)
+    generate, judge = plan.stages["generate"].value, plan.stages["reward"].value
+    tokenizer = HuggingFaceTokenizer(models.old, chat_template=chat_template)
+    samples = plan.tree.generator.n_samples_per_prompt
+
+    async def read(index: int, row: Mapping[str, Any]) -> Group:
+        extras = {name: value for name, value in row.items() if name != "prompt"}
+        messages = row.get("prompt", [])
+        prompt = Prompt(uid=f"0:{index}", messages=messages, env_class="none", extras=extras)
+        read = [
+            await generate(prompt, SimpleNamespace(tokenizer=tokenizer, sample=sample))
+            for sample in range(samples)
+        ]
+        rewards = judge(read)
+        judged = [one.judged(reward) for one, reward in zip(read, rewards, strict=True)]
+        return Group(index=index, prompt=prompt, trajectories=tuple(judged))
+
+    return [asyncio.run(read(index, row)) for index, row in enumerate(rows)]
+
+
+def _plan(models: Models, plugins: Sequence[str], changes: Mapping[str, Any]) -> Plan:
+    values = _BASE | {"trainer.policy.model.path": str(models.old), **changes}
+    return make_plan(
+        [*plugins, "fsdp"],
+        overrides=[f"{key}={json.dumps(value)}" for key, value in values.items()],
     )
 
 
@@ -279,4 +322,70 @@ class Rollouts:
             gradients={n: p.grad for n, p in model.named_parameters() if p.grad is not None},
             metrics={name: values[-1] for name, values in self.trainer._metrics["train"].items()},
             advantages=own,
+        )
+
+
+class Supervised:
+    """An `SFTTrainer` or `DPOTrainer` on all rows of a dataset at once.
+
+    Args:
+        kind: ``sft`` or ``dpo``.
+        models: The policy is `Models.new`.
+        rows: What TRL's dataset holds.
+        folder: For what the trainer would write.
+        chat_template: Of the tokenizer, instead of the model's.
+        options: Of the trainer's config.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        models: Models,
+        rows: Sequence[Mapping[str, Any]],
+        folder: Path,
+        *,
+        chat_template: str | None = None,
+        **options: Any,
+    ) -> None:
+        make, config, roles = {
+            "sft": (trl.SFTTrainer, trl.SFTConfig, {}),
+            "dpo": (
+                trl.DPOTrainer,
+                trl.DPOConfig,
+                {"ref_model": load_causal_lm(models.reference)},
+            ),
+        }[kind]
+        tokenizer = AutoTokenizer.from_pretrained(models.new)
+        if chat_template is not None:
+            tokenizer.chat_template = chat_template
+        self.trainer = make(
+            model=load_causal_lm(models.new),
+            processing_class=tokenizer,
+            train_dataset=Dataset.from_list([dict(row) for row in rows]),
+            args=config(
+                output_dir=str(folder),
+                report_to="none",
+                use_cpu=True,
+                bf16=False,
+                gradient_checkpointing=False,
+                **options,
+            ),
+            **roles,
+        )
+        self.trainer.model.train()
+
+    @property
+    def rows(self) -> list[dict[str, list[int]]]:
+        """What TRL made of each row."""
+        return list(self.trainer.train_dataset)
+
+    def step(self) -> Outcome:
+        """The loss and gradient of all rows."""
+        model = self.trainer.model
+        loss = self.trainer.compute_loss(model, self.trainer.data_collator(self.rows))
+        loss.backward()
+        return Outcome(
+            loss=loss.item(),
+            gradients={n: p.grad for n, p in model.named_parameters() if p.grad is not None},
+            metrics={name: values[-1] for name, values in self.trainer._metrics["train"].items()},
         )
