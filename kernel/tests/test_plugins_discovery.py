@@ -56,6 +56,14 @@ def test_an_entry_point_is_described_without_importing_its_package(site: Path) -
     assert "skyrl_foo" not in sys.modules
 
 
+@pytest.mark.parametrize(("name", "is_usable"), [("foo++_v1.2-b", True), ("foo bar", False)])
+def test_a_name_holds_letters_digits_and_few_signs(site: Path, name: str, is_usable: bool) -> None:
+    points = {ENVS: {name: "skyrl_foo.plugin"}}
+    make_distribution(site, "skyrl-foo", modules=HOOKLESS, entry_points=points)
+    problems = find(name).problems
+    assert any("its name holds more than" in problem for problem in problems) is not is_usable
+
+
 def test_without_a_plugin_toml_the_summary_is_the_distributions(site: Path) -> None:
     make_distribution(
         site,

@@ -27,8 +27,8 @@ def describe(name: str, value: str, fallback: Manifest) -> tuple[Manifest, list[
     Returns:
         Manifest, problems, warnings.
     """
-    if re.fullmatch(r"[\w.-]+", name) is None:
-        return fallback, ["its name holds more than letters, digits, '_', '-' and '.'"], []
+    if re.fullmatch(r"[\w.+-]+", name) is None:
+        return fallback, ["its name holds more than letters, digits, '_', '-', '+' and '.'"], []
     if re.fullmatch(r"\w+(\.\w+)*", value) is None:
         return fallback, [f"its entry point '{value}' names no module; write {name} = PACKAGE"], []
     package = value.partition(".")[0]
