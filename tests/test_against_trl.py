@@ -334,13 +334,16 @@ def test_the_entropy_bonus_is_trls_where_completions_are_equally_long(
 # --- supervised fine-tuning -------------------------------------------------------------------
 
 ANSWERS = (("2 * 3", "6"), ("7 * 8 = ?", "I think it is 56."), ("Hi", "Good morning!"))
-WITHOUT_NEWLINE = (
+TEMPLATE = (
     "{% for message in messages %}"
-    "{{ '\n' if not loop.first }}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>"
+    "{{ '\\n' if not loop.first }}<|im_start|>{{ message.role }}{{ '\\n' }}"
+    "{% if message.role == 'assistant' %}"
+    "{% generation %}{{ message.content }}<|im_end|>{% endgeneration %}"
+    "{% else %}{{ message.content }}<|im_end|>{% endif %}"
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '\\n<|im_start|>assistant\\n' }}{% endif %}"
 )
-"""The tests' template writes a newline after each message; here it stands before each but the first."""
+"""ChatML, which writes its newline before a message and not after it; and says what is generated."""
 
 
 def chat(question: str, answer: str) -> dict[str, Any]:
@@ -353,19 +356,44 @@ def chat(question: str, answer: str) -> dict[str, Any]:
 ROWS = [{"prompt": chat(*pair)["prompt"], "response": pair[1]} for pair in ANSWERS]
 
 
-def test_sfts_rows_and_loss_are_trls(models: Models, tmp_path: Path) -> None:
-    trl = Supervised(
-        "sft",
-        models,
-        [chat(*pair) for pair in ANSWERS],
-        tmp_path,
-        chat_template=WITHOUT_NEWLINE,
-    )
-    groups = read_rows(models, ("sft",), ROWS, chat_template=WITHOUT_NEWLINE)
-    for group, row in zip(groups, trl.rows, strict=True):
+def assert_same_rows(groups: Sequence[Group], rows: Sequence[dict[str, list[int]]]) -> None:
+    """The same tokens, and the same of them trained on; nothing predicts a first token."""
+    for group, row in zip(groups, rows, strict=True):
         (segment,) = group.trajectories[0].segments
         assert segment.tokens.tolist() == row["input_ids"]
-        assert np.where(segment.loss_mask, segment.tokens, -100).tolist() == row["labels"]
+        labels = np.where(segment.loss_mask, segment.tokens, -100)
+        assert labels[1:].tolist() == row["labels"][1:]
+
+
+def test_sfts_rows_and_loss_are_trls(models: Models, tmp_path: Path) -> None:
+    trl = Supervised(
+        "sft", models, [chat(*pair) for pair in ANSWERS], tmp_path, chat_template=TEMPLATE
+    )
+    groups = read_rows(models, ("sft",), ROWS, chat_template=TEMPLATE)
+    assert_same_rows(groups, trl.rows)
+    assert_agree(ours(models, groups, ("sft",)), trl.step())
+
+
+CONVERSATIONS = [
+    {"messages": [{"role": role, "content": text} for role, text in turns]}
+    for turns in (
+        [("user", "2 * 3"), ("assistant", "6"), ("user", "Sure?"), ("assistant", "Yes, it is 6.")],
+        [("system", "Be short."), ("user", "Hi"), ("assistant", "Hi.")],
+    )
+]
+
+
+@pytest.mark.parametrize(
+    ("what", "options"),
+    [("all_assistant_messages", {"assistant_only_loss": True}), ("all_tokens", {})],
+)
+def test_what_sft_learns_of_a_conversation_is_what_trl_does(
+    models: Models, tmp_path: Path, what: str, options: dict[str, Any]
+) -> None:
+    trl = Supervised("sft", models, CONVERSATIONS, tmp_path, chat_template=TEMPLATE, **options)
+    setting = {"trainer.sft.train_on_what": what}
+    groups = read_rows(models, ("sft",), CONVERSATIONS, chat_template=TEMPLATE, **setting)
+    assert_same_rows(groups, trl.rows)
     assert_agree(ours(models, groups, ("sft",)), trl.step())
 
 
