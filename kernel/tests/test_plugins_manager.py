@@ -375,6 +375,29 @@ def test_an_error_that_a_plugin_wrote_for_the_user_passes_unchanged(site: Path) 
         loaded("foo").make("make_env", "foo", name="foo")
 
 
+def test_a_maker_finds_out_once_who_answers_to_a_name(site: Path) -> None:
+    install(site, "a", ENV.format(name="a"), group=ENVS)
+    install(site, "b", ENV.format(name="b"), group=ENVS)
+    make = loaded("a", "b").maker("make_env", settings=None)
+    assert [make("a"), make("b"), make("b"), make("a")] == [
+        "a's env",
+        "b's env",
+        "b's env",
+        "a's env",
+    ]
+
+
+def test_a_maker_raises_what_make_raises_however_often_it_is_asked(site: Path) -> None:
+    code = "@hookimpl\ndef make_env(name, extras): return {'key': 1}[extras] if name == 'foo' else None\n"
+    install(site, "foo", code, group=ENVS)
+    make = loaded("foo").maker("make_env", settings=None)
+    assert make("foo", extras="key") == 1
+    with pytest.raises(PluginError, match=r"plugin 'foo' .* failed in hook 'make_env'"):
+        make("foo", extras="another")
+    with pytest.raises(PluginSelectionError, match="no loaded plugin has that name"):
+        make("bar", extras="key")
+
+
 # --- observers ------------------------------------------------------------------------
 
 

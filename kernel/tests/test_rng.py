@@ -6,7 +6,7 @@ import sys
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skyrl_kernel.rng import derive_seed, generator
+from skyrl_kernel.rng import derive_seed, derive_seeds, generator
 
 keys = st.lists(st.integers(-5, 5) | st.text(max_size=3), min_size=1, max_size=4)
 
@@ -21,6 +21,11 @@ def test_other_keys_give_other_seeds(one: list[int | str], other: list[int | str
 @given(key=keys)
 def test_seeds_fit_what_takes_seeds(key: list[int | str]) -> None:
     assert 0 <= derive_seed(*key) < 2**63
+
+
+@given(key=keys)
+def test_seeds_asked_for_together_are_those_asked_for_one_by_one(key: list[int | str]) -> None:
+    assert derive_seeds(*key, count=12) == [derive_seed(*key, last) for last in range(12)]
 
 
 def test_a_generator_gives_the_same_numbers_each_time_it_is_asked_for() -> None:

@@ -1,6 +1,8 @@
 """Groups of trajectories: who is lost, why, and that the others stay."""
 
 import asyncio
+import functools
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -257,3 +259,47 @@ def test_arrays_of_a_trajectory_have_one_length() -> None:
         assert segment.logprobs is not None
         assert len(segment.tokens) == len(segment.loss_mask) == len(segment.logprobs)
         assert np.isfinite(segment.logprobs).all()
+
+
+class Instant:
+    """A reward stage that says so."""
+
+    instant = True
+
+    def __init__(self, judge: RewardFn) -> None:
+        self.threads: list[threading.Thread] = []
+        self._judge = judge
+
+    def __call__(self, trajectories: Sequence[Trajectory]) -> Sequence[Reward]:
+        self.threads.append(threading.current_thread())
+        return self._judge(trajectories)
+
+
+def test_an_instant_reward_is_called_in_the_event_loops_thread() -> None:
+    reward = Instant(env_reward)
+    (group,) = roll_out({"answer": "1"}, reward=reward)
+
+    assert reward.threads == [threading.main_thread()]
+    assert len(group.trajectories) == 3
+
+
+def test_an_instant_reward_that_hangs_is_a_timeout_all_the_same() -> None:
+    hangs = Instant(lambda trajectories: time.sleep(60))  # type: ignore[arg-type, return-value]
+    (group,) = roll_out({}, reward=hangs, size=1, reward_timeout_s=0.1)
+
+    (failure,) = group.failures
+    assert failure.kind is FailureKind.TIMEOUT
+    assert "no answer within 0.1 s (generator.reward_timeout_s)" in failure.message
+
+
+def test_a_wrapper_around_an_instant_reward_is_not_taken_for_one() -> None:
+    inner, threads = Instant(env_reward), []
+
+    @functools.wraps(inner)
+    def wrapped(trajectories: Sequence[Trajectory]) -> Sequence[Reward]:
+        threads.append(threading.current_thread())
+        return inner(trajectories)
+
+    roll_out({}, reward=wrapped)
+
+    assert threads != [threading.main_thread()]

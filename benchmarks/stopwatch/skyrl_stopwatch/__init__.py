@@ -199,8 +199,11 @@ def make_tokenizer(name: str, model: Path, settings: Settings) -> Tokenizer | No
 
 @hookimpl(wrapper=True)
 def reward() -> Generator[None, RewardFn, RewardFn]:
-    """The stage, timed."""
-    return _timed((yield), "reward_s")
+    """The stage, timed; called where the kernel would call it."""
+    inner = yield
+    timed = _timed(inner, "reward_s")
+    timed.instant = getattr(inner, "instant", False)  # type: ignore[attr-defined]
+    return timed
 
 
 @hookimpl(wrapper=True)

@@ -6,7 +6,6 @@ Nothing is written before everything that can be refused was looked at.
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -255,10 +254,10 @@ def _sampling(config: SamplingConfig, max_tokens: int) -> Sampling:
 def make_rollouts(plan: Plan, engine: Engine, tokenizer: Tokenizer, progress: Progress) -> Rollouts:
     """The driver of all rollouts of a run."""
     config = plan.tree
-    make_env = partial(_make_env, plan)
+    make_env = plan.manager.maker("make_env", settings=plan.config)
     workers = config.environment.max_env_workers
     envs = EnvHost(
-        make_env,
+        lambda name, extras, max_turns: make_env(name, extras=extras, max_turns=max_turns),
         EnvProcessPool(RemoteFactory.of(plan), workers),
         timeout_s=config.environment.timeout_s,
         workers=workers,
@@ -279,12 +278,6 @@ def make_rollouts(plan: Plan, engine: Engine, tokenizer: Tokenizer, progress: Pr
         reward_timeout_s=config.generator.reward_timeout_s,
         request_timeout_s=config.generator.request_timeout_s,
         on_progress=progress.advance,
-    )
-
-
-def _make_env(plan: Plan, name: str, extras: Any, max_turns: int | None) -> Any:
-    return plan.manager.make(
-        "make_env", name, name=name, settings=plan.config, extras=extras, max_turns=max_turns
     )
 
 

@@ -192,7 +192,9 @@ def reward(name: str, settings: "Settings") -> "RewardFn | None":
     """Stage 2, slot ``generator.reward``: judge the trajectories of one group.
 
     The callable runs once per group, in a worker thread under
-    ``generator.reward_timeout_s``. If it raises, each trajectory is judged
+    ``generator.reward_timeout_s``. One that has an attribute ``instant = True``
+    promises to take microseconds of Python and to wait for nothing, as envs may: it is
+    called in the event loop's thread. If it raises, each trajectory is judged
     alone and those that raise again are lost, counted by kind.
     """
 

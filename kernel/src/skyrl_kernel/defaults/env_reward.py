@@ -13,12 +13,18 @@ def reward(name: str) -> RewardFn | None:
     return env_reward if name == "env_reward" else None
 
 
-def env_reward(trajectories: Sequence[Trajectory]) -> list[Reward]:
+class EnvReward:
     """One component, ``env``: the sum of the turns' rewards."""
-    return [
-        Reward(
-            turns=tuple(turn.reward for turn in trajectory.turns),
-            components={"env": float(sum(turn.reward for turn in trajectory.turns))},
-        )
-        for trajectory in trajectories
-    ]
+
+    instant = True
+
+    def __call__(self, trajectories: Sequence[Trajectory]) -> list[Reward]:
+        """Judge them by what is on their turns."""
+        rewards = []
+        for trajectory in trajectories:
+            turns = tuple([turn.reward for turn in trajectory.turns])
+            rewards.append(Reward(turns=turns, components={"env": float(sum(turns))}))
+        return rewards
+
+
+env_reward = EnvReward()

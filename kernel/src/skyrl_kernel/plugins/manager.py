@@ -4,7 +4,7 @@ pluggy keeps the implementations and their order; this class decides what may be
 registered, in which order, and who answered.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
@@ -134,6 +134,39 @@ class PluginManager:
             PluginError: A plugin raised; errors that it wrote for the user pass unchanged.
         """
         return self._ask(hook, asked, kwargs)[0]
+
+    def maker(self, hook: str, /, **fixed: Any) -> Callable[..., Any]:
+        """`make` for what is made again and again: who answers to a name is found out once.
+
+        Args:
+            hook: Name of the hook.
+            fixed: Those of its arguments that never change.
+
+        Returns:
+            Takes the plugin name that the answer should come from, which is also the hook's
+            ``name``, and the hook's other arguments; raises what `make` raises.
+        """
+        answering: dict[str, Implementation] = {}
+
+        def made(asked: str, /, **kwargs: Any) -> Any:
+            arguments = {"name": asked, **fixed, **kwargs}
+            known = answering.get(asked)
+            if known is not None:
+                try:
+                    value = known(arguments)
+                except SkyrlError:
+                    raise
+                except Exception as error:
+                    raise self._blame(hook, error, known.owner(asked)) from error
+                if value is not None:
+                    return value
+            value, provider = self._ask(hook, asked, arguments)
+            answering[asked] = next(
+                one for one in self._implementations(hook) if provider in one.owners
+            )
+            return value
+
+        return made
 
     def resolve(self, hook: str, asked: str, /, **kwargs: Any) -> Resolved:
         """The callable of a stage, with its provider and the wrappers around it.

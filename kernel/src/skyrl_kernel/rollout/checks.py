@@ -30,17 +30,17 @@ def check_trajectory(trajectory: Any, prompt: Prompt, sample: int) -> None:
         raise refuse("it has no segment")
 
 
-def check_tokens(trajectories: Sequence[Trajectory]) -> list[TrajectoryError | None]:
+def check_tokens(trajectories: Sequence[Trajectory]) -> list[TrajectoryError | None] | None:
     """Refuse masks that mark what nothing sampled, and log-probs that are not finite or above 0.
 
     All are looked at together, and one by one only to find a bad one.
 
     Returns:
-        What is wrong with each, or None.
+        What is wrong with each, or None; None where nothing is wrong with any.
     """
     segments = [segment for one in trajectories for segment in one.segments]
     if _token_problem(segments) is None:
-        return [None] * len(trajectories)
+        return None
     problems = [(one, _token_problem(one.segments)) for one in trajectories]
     return [
         None
@@ -62,13 +62,16 @@ def _token_problem(segments: Sequence[Segment]) -> str | None:
     if not masks:
         return None
     trained = np.concatenate(masks)
-    if (np.concatenate(versions)[trained] == NOT_SAMPLED).any():
+    if NOT_SAMPLED in np.concatenate(versions)[trained]:
         return "its loss_mask marks tokens that no policy sampled"
     found = np.concatenate(logprobs)[trained]
-    if not np.isfinite(found).all():
+    if not found.size:
+        return None
+    lowest, highest = float(found.min()), float(found.max())  # NaN if one is
+    if not (math.isfinite(lowest) and math.isfinite(highest)):
         return "the engine reported a log-prob that is not finite"
-    if (found > 1e-3).any():
-        return f"the engine reported a log-prob of {found.max():g}; it cannot be above 0"
+    if highest > 1e-3:
+        return f"the engine reported a log-prob of {highest:g}; it cannot be above 0"
     return None
 
 

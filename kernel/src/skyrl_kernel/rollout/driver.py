@@ -15,11 +15,12 @@ from skyrl_kernel.records import (
     Sampling,
     Trajectory,
 )
-from skyrl_kernel.rng import derive_seed
+from skyrl_kernel.rng import derive_seeds
 from skyrl_kernel.rollout.asking import Seat
 from skyrl_kernel.rollout.checks import check_rewards, check_tokens, check_trajectory
 from skyrl_kernel.rollout.deadline import CallTimeout
 from skyrl_kernel.rollout.env_host import EnvHost
+from skyrl_kernel.rollout.in_place import InPlace
 from skyrl_kernel.rollout.lockstep import Lockstep, LockstepSeat
 from skyrl_kernel.rollout.workers import Workers
 
@@ -72,6 +73,7 @@ class Rollouts:
         self._max_input_tokens = max_input_tokens
         self._reward_timeout_s = reward_timeout_s
         self._workers = Workers(4, "skyrl-reward")
+        self._judges_in_place = getattr(reward, "instant", False) and InPlace.is_possible()
         self._request_timeout_s = request_timeout_s
         self._lockstep = Lockstep(engine, request_timeout_s) if engine.lockstep else None
         self._place = 0
@@ -91,11 +93,12 @@ class Rollouts:
             sampling: How.
         """
         seats = [self._seat() for _ in range(size)]
+        seeds = derive_seeds(self._seed, phase, index, count=size)
         contexts = [
             RolloutContext(
                 phase=phase,
                 sample=sample,
-                seed=derive_seed(self._seed, phase, index, sample),
+                seed=seed,
                 sampling=sampling,
                 engine=seat,
                 tokenizer=self._tokenizer,
@@ -104,7 +107,7 @@ class Rollouts:
                 max_input_tokens=self._max_input_tokens,
                 max_turns=self._envs.max_turns,
             )
-            for sample, seat in enumerate(seats)
+            for sample, (seat, seed) in enumerate(zip(seats, seeds, strict=True))
         ]
         seated = list(zip(contexts, seats, strict=True))
         return asyncio.create_task(self._group(prompt, index, step, seated))
@@ -127,10 +130,7 @@ class Rollouts:
         step: int,
         seated: Sequence[tuple[RolloutContext, Seat | LockstepSeat]],
     ) -> Group:
-        results = await asyncio.gather(
-            *(self._play(prompt, context, seat, step) for context, seat in seated)
-        )
-        played, failures = self._sound(results, step)
+        played, failures = self._sound(await self._play_all(prompt, step, seated), step)
         judged, unjudged = await self._judge(played, step)
         return Group(
             index=index,
@@ -139,6 +139,50 @@ class Rollouts:
             failures=(*failures, *unjudged),
         )
 
+    async def _play_all(
+        self,
+        prompt: Prompt,
+        step: int,
+        seated: Sequence[tuple[RolloutContext, Seat | LockstepSeat]],
+    ) -> list[Trajectory | Failure]:
+        """Play side by side; what ends the run is raised at once.
+
+        As `asyncio.gather` does it, but the loop is not called back for each.
+        """
+        loop = asyncio.get_running_loop()
+        all_ended: asyncio.Future[None] = loop.create_future()
+        results: list[Trajectory | Failure | None] = [None] * len(seated)
+        left = len(seated)
+
+        async def play(place: int, context: RolloutContext, seat: Seat | LockstepSeat) -> None:
+            nonlocal left
+            try:
+                results[place] = await self._play(prompt, context, seat, step)
+                left -= 1
+                if not left and not all_ended.done():
+                    all_ended.set_result(None)
+            except BaseException as error:
+                if isinstance(error, asyncio.CancelledError):
+                    all_ended.cancel()
+                elif not all_ended.done():
+                    all_ended.set_exception(error)
+                if not isinstance(error, Exception):
+                    raise
+
+        tasks = [
+            loop.create_task(play(place, context, seat))
+            for place, (context, seat) in enumerate(seated)
+        ]
+        try:
+            await all_ended
+        except BaseException as error:
+            for task in tasks:
+                task.cancel()
+            if isinstance(error, asyncio.CancelledError):
+                await asyncio.wait(tasks)  # their envs are closed first
+            raise
+        return [result for result in results if result is not None]
+
     def _sound(
         self, results: Sequence[Trajectory | Failure], step: int
     ) -> tuple[list[Trajectory], list[Failure]]:
@@ -146,6 +190,8 @@ class Rollouts:
         played = [result for result in results if isinstance(result, Trajectory)]
         failures = [result for result in results if isinstance(result, Failure)]
         problems = check_tokens(played)
+        if problems is None:
+            return played, failures
         failures += [
             self._failure(problem, "generate", one.prompt, one.sample, step)
             for one, problem in zip(played, problems, strict=True)
@@ -191,8 +237,12 @@ class Rollouts:
         ], []
 
     async def _rewards(self, played: Sequence[Trajectory]) -> Sequence[Reward]:
+        timeout_s = self._reward_timeout_s
         try:
-            rewards = await self._workers.call(lambda: self._reward(played), self._reward_timeout_s)
+            if self._judges_in_place:
+                rewards = self._envs.in_place.call_within(timeout_s, self._reward, played)
+            else:
+                rewards = await self._workers.call(lambda: self._reward(played), timeout_s)
         except CallTimeout as error:
             raise TrajectoryError(
                 FailureKind.TIMEOUT, f"the reward stage gave {error} (generator.reward_timeout_s)"

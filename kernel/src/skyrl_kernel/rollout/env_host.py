@@ -10,7 +10,7 @@ import copy
 import functools
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from skyrl_kernel.env import Env, EnvStep
 from skyrl_kernel.errors import FailureKind, PluginError, TrajectoryError
@@ -28,10 +28,13 @@ from skyrl_kernel.rollout.env_process import (
 from skyrl_kernel.rollout.in_place import InPlace
 from skyrl_kernel.rollout.workers import Workers
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 _ANSWERS = frozenset({dict, list, tuple, type(None)})
 """What envs mostly return: nothing to await."""
+
+_UNCHANGEABLE = frozenset({str, int, float, bool, type(None)})
 
 MakeEnv = Callable[[str, Mapping[str, Any], int | None], Env]
 """(name, row's columns, cap on turns) → a fresh env."""
@@ -85,12 +88,25 @@ class EnvHost:
 
 
 class _Hosted:
+    __slots__ = (
+        "_doing",
+        "_env",
+        "_host",
+        "_is_broken",
+        "_is_instant",
+        "_name",
+        "_prompt",
+        "_step_aside",
+    )
+
     def __init__(self, host: EnvHost, prompt: Prompt, step_aside: StepAside) -> None:
         self._host = host
         self._prompt = prompt
         self._step_aside = step_aside
         self._name = prompt.env_class
         self._env: Env | ProcessEnv | None = None
+        self._is_instant = prompt.env_class in host.instant
+        """It is called where its caller stands; the short way through each method below."""
         self._doing = "init"
         """The method that runs, or ran last; named if it fails."""
         self._is_broken = False
@@ -100,13 +116,23 @@ class _Hosted:
         messages = [dict(message) for message in self._prompt.messages]
         if self._name in self._host.in_processes:
             result = await self._init_in_process(messages)
+        elif self._is_instant:
+            result = self._call_here(self._make_and_init, messages)
+            if type(result) not in _ANSWERS:
+                result = await self._awaited(result)
         else:
             result = await self._call_it(lambda: self._make_and_init(messages))
-            if self._env is None:  # it asked for a process
-                result = await self._init_in_process(messages)
-            elif getattr(self._env, "instant", False) and InPlace.is_possible():
-                self._host.instant.add(self._name)
+        if self._env is None:  # it asked for a process
+            result = await self._init_in_process(messages)
+        elif not self._is_instant and getattr(self._env, "instant", False):
+            self._settle_instant()
         return self._checked("init", check_prompt, result)
+
+    def _settle_instant(self) -> None:
+        """Where it can be: from now on, also for others of its name."""
+        if InPlace.is_possible() and not isinstance(self._env, ProcessEnv):
+            self._is_instant = True
+            self._host.instant.add(self._name)
 
     def _make_and_init(self, messages: Sequence[Message]) -> Any:
         """One trip to a thread makes the env and calls it."""
@@ -118,6 +144,7 @@ class _Hosted:
 
     async def _init_in_process(self, messages: Sequence[Message]) -> Any:
         host = self._host
+        self._is_instant = False
         opening = host.processes.open(
             self._name, self._extras(), host.max_turns, host.timeout_s, self._step_aside
         )
@@ -125,26 +152,33 @@ class _Hosted:
         return await self._guard(env.call("init", messages))
 
     def _extras(self) -> dict[str, Any]:
-        return {key: _copied(value) for key, value in self._prompt.extras.items()}
+        return _copied_items(self._prompt.extras)
 
     async def step(self, action: str) -> EnvStep:
-        return self._checked("step", check_step, await self._call("step", action))
+        if self._is_instant:
+            env = self._env
+            assert env is not None, "init comes first"
+            self._doing = "step"
+            result = self._call_here(env.step, action)  # type: ignore[union-attr]
+            if type(result) not in _ANSWERS:
+                result = await self._awaited(result)
+        else:
+            result = await self._call("step", action)
+        return self._checked("step", check_step, result)
 
     async def finish(self) -> Mapping[str, float]:
         env = self._env
         assert env is not None, "init comes first"
         kind: Any = type(env)
-        if (
-            isinstance(env, ProcessEnv)
-            or _is_async(kind, "get_metrics")
-            or _is_async(kind, "close")
-        ):
+        if isinstance(env, ProcessEnv) or _ends_async(kind):
             metrics = await self._call("get_metrics")
             self._env, self._doing = None, "close"  # closed once, whether that works or not
             if isinstance(env, ProcessEnv):
                 await self._guard(env.close())
             else:
                 await self._call_it(env.close)
+        elif self._is_instant:
+            metrics = self._call_here(self._measure_and_close, env)
         else:
             metrics = await self._call_it(lambda: self._measure_and_close(env))
         return self._checked("get_metrics", check_metrics, metrics)
@@ -181,17 +215,24 @@ class _Hosted:
 
     async def _call_it(self, function: Callable[[], Any]) -> Any:
         """Call in place or in a worker thread; await what comes out, if it can be awaited."""
-        host = self._host
+        if self._is_instant:
+            result = self._call_here(function)
+        else:
+            result = await self._guard(self._host.workers.submit(function, self._host.timeout_s))
+        return result if type(result) in _ANSWERS else await self._awaited(result)
+
+    def _call_here(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call in place; type whatever goes wrong."""
         try:
-            if self._name in host.instant:
-                result = host.in_place.call(function)
-            else:
-                result = await host.workers.submit(function, host.timeout_s)
+            return self._host.in_place.call(function, *args, **kwargs)
         except BaseException as error:
             self._type(error)
             raise
-        if type(result) not in _ANSWERS and inspect.isawaitable(result):
-            result = await self._guard(within(result, host.timeout_s))
+
+    async def _awaited(self, result: Any) -> Any:
+        """What the call returned, or what comes of that if it can be awaited."""
+        if inspect.isawaitable(result):
+            return await self._guard(within(result, self._host.timeout_s))
         return result
 
     async def _guard(self, call: Awaitable[T]) -> T:
@@ -240,14 +281,31 @@ def _is_async(env: type[object], method: str) -> bool:
     return inspect.iscoroutinefunction(getattr(env, method, None))
 
 
-def _copied(value: Any) -> Any:
+@functools.lru_cache(maxsize=256)
+def _ends_async(env: type[object]) -> bool:
+    """Whether the two calls that end an episode must be awaited."""
+    methods = [getattr(env, name, None) for name in ("get_metrics", "close")]
+    return any(map(inspect.iscoroutinefunction, methods))
+
+
+def _copied_items(values: Mapping[str, Any]) -> dict[str, Any]:
     """A deep copy; quick for what a data file holds."""
+    copied = dict(values)
+    for key, value in copied.items():
+        kind = type(value)
+        if kind not in _UNCHANGEABLE:
+            copied[key] = _copied_items(value) if kind is dict else _copied(value)
+    return copied
+
+
+def _copied(value: Any) -> Any:
+    """The same of any value."""
+    if type(value) in _UNCHANGEABLE:
+        return value
     if type(value) is dict:
-        return {key: _copied(item) for key, item in value.items()}
+        return _copied_items(value)
     if type(value) is list:
         return [_copied(item) for item in value]
-    if type(value) in (str, int, float, bool, type(None)):
-        return value
     return copy.deepcopy(value)
 
 

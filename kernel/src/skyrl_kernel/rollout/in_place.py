@@ -13,10 +13,11 @@ import threading
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from skyrl_kernel.rollout.deadline import CallTimeout, contained
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 _SIGNAL: int | None = getattr(signal, "SIGRTMIN", getattr(signal, "SIGUSR2", None))
@@ -30,13 +31,15 @@ class InPlace:
     """Calls functions in the main thread, one at a time.
 
     Args:
-        timeout_s: Deadline of a call.
+        timeout_s: Deadline of a call that brings none of its own. How soon after its deadline
+            a call is ended depends on it: after a quarter of it, and after a second at most.
     """
 
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
         self._deadline: float | None = None
         """Of the call that runs, on the monotonic clock."""
+        self._call_timeout_s = timeout_s
         self._watcher: threading.Thread | None = None
         self._is_closed = threading.Event()
         self._handler_before: Any = None
@@ -50,7 +53,13 @@ class InPlace:
             and threading.current_thread() is threading.main_thread()
         )
 
-    def call(self, function: Callable[[], T]) -> T:
+    def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """What the function returns; see `call_within`."""
+        return self.call_within(self._timeout_s, function, *args, **kwargs)
+
+    def call_within(
+        self, timeout_s: float, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
         """What the function returns.
 
         Raises:
@@ -60,15 +69,16 @@ class InPlace:
         if self._watcher is None:
             self._watch()
         try:
-            self._deadline = time.monotonic() + self._timeout_s
+            self._call_timeout_s = timeout_s
+            self._deadline = time.monotonic() + timeout_s
             try:
-                return function()
+                return function(*args, **kwargs)
             finally:
                 self._deadline = None
         except (_Late, KeyboardInterrupt) as ended:
             self._deadline = None
             if isinstance(ended, _Late):
-                raise CallTimeout(self._timeout_s) from None
+                raise CallTimeout(timeout_s) from None
             raise
         except Exception:
             raise
@@ -104,5 +114,5 @@ class InPlace:
     def _end_late_call(self, number: int, frame: FrameType | None) -> None:
         """In the main thread, between two steps of whatever it does."""
         if self._deadline is not None and time.monotonic() > self._deadline:
-            self._deadline += self._timeout_s  # for code that swallows the exception
+            self._deadline += self._call_timeout_s  # for code that swallows the exception
             raise _Late

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from skyrl_kernel.records import Completion, GenerateRequest
-from skyrl_kernel.rollout.asking import ask_each
+from skyrl_kernel.rollout.asking import Answer, ask_each
 
 if TYPE_CHECKING:
     from skyrl_kernel.protocols import Engine
@@ -57,12 +57,14 @@ class Lockstep:
         self._start_if_ready()
         return lambda: self._live.add(place)
 
-    async def request(self, place: int, requests: Sequence[GenerateRequest]) -> list[Completion]:
-        """Wait for the round, and for its results."""
+    def request(
+        self, place: int, requests: Sequence[GenerateRequest]
+    ) -> "asyncio.Future[list[Completion]]":
+        """The results of the round that these requests will be in."""
         future: asyncio.Future[list[Completion]] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(place, []).append((requests, future))
         self._start_if_ready()
-        return await future
+        return future
 
     def _start_if_ready(self) -> None:
         if self._waiting and len(self._waiting) == len(self._live) and self._round is None:
@@ -73,16 +75,11 @@ class Lockstep:
         self._waiting.clear()
         try:
             asked = [request for requests, _ in waiting for request in requests]
-            answers = iter(await ask_each(self._engine, asked, self._timeout_s))
+            answers = await ask_each(self._engine, asked, self._timeout_s)
+            end = 0
             for requests, future in waiting:
-                own = [next(answers) for _ in requests]
-                if future.done():
-                    continue
-                failed = [answer for answer in own if isinstance(answer, Exception)]
-                if failed:
-                    future.set_exception(failed[0])
-                else:
-                    future.set_result([one for one in own if isinstance(one, Completion)])
+                start, end = end, end + len(requests)
+                _hand_over(answers[start:end], future)
         except BaseException as error:
             for _, future in waiting:
                 if not future.done():
@@ -94,8 +91,21 @@ class Lockstep:
         self._start_if_ready()
 
 
+def _hand_over(answers: list[Answer], future: "asyncio.Future[list[Completion]]") -> None:
+    """Give one call its completions, or the first exception among them."""
+    if future.done():
+        return
+    completions = [answer for answer in answers if isinstance(answer, Completion)]
+    if len(completions) == len(answers):
+        future.set_result(completions)
+    else:
+        future.set_exception(next(one for one in answers if isinstance(one, Exception)))
+
+
 class LockstepSeat:
     """The engine as one trajectory sees it: its requests wait for the round."""
+
+    __slots__ = ("_lockstep", "_place")
 
     def __init__(self, lockstep: Lockstep, place: int) -> None:
         self._lockstep = lockstep
