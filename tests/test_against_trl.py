@@ -407,3 +407,98 @@ def test_sft_does_not_train_on_what_the_template_writes_after_the_end_of_turn(
         *tokens, newline = row["input_ids"]
         assert segment.tokens.tolist() == tokens
         assert row["labels"][-1] == newline != segment.tokens[-1]
+
+
+# --- preferences ------------------------------------------------------------------------------
+
+PAIRS = (
+    ("2 * 3", "It is 6.", "5"),
+    ("7 * 8 = ?", "56", "I think it is 54, or so."),
+    ("Hi", "Good morning!", "Hi."),
+)
+
+
+def preference(question: str, chosen: str, rejected: str) -> dict[str, Any]:
+    answers = {
+        side: [{"role": "assistant", "content": text}]
+        for side, text in (("chosen", chosen), ("rejected", rejected))
+    }
+    return {"prompt": [{"role": "user", "content": question}], **answers}
+
+
+def dpo_of_both(
+    models: Models,
+    folder: Path,
+    pairs: Sequence[tuple[str, str, str]],
+    changes: dict[str, Any],
+    options: dict[str, Any],
+) -> tuple[Outcome, Outcome]:
+    """Ours and TRL's."""
+    rows = [preference(*pair) for pair in pairs]
+    groups = read_rows(models, ("dpo",), rows, chat_template=TEMPLATE)
+    mine = ours(models, groups, ("dpo",), **{f"dpo.{key}": v for key, v in changes.items()})
+    trl = Supervised("dpo", models, rows, folder, chat_template=TEMPLATE, **options)
+    return mine, trl.step()
+
+
+@pytest.mark.parametrize("loss_type", ["sigmoid", "hinge"])
+def test_dpos_loss_is_trls(models: Models, tmp_path: Path, loss_type: str) -> None:
+    beta = 0.3
+    mine, theirs = dpo_of_both(
+        models,
+        tmp_path,
+        PAIRS,
+        {"beta": beta, "loss_type": loss_type},
+        {"beta": beta, "loss_type": loss_type},
+    )
+    assert_agree(mine, theirs)
+    for name, theirs_name in (
+        ("accuracy", "rewards/accuracies"),
+        ("reward_margin", "rewards/margins"),
+        ("chosen_reward", "rewards/chosen"),
+        ("rejected_logprob", "logps/rejected"),
+    ):
+        assert mine.metrics[f"loss_metrics/{name}"] == pytest.approx(
+            theirs.metrics[theirs_name], rel=1e-4
+        )
+
+
+def test_label_smoothing_is_trls_loss_of_the_pairs_both_ways_round(
+    models: Models, tmp_path: Path
+) -> None:
+    """TRL 1.16 has no cDPO; it is (1 - ε) of its loss and ε of that of the pairs turned around."""
+    smoothing = {"beta": 0.3, "label_smoothing": 0.2}
+    turned = [(question, rejected, chosen) for question, chosen, rejected in PAIRS]
+    mine, right = dpo_of_both(models, tmp_path, PAIRS, smoothing, {"beta": 0.3})
+    _, wrong = dpo_of_both(models, tmp_path, turned, smoothing, {"beta": 0.3})
+    mixed = Outcome(
+        loss=0.8 * right.loss + 0.2 * wrong.loss,
+        gradients={
+            name: 0.8 * gradient + 0.2 * wrong.gradients[name]
+            for name, gradient in right.gradients.items()
+        },
+        metrics={},
+    )
+    assert_agree(mine, mixed)
+
+
+def test_ipo_sums_over_tokens_where_trl_averages(models: Models, tmp_path: Path) -> None:
+    """The paper's log π(y|x) is a sum, and so is ours; TRL takes the mean.
+
+    With answers of n tokens each, (Δ - 1/2β)² = n² (Δ/n - 1/2βn)²: TRL's loss at β·n, times n².
+    """
+    even = [("2 * 3", "six", "two"), ("7 * 8 = ?", "56.", "49."), ("Hi", "Hi!", "Ho!")]
+    n = 4  # three letters and the end of the turn
+    mine, theirs = dpo_of_both(
+        models,
+        tmp_path,
+        even,
+        {"beta": 0.3, "loss_type": "ipo"},
+        {"beta": 0.3 * n, "loss_type": "ipo"},
+    )
+    scaled = Outcome(
+        loss=theirs.loss * n**2,
+        gradients={name: gradient * n**2 for name, gradient in theirs.gradients.items()},
+        metrics={},
+    )
+    assert_agree(mine, scaled)
