@@ -208,8 +208,9 @@ class AlgorithmConfig(Section):
     """Largest spread of rewards that counts as equal."""
     dynamic_sampling: DynamicSamplingConfig = Field(default_factory=DynamicSamplingConfig)
     """Which groups are trained on."""
-    overlong_buffer_len: Annotated[int, Field(ge=0)] = 0
-    """Last tokens of the allowed length over which a reward falls linearly; 0: none. SkyRL's DAPO example: 512."""
+    overlong_buffer_len: Annotated[int, Field(ge=0)] | Literal["auto"] = 0
+    """Last tokens of the allowed length over which a reward falls linearly; 0: none; ``auto``: a fifth
+    of that length, as in DAPO's paper. SkyRL's DAPO example: 512."""
     overlong_buffer_penalty_factor: Annotated[float, Field(ge=0)] = 1.0
     """What is taken at the end of that buffer, in task units."""
 

@@ -37,7 +37,12 @@ def filtered(inner: Select, tolerance: float) -> Select:
             is_flat = verdict == "keep" and has_equal_rewards(group, tolerance)
             verdicts.append("mask" if is_flat else verdict)
             reasons.append(EQUAL_REWARDS if is_flat else reason)
-        return Selection(verdicts=tuple(verdicts), reasons=tuple(reasons))
+        stand_ins = {
+            place: other
+            for place, other in selection.stand_ins.items()
+            if verdicts[other] == "keep"
+        }
+        return Selection(verdicts=tuple(verdicts), reasons=tuple(reasons), stand_ins=stand_ins)
 
     return decide
 

@@ -1,0 +1,1 @@
+"""The paper's combination: a preset. See this package's ``plugin.toml`` and its docstring."""
