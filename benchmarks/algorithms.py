@@ -29,6 +29,7 @@ import algorithms_report
 import click
 import commands
 import report
+from effective import effective
 from machine import describe_machine
 from sources import source_digest
 from text import to_json
@@ -118,8 +119,8 @@ ENTRIES = (
 def digest(entry: Entry) -> str:
     """Changes with everything that a row's numbers are about.
 
-    That is the model's recipe, the presets, the values, and the code of the algorithms
-    and controls that take part: what it computes, not how it is explained.
+    That is the model's recipe, the setting, and the code of the algorithms and controls
+    that take part: what it computes, not how it is explained.
 
     Raises:
         UsageError: It cannot be run here.
@@ -131,8 +132,7 @@ def digest(entry: Entry) -> str:
     code |= {one.value for one in typed if one.distribution == "skyrl-controls"}
     ingredients = {
         "model": RECIPES[entry.model].digest(),
-        "presets": [dict(one.manifest.preset) for one in typed],
-        "values": dict(entry.values),
+        "setting": effective(plan, names, entry.values),
         "code": {name: source_digest(name) for name in sorted(code)},
     }
     text = json.dumps(ingredients, sort_keys=True)

@@ -30,10 +30,11 @@ import click
 import commands
 import learning_report
 import report
+from effective import effective
 from machine import describe_machine
 from text import to_json
 
-from skyrl_kernel.plugins import discover
+from skyrl_kernel.plan import make_plan
 from skyrl_multiply.problems import messages
 from skyrl_tiny import teacher
 from skyrl_tiny.recipe import RECIPE
@@ -52,8 +53,8 @@ CURVE = {"trainer.eval_interval": 3, "trainer.max_ckpts_to_keep": 1}
 
 def key() -> str:
     """Changes with everything that the numbers are about."""
-    preset = dict(discover().find("demo").manifest.preset)
-    text = json.dumps([RECIPE.digest(), preset], sort_keys=True)
+    setting = effective(make_plan(["demo"]), ["demo"], {})
+    text = json.dumps([RECIPE.digest(), setting], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

@@ -7,22 +7,34 @@ from typing import Any
 
 import numpy as np
 import pytest
-from skyrl_controls import led_start, random_reward, time_limit
+from skyrl_controls import (
+    flipped_advantages,
+    led_start,
+    random_reward,
+    shuffled_advantages,
+    time_limit,
+    train_on_replies,
+)
 
-from skyrl_kernel.config import TrainerConfig
+from skyrl_kernel.config import AlgorithmConfig, TrainerConfig
 from skyrl_kernel.defaults.env_reward import env_reward
-from skyrl_kernel.errors import StopRun
-from skyrl_kernel.protocols import RunInfo, StepInfo
+from skyrl_kernel.errors import ConfigError, StopRun
+from skyrl_kernel.protocols import Advantage, RunInfo, StepInfo
 from skyrl_kernel.records import (
+    NOT_SAMPLED,
     Completion,
     GenerateRequest,
     Prompt,
     Sampling,
+    Scored,
+    Scores,
     Segment,
     StopReason,
+    TokenAdvantages,
     Trajectory,
     Turn,
 )
+from skyrl_kernel.rollout.checks import check_tokens
 
 
 class Settings:
@@ -139,3 +151,120 @@ def test_a_run_stops_after_the_step_in_which_its_time_is_up(tmp_path: Any) -> No
     time_limit.on_step_end(step)
     with pytest.raises(StopRun, match=r"1\.2 s of training"):
         time_limit.on_step_end(step)  # 3 × 0.4 s ≥ 1 s
+
+
+# --- advantages that are wrong ------------------------------------------------------------
+
+
+def batch(sizes: Sequence[int]) -> list[list[Scored]]:
+    """Groups of so many trajectories, each with one trained token."""
+    return [
+        [
+            Scored(trajectory=trajectory("train", uid=str(p), sample=i), scores=(Scores(),))
+            for i in range(size)
+        ]
+        for p, size in enumerate(sizes)
+    ]
+
+
+def numbered(groups: Sequence[Sequence[Scored]]) -> list[list[tuple[TokenAdvantages, ...]]]:
+    """Advantages 1, 2, 3, … of the trajectories of a batch; returns ten times as much."""
+    values = iter(range(1, 1 + sum(map(len, groups))))
+    mask = np.array([False, True])
+    return [
+        [
+            (
+                TokenAdvantages(
+                    advantages=mask * np.float32(value),
+                    loss_mask=mask,
+                    returns=mask * np.float32(10 * value),
+                ),
+            )
+            for _, value in zip(group, values, strict=False)
+        ]
+        for group in groups
+    ]
+
+
+def credited(wrapper: Generator[None, Any, Any], groups: list[list[Scored]]) -> list[list[float]]:
+    """The advantage of each trajectory's trained token."""
+    estimator = wrapped(wrapper, Advantage(fn=numbered))
+    return [[rows[0].advantages[1] for rows in group] for group in estimator(groups)]
+
+
+def test_the_sign_is_flipped_and_what_a_critic_learns_is_not() -> None:
+    groups = batch([2, 1])
+    assert credited(flipped_advantages.advantage(), groups) == [[-1.0, -2.0], [-3.0]]
+    estimator = wrapped(flipped_advantages.advantage(), Advantage(fn=numbered))
+    assert estimator(groups)[0][1][0].returns.tolist() == [0.0, 20.0]
+
+
+def test_advantages_are_dealt_out_among_the_trajectories_of_the_batch() -> None:
+    groups = batch([8, 8, 4])
+    dealt = credited(shuffled_advantages.advantage(Settings()), groups)
+    assert [len(group) for group in dealt] == [8, 8, 4]
+    flat = [value for group in dealt for value in group]
+    assert sorted(flat) == list(range(1, 21))  # each goes to one, and to another one
+    assert flat != sorted(flat)
+    assert credited(shuffled_advantages.advantage(Settings()), groups) == dealt
+    others = credited(shuffled_advantages.advantage(Settings()), batch([8, 8, 5])[:2])
+    assert others != dealt[:2]  # another batch, another deal
+
+
+# --- training on what the env said --------------------------------------------------------
+
+REPLIED = Segment(
+    tokens=np.array([1, 2, 7, 8, 3, 4, 9, 5], np.int32),
+    num_prompt_tokens=2,
+    loss_mask=np.array([False, False, True, True, False, False, True, False]),
+    logprobs=np.array([0, 0, -0.1, -0.7, 0, 0, -0.2, 0], np.float32),
+    versions=np.array([-1, -1, 3, 3, -1, -1, 3, -1], np.int32),
+)
+
+
+def played(phase: str) -> Trajectory:
+    """What the wrapper makes of a trajectory over two turns."""
+    whole = replace(trajectory("train"), segments=(REPLIED,))
+
+    async def inner(prompt: Prompt, context: Any) -> Trajectory:
+        return whole
+
+    class Recomputed:
+        def __getitem__(self, section: type) -> Any:
+            return AlgorithmConfig(recompute_old_logprobs=True)
+
+    class Context:
+        def __init__(self) -> None:
+            self.phase = phase
+
+    lying = wrapped(train_on_replies.generate(Recomputed()), inner)
+    return asyncio.run(lying(whole.prompt, Context()))
+
+
+def test_the_reply_between_two_answers_is_claimed_as_sampled_and_nothing_else() -> None:
+    (segment,) = played("train").segments
+    assert segment.loss_mask.tolist() == [False, False, True, True, True, True, True, False]
+    assert segment.versions is not None
+    assert segment.versions.tolist() == [-1, -1, 3, 3, 3, 3, 3, -1]
+    assert check_tokens([played("train")]) is None  # so the kernel believes it
+    assert played("eval").segments == (REPLIED,)
+
+
+def test_unmasking_alone_is_refused_by_the_kernel() -> None:
+    honest = replace(REPLIED, loss_mask=np.arange(8) >= 2)
+    assert NOT_SAMPLED in honest.versions[honest.loss_mask]
+    problems = check_tokens([replace(trajectory("train"), segments=(honest,))])
+    assert problems is not None
+    (problem,) = problems
+    assert "marks tokens that no policy sampled" in str(problem)
+
+
+def test_training_on_replies_needs_log_probs_that_nothing_sampled() -> None:
+    class Default:
+        def __getitem__(self, section: type) -> Any:
+            return AlgorithmConfig()
+
+    wrapper = train_on_replies.generate(Default())
+    next(wrapper)
+    with pytest.raises(ConfigError, match=r"set trainer\.algorithm\.recompute_old_logprobs=true"):
+        wrapper.send(object())
