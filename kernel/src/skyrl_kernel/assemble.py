@@ -4,7 +4,7 @@ Nothing is written before everything that can be refused was looked at.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ def prepare(plan: Plan) -> Prepared:
     Raises:
         UsageError: A model or a data set is not what it must be; says which and why.
     """
-    models = load_models(plan)
+    models = load_models(plan, _needs(plan) | plan.stages["evaluate"].value.needs)
     tokenizer = make_tokenizer(plan, models["policy"])
     data = load_data(plan, tokenizer)
     config = plan.tree.trainer
@@ -94,8 +94,8 @@ def prepare(plan: Plan) -> Prepared:
     )
 
 
-def load_models(plan: Plan) -> dict[str, Path]:
-    """Role → model directory, for every role that a stage needs."""
+def load_models(plan: Plan, needs: Collection[str]) -> dict[str, Path]:
+    """Role → model directory: the policy, and whoever else gives the scores ``needs``."""
     trainer = plan.tree.trainer
     paths = {
         "policy": trainer.policy.model.path,
@@ -103,7 +103,6 @@ def load_models(plan: Plan) -> dict[str, Path]:
         "teacher": trainer.teacher.model.path,
         "value": trainer.critic.model.path,
     }
-    needs = _needs(plan)
     roles = ["policy", *(role for role, score in SCORED_BY.items() if score in needs)]
     models: dict[str, Path] = {}
     for role in roles:
@@ -186,7 +185,8 @@ def load_data(plan: Plan, tokenizer: Tokenizer, *, training: bool = True) -> Dat
     train = load(config.data.train_data if training else [], "data.train_data")
     val = load(config.data.val_data, "data.val_data")
     size = config.generator.eval_n_samples_per_prompt
-    if size > 1 and len(val) and config.generator.eval_sampling_params.temperature == 0:
+    plays = measure is None
+    if plays and size > 1 and len(val) and config.generator.eval_sampling_params.temperature == 0:
         notes.append(
             f"generator.eval_n_samples_per_prompt={size} with "
             "generator.eval_sampling_params.temperature=0 plays every held-out prompt the same way "

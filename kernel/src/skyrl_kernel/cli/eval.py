@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from skyrl_kernel.run import Checkpoint, RunFolder
 
 
-_COUNTS = {"num_trajectories", "failed"}
+_COUNTS = {"num_trajectories", "num_tokens", "num_pairs", "failed"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -218,7 +218,6 @@ def _play(
     from skyrl_kernel import assemble
     from skyrl_kernel.batch import Scorer
     from skyrl_kernel.evaluation import by_source, play
-    from skyrl_kernel.models import locate_model
     from skyrl_kernel.records import Scored
     from skyrl_kernel.run.atomic import write_folder_atomically
     from skyrl_kernel.run.eval_dump import write_eval_dump
@@ -229,9 +228,9 @@ def _play(
         raise UsageError(
             "there is nothing to evaluate on: data.val_data is empty. Give data.val_data=\"['FILE']\""
         )
-    model = locate_model(
-        config.trainer.policy.model.path, "trainer.policy.model.path", plan.manager, plan.config
-    )
+    evaluator = plan.stages["evaluate"].value
+    models = assemble.load_models(plan, evaluator.needs)
+    model = models["policy"]
     tokenizer = assemble.make_tokenizer(plan, model)
     data = assemble.load_data(plan, tokenizer, training=False)
     for note in data.notes:
@@ -242,8 +241,8 @@ def _play(
     try:
         engine = assemble.make_engine(plan, runtime, model)
         trainer = None
-        if checkpoint is not None or plan.stages["evaluate"].value.needs:
-            trainer = assemble.make_trainer(plan, runtime, {"policy": model}, 1)
+        if checkpoint is not None or evaluator.needs:
+            trainer = assemble.make_trainer(plan, runtime, models, 1)
             if checkpoint is not None:
                 trainer.load(checkpoint.path)
         rollouts = assemble.make_rollouts(plan, engine, tokenizer, progress)
@@ -273,7 +272,6 @@ def _play(
                     f"all {len(failures)} trajectories failed; the first: {failures[0].message}"
                 )
             scored = [Scored(trajectory=one, scores=()) for one in trajectories]
-            evaluator = plan.stages["evaluate"].value
             if trainer is not None:
                 scored = Scorer(
                     trainer=trainer, needs=evaluator.needs, recompute_old=True, temperature=1.0
