@@ -11,9 +11,9 @@ from skyrl_kernel.records import IntArray
 from skyrl_kernel.testing import scripted
 from skyrl_kernel.testing.contracts import (
     AlgorithmContract,
+    CriticContract,
     EngineContract,
     EnvContract,
-    TrainerContract,
 )
 from skyrl_kernel.testing.scripted import CharTokenizer, Script, ScriptedEngine, ScriptedTrainer
 
@@ -29,7 +29,7 @@ class TestEngine(EngineContract):
         yield "weight", np.ones(1)
 
 
-class TestTrainer(TrainerContract):
+class TestTrainer(CriticContract):
     def make(self) -> Trainer:
         return ScriptedTrainer(Script())
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skyrl_kernel.torch import entropy, right_pad, row_logprobs, selected_logprobs
+from skyrl_kernel.torch import entropy, right_pad, row_logprobs, row_values, selected_logprobs
 
 
 @pytest.mark.parametrize(
@@ -115,3 +115,10 @@ def test_batches_keep_within_both_bounds() -> None:
 
 def test_right_pad_of_nothing_is_empty() -> None:
     assert right_pad([]).shape == (0, 0)
+
+
+def test_row_values_are_those_of_the_place_before_each_token() -> None:
+    rows = [np.array([4, 5, 6]), np.array([7]), np.array([8, 9]), np.array([], dtype=np.int32)]
+    got = row_values(lambda ids: ids / 2, rows, max_rows=2)
+    assert [row.tolist() for row in got] == [[0, 2, 2.5], [0], [0, 4], []]
+    assert all(row.dtype == np.float32 for row in got)

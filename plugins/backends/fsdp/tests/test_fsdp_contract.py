@@ -10,7 +10,7 @@ from skyrl_fsdp.trainer import FsdpTrainer
 from skyrl_kernel.config import TrainerConfig
 from skyrl_kernel.protocols import Loss, Trainer
 from skyrl_kernel.records import IntArray
-from skyrl_kernel.testing.contracts import TrainerContract
+from skyrl_kernel.testing.contracts import CriticContract, TrainerContract
 from skyrl_kernel.torch import LossInputs, LossTerms
 
 
@@ -47,5 +47,39 @@ class TestFsdpWithMuon(TestFsdp):
             policy={"optimizer_config": {"name": "muon", "lr": 1e-2, "scheduler": "linear"}},
         )
         trainer = FsdpTrainer({"policy": self.folder}, config)
+        trainer.set_total_updates(10)
+        return trainer
+
+
+class TestFsdpWithCritic(CriticContract):
+    @pytest.fixture(autouse=True)
+    def _model(self, llama: Path) -> None:
+        self.folder = llama
+
+    def make(self) -> Trainer:
+        config = TrainerConfig(
+            bf16=False,
+            gradient_checkpointing=False,
+            micro_train_batch_size_per_gpu=2,
+            micro_forward_batch_size_per_gpu=2,
+            policy={"optimizer_config": {"lr": 1e-2, "weight_decay": 0.1}},
+            critic={"optimizer_config": {"lr": 1e-2, "weight_decay": 0.1, "num_warmup_steps": 2}},
+        )
+        return FsdpTrainer({"policy": self.folder, "value": self.folder}, config)
+
+    rows = TestFsdp.rows
+    loss = TestFsdp.loss
+
+
+class TestFsdpWithCriticAndMuon(TestFsdpWithCritic):
+    def make(self) -> Trainer:
+        optimizer = {"name": "muon", "lr": 1e-2, "scheduler": "linear"}
+        config = TrainerConfig(
+            bf16=False,
+            gradient_checkpointing=True,
+            policy={"optimizer_config": optimizer},
+            critic={"optimizer_config": optimizer},
+        )
+        trainer = FsdpTrainer({"policy": self.folder, "value": self.folder}, config)
         trainer.set_total_updates(10)
         return trainer

@@ -27,11 +27,12 @@ from skyrl_kernel.testing.contracts.engine import EngineContract
 from skyrl_kernel.testing.contracts.env import EnvContract
 from skyrl_kernel.testing.contracts.observer import LoggerContract, ObserverContract
 from skyrl_kernel.testing.contracts.sink import SinkContract
-from skyrl_kernel.testing.contracts.trainer import TrainerContract
+from skyrl_kernel.testing.contracts.trainer import CriticContract, TrainerContract
 
 __all__ = [
     "AdvantageContract",
     "AlgorithmContract",
+    "CriticContract",
     "EngineContract",
     "EnvContract",
     "LoggerContract",

@@ -1,8 +1,9 @@
-"""What a trainer must keep."""
+"""What a trainer must keep, and one that trains a critic too."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -11,6 +12,9 @@ from skyrl_kernel.batch import trajectory_mean
 from skyrl_kernel.defaults.token_mean import token_mean
 from skyrl_kernel.protocols import Loss, Trainer
 from skyrl_kernel.records import FloatArray, IntArray, Scores, TrainingSample, UpdateResult
+
+if TYPE_CHECKING:
+    from skyrl_kernel.torch import LossInputs, LossTerms
 
 
 class TrainerContract:
@@ -184,4 +188,146 @@ class TrainerContract:
                 },
             )
             for number, row in enumerate(rows)
+        ]
+
+
+class CriticContract(TrainerContract):
+    """For trainers that offer ``trains_values``: `make` gives one that has the role ``value`` too.
+
+    Its critic's rate must be such that some ten updates lower the value loss of one batch.
+    """
+
+    def test_values_are_one_number_before_each_token_whatever_else_is_in_the_batch(self) -> None:
+        """[T] each, 0 at index 0, in the order of the rows; the temperature does not matter."""
+        trainer, rows = self._with_some_values(), self.rows()
+        together = trainer.score("value", rows, temperature=1.0)
+        turned = trainer.score("value", rows[::-1], temperature=0.3)[::-1]
+        for row, values, again in zip(rows, together, turned, strict=True):
+            assert values.shape == row.shape
+            assert values.dtype == np.float32
+            assert values[0] == 0
+            assert values[1:].any()
+            np.testing.assert_allclose(values, again, atol=self.tolerance)
+        assert trainer.score("value", [], temperature=1.0) == []
+
+    def test_a_value_does_not_know_the_token_that_comes_next(self) -> None:
+        """It is what is expected before that token was chosen."""
+        trainer, rows = self._with_some_values(), self.rows()
+        longest = max(rows, key=len)
+        (values,) = trainer.score("value", [longest], temperature=1.0)
+        for length in range(2, len(longest)):
+            (cut,) = trainer.score("value", [longest[:length]], temperature=1.0)
+            np.testing.assert_allclose(cut, values[:length], atol=self.tolerance)
+
+    def test_updates_on_one_batch_lower_the_value_loss(self) -> None:
+        """Told as ``critic/critic_loss``, beside ``critic/grad_norm`` and ``critic/critic_lr``."""
+        trainer = self.make()
+        samples = self._valued(self._samples(trainer))
+        results = [self._update_both(trainer, samples) for _ in range(8)]
+        losses = [result.metrics["critic/critic_loss"] for result in results]
+        assert losses[-1] < losses[0]
+        for result in results:
+            assert result.metrics["critic/grad_norm"] > 0
+            assert result.metrics["critic/critic_lr"] > 0
+
+    def test_a_loss_without_the_term_value_leaves_the_critic(self) -> None:
+        """Not even by weight decay, and nothing is said of it."""
+        trainer = self._with_some_values()
+        before = trainer.score("value", self.rows(), temperature=1.0)
+        result = self._update(trainer, self._samples(trainer))
+        for b, a in zip(before, trainer.score("value", self.rows(), temperature=1.0), strict=True):
+            np.testing.assert_array_equal(b, a)
+        assert not [name for name in result.metrics if name.startswith("critic/")]
+
+    def test_the_critic_does_not_change_the_policy_s_update(self) -> None:
+        """They share no weight and no optimizer."""
+        one, two = self.make(), self.make()
+        samples = self._valued(self._samples(one))
+        self._update(one, samples)
+        self._update_both(two, samples)
+        for b, a in zip(self._score(one, self.rows()), self._score(two, self.rows()), strict=True):
+            np.testing.assert_allclose(b, a, atol=1e-6)
+
+    def test_a_batch_that_is_all_masked_leaves_the_critic(self) -> None:
+        """As it leaves the policy."""
+        trainer = self._with_some_values()
+        before = trainer.score("value", self.rows(), temperature=1.0)
+        masked = [
+            replace(
+                sample,
+                loss_mask=np.zeros_like(sample.loss_mask),
+                loss_weights={k: np.zeros_like(w) for k, w in sample.loss_weights.items()},
+            )
+            for sample in self._valued(self._samples(trainer))
+        ]
+        self._update_both(trainer, masked)
+        for b, a in zip(before, trainer.score("value", self.rows(), temperature=1.0), strict=True):
+            np.testing.assert_array_equal(b, a)
+
+    def test_the_order_of_rows_does_not_change_the_critic(self) -> None:
+        """Nor what is said of it."""
+        one, two = self.make(), self.make()
+        samples = self._valued(self._samples(one))
+        first, second = self._update_both(one, samples), self._update_both(two, samples[::-1])
+        for name in ("critic/critic_loss", "critic/grad_norm"):
+            assert first.metrics[name] == pytest.approx(second.metrics[name], rel=1e-3)
+
+    def test_a_saved_critic_continues_bit_for_bit(self, tmp_path: Path) -> None:
+        """Weights, optimizer and schedule, as the policy's."""
+        trainer = self.make()
+        samples = self._valued(self._samples(trainer))
+        self._update_both(trainer, samples)
+        trainer.save(tmp_path)
+        loaded = self.make()
+        loaded.load(tmp_path)
+        for one in (trainer, loaded):
+            for _ in range(2):
+                self._update_both(one, samples)
+        for role in ("policy", "value"):
+            left, right = (
+                one.score(role, self.rows(), temperature=1.0) for one in (trainer, loaded)
+            )
+            for b, a in zip(left, right, strict=True):
+                np.testing.assert_array_equal(b, a)
+
+    def test_offloading_and_back_changes_no_value(self) -> None:
+        """The critic goes with the policy."""
+        trainer = self._with_some_values()
+        before = trainer.score("value", self.rows(), temperature=1.0)
+        trainer.offload()
+        trainer.onload()
+        for b, a in zip(before, trainer.score("value", self.rows(), temperature=1.0), strict=True):
+            np.testing.assert_allclose(b, a, atol=self.tolerance)
+
+    def _with_some_values(self) -> Trainer:
+        """After two updates: a new critic may say 0 everywhere."""
+        trainer = self.make()
+        for _ in range(2):
+            self._update_both(trainer, self._valued(self._samples(trainer)))
+        return trainer
+
+    def _update_both(self, trainer: Trainer, samples: Sequence[TrainingSample]) -> UpdateResult:
+        policy = self.loss()
+
+        def fn(inputs: "LossInputs") -> "LossTerms":
+            out = policy(inputs)
+            assert inputs.values is not None, "the loss has the term value"
+            assert inputs.returns is not None
+            error = 0.5 * (inputs.values - inputs.returns) ** 2
+            return replace(out, terms={**out.terms, "value": error})
+
+        both = replace(policy, fn=fn, coefficients={**policy.coefficients, "value": 1.0})
+        return trainer.update(samples, both, temperature=1.0)
+
+    def _valued(self, samples: Sequence[TrainingSample]) -> list[TrainingSample]:
+        """With returns of 1 and weights for the term ``value``."""
+        masks = [sample.loss_mask for sample in samples]
+        weights = trajectory_mean(masks, [sample.trajectory for sample in samples], len(samples))
+        return [
+            replace(
+                sample,
+                returns=np.ones(len(sample.tokens), np.float32),
+                loss_weights={**sample.loss_weights, "value": weights[number]},
+            )
+            for number, sample in enumerate(samples)
         ]

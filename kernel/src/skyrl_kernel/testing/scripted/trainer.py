@@ -22,7 +22,8 @@ class ScriptedTrainer:
     """Keeps the `skyrl_kernel.protocols.Trainer` protocol.
 
     An update adds ``rate`` × Σ policy weight × advantage × token id over the
-    trained tokens: small, and never the same for two batches in practice.
+    trained tokens: small, and never the same for two batches in practice. If the loss
+    has the term ``value`` it adds ``rate`` × Σ weight × (return - value) to the critic's.
 
     Args:
         script: Its ``rate`` and ``on_update``.
@@ -30,6 +31,8 @@ class ScriptedTrainer:
 
     def __init__(self, script: Script) -> None:
         self.weight = np.zeros(1)
+        self.value = 0.0
+        """What the critic expects before every token, whatever it is."""
         self.updates = 0
         self.batches: list[list[TrainingSample]] = []
         """The mini-batch of each update of this process."""
@@ -38,21 +41,26 @@ class ScriptedTrainer:
         self._script = script
 
     def score(self, role: str, rows: Sequence[IntArray], *, temperature: float) -> list[FloatArray]:
-        """[T] log-probs; a reference has the initial weight.
+        """[T] log-probs, a reference has the initial weight; or values of the critic.
 
         Raises:
-            ValueError: The role is neither ``policy`` nor ``reference``.
+            ValueError: The role is none of ``policy``, ``reference`` and ``value``.
         """
-        weights = {"policy": float(self.weight[0]), "reference": 0.0}
+        weights = {"policy": float(self.weight[0]), "reference": 0.0, "value": self.value}
         if role not in weights:
-            raise ValueError(f"there is no model for the role '{role}'; there is policy, reference")
+            raise ValueError(
+                f"there is no model for the role '{role}'; there is {', '.join(weights)}"
+            )
         self.scored.append((role, len(rows)))
+        if role == "value":
+            places = [np.arange(len(row)) for row in rows]
+            return [(self.value * (place > 0)).astype(np.float32) for place in places]
         return [row_logprobs(weights[role], row) for row in rows]
 
     def update(
         self, batch: Sequence[TrainingSample], loss: Loss, *, temperature: float
     ) -> UpdateResult:
-        """Move the weight; the loss is not called."""
+        """Move the weight, and the critic's; the loss is not called."""
         self._script.note("update")
         self._script.on_update(self.updates)
         self.batches.append(list(batch))
@@ -64,15 +72,30 @@ class ScriptedTrainer:
         trained = sum(int(one.loss_mask.sum()) for one in batch)
         self.weight = self.weight + change
         self.updates += bool(trained)
-        return UpdateResult(
-            metrics={
-                "final_loss": -signal,
-                "policy_loss": -signal,
-                "grad_norm": abs(signal),
-                "policy_lr": self._script.rate,
-            },
-            weights_changed=change != 0,
-        )
+        metrics = {
+            "final_loss": -signal,
+            "policy_loss": -signal,
+            "grad_norm": abs(signal),
+            "policy_lr": self._script.rate,
+        }
+        if "value" in loss.coefficients:
+            metrics |= self._regress(batch)
+        return UpdateResult(metrics=metrics, weights_changed=change != 0)
+
+    def _regress(self, batch: Sequence[TrainingSample]) -> dict[str, float]:
+        squares = errors = 0.0
+        for one in batch:
+            assert one.returns is not None, "the term value needs returns"
+            weights = one.loss_weights["value"][one.loss_mask].astype(np.float64)
+            missing = one.returns[one.loss_mask].astype(np.float64) - self.value
+            errors += float((weights * missing).sum())
+            squares += float((weights * missing**2).sum())
+        self.value += self._script.rate * errors
+        return {
+            "critic/critic_loss": squares / 2,
+            "critic/grad_norm": abs(errors),
+            "critic/critic_lr": self._script.rate,
+        }
 
     def weights(self, role: str = "policy") -> "Iterator[tuple[str, torch.Tensor]]":
         """The one number, as ``weight``."""
@@ -81,13 +104,18 @@ class ScriptedTrainer:
     def save(self, folder: Path) -> None:
         """Write ``scripted.json``."""
         self._script.note("save")
-        state = {"weight": float(self.weight[0]), "updates": self.updates}
+        state = {
+            "weight": float(self.weight[0]),
+            "value": self.value,
+            "updates": self.updates,
+        }
         (folder / STATE).write_text(json.dumps(state))
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote."""
         state = json.loads((folder / STATE).read_text())
         self.weight, self.updates = np.array([state["weight"]]), int(state["updates"])
+        self.value = float(state["value"])
 
     def export(self, folder: Path) -> None:
         """Write a ``config.json`` with the number in it."""

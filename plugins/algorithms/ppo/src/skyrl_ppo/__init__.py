@@ -19,7 +19,7 @@ Advantage Estimation", arXiv:1506.02438. Differences from the papers:
 The policy's loss is SkyRL's default, the clipped one (`skyrl_grpo.clip`).
 """
 
-from skyrl_ppo.gae import credit_row, gae, whiten
+from skyrl_ppo.gae import credit_row, whiten
 from skyrl_ppo.value_loss import clipped_value_loss
 
-__all__ = ["clipped_value_loss", "credit_row", "gae", "whiten"]
+__all__ = ["clipped_value_loss", "credit_row", "whiten"]
