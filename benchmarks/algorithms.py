@@ -276,8 +276,10 @@ def measure(
         "trainer.seed": seed,
         "trainer.policy.model.path": f"builtin:{entry.model}@{seed}",
     }
-    commands.train([entry.demo, *entry.plugins], values, env, folder)
-    return numbers_of(commands.read_metrics(folder))
+    is_continued = folder.exists()
+    cpu_s = commands.train([entry.demo, *entry.plugins], values, env, folder)
+    numbers = numbers_of(commands.read_metrics(folder))
+    return numbers if is_continued else numbers | {"cpu_seconds": cpu_s}
 
 
 def numbers_of(lines: Sequence[Mapping[str, float]]) -> dict[str, Any]:

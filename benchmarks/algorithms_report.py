@@ -121,14 +121,12 @@ def _table(rows: Numbers, limits: Limits) -> str:
     """A row per algorithm, a column per seed, the start on top."""
     seeds = _seeds(rows)
     starts = {seed: one["start"] for row in rows.values() for seed, one in row["seeds"].items()}
-    head = ["", *(f"seed {seed}" for seed in seeds), "mean", "least gain", "seconds", ""]
+    head = ["", *(f"seed {seed}" for seed in seeds), "mean", "least gain", "seconds", "CPU", ""]
     first = [
         "*start*",
         *(f"*{starts[seed]:.3f}*" for seed in seeds),
         f"*{mean(starts.values()):.3f}*",
-        "",
-        "",
-        "",
+        *[""] * 4,
     ]
     return table(head, [first, *(_row(row, seeds, limits) for row in rows.values())])
 
@@ -141,8 +139,15 @@ def _row(row: Numbers, seeds: Iterable[str], limits: Limits) -> list[str]:
         f"{mean(one['final'] for one in runs.values()):.3f}",
         f"{min(map(gain, runs.values())):+.3f}",
         f"{mean(one['seconds'] for one in runs.values()):.0f}",
+        _cpu(runs.values()),
         _verdict(row, limits),
     ]
+
+
+def _cpu(runs: Iterable[Numbers]) -> str:
+    """Mean CPU seconds of the runs that were not interrupted."""
+    known = [one["cpu_seconds"] for one in runs if "cpu_seconds" in one]
+    return f"{mean(known):.0f}" if known else "–"
 
 
 def _verdict(row: Numbers, limits: Limits) -> str:
@@ -157,8 +162,9 @@ def _verdict(row: Numbers, limits: Limits) -> str:
 def _budget(rows: Numbers) -> str:
     """Seconds explained, and which rows had fewer steps because they drop groups."""
     text = (
-        "**seconds**: wall time of all training steps, mean over seeds; evaluation aside. One "
-        "thread each, two runs at a time, on a machine that had other work too."
+        "**seconds**: wall time of the training steps, mean over seeds. Each run has one thread, but "
+        "the machine had much other work, so what a run costs is better told by **CPU**: CPU seconds "
+        "of the whole command, start-up and evaluations included."
     )
     for row in rows.values():
         runs = list(row["seeds"].values())
@@ -180,7 +186,7 @@ answer alone."""
 
 
 def _turns_table(rows: Numbers, limits: Limits) -> str:
-    head = ["", "seed", "exact match", "gain", "first", "rescue rate", "rise", "seconds", ""]
+    head = ["", "seed", "exact match", "gain", "first", "rescue rate", "rise", "seconds", "CPU", ""]
     lines = []
     for row in rows.values():
         for seed in sorted(row["seeds"], key=int):
@@ -195,6 +201,7 @@ def _turns_table(rows: Numbers, limits: Limits) -> str:
                     _from_to(one, "rescued"),
                     f"{rescue_rise(one):+.3f}",
                     f"{one['seconds']:.0f}",
+                    _cpu([one]),
                     _seed_verdict(row, one, limits),
                 ]
             )

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,30 +77,49 @@ def call(command: Sequence[str | Path], env: Mapping[str, str], log: Path | None
     Raises:
         FailedError: It ended with another code than 0.
     """
-    done = subprocess.run(
-        [str(part) for part in command], env=dict(env), capture_output=True, text=True, check=False
-    )
+    return timed_call(command, env, log)[0]
+
+
+def timed_call(
+    command: Sequence[str | Path], env: Mapping[str, str], log: Path | None = None
+) -> tuple[str, float]:
+    """`call`, and the CPU seconds that it took."""
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        process = subprocess.Popen(
+            [str(part) for part in command], env=dict(env), stdout=out, stderr=err
+        )
+        # Not process.wait(): only this tells the time of one child apart from the others'.
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        out.seek(0)
+        err.seek(0)
+        said, complained = out.read(), err.read()
     if log is not None:
-        log.write_text(done.stdout + done.stderr)
-    if done.returncode:
-        said = (done.stderr or done.stdout).strip()[-2000:]
+        log.write_text(said + complained)
+    if process.returncode:
+        words_of_it = (complained or said).strip()[-2000:]
         shown = " ".join(str(part) for part in command)
-        raise FailedError(f"exit code {done.returncode} from: {shown}\n{said}")
-    return done.stdout
+        raise FailedError(f"exit code {process.returncode} from: {shown}\n{words_of_it}")
+    return said, used.ru_utime + used.ru_stime
 
 
 def train(
     plugins: Sequence[str], values: Mapping[str, Any], env: Mapping[str, str], folder: Path
-) -> None:
-    """``skyrl run``, its run folder at ``folder``; continues what was interrupted."""
+) -> float:
+    """``skyrl run``, its run folder at ``folder``; continues what was interrupted.
+
+    Returns:
+        CPU seconds of the command, its start-up included.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     place = {"trainer.ckpt_path": str(folder.parent), "trainer.run_name": folder.name}
     flags = [flag for plugin in plugins for flag in ("--plugin", plugin)]
-    call(
+    _, seconds = timed_call(
         [SKYRL, "run", *flags, *words({**values, **place})],
         env,
         log=folder.with_suffix(".log"),
     )
+    return seconds
 
 
 def evaluate(

@@ -1,6 +1,8 @@
 """What the benchmark of algorithms counts as learned, what it repeats, and what it writes."""
 
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,7 @@ def run(
         "trained_trajectories": 7680,
         "dropped_groups": 0,
         "seconds": 40.0,
+        "cpu_seconds": 55.0,
         "curves": curves,
         "training_reward": [start, final],
     }
@@ -100,11 +103,23 @@ def test_numbers_are_read_from_what_a_run_left_behind() -> None:
     assert found["curves"] == {"exact_match": [(0, 0.3), (2, 0.6)], "rescued": [(0, 0.1)]}
 
 
+def test_a_command_tells_its_own_cpu_seconds() -> None:
+    spin = "import time; end = time.process_time() + 0.3\nwhile time.process_time() < end: pass"
+    said, seconds = commands.timed_call(
+        [sys.executable, "-c", f"{spin}\nprint('done')"], os.environ
+    )
+    assert said == "done\n"
+    assert 0.3 <= seconds < 3
+    with pytest.raises(commands.FailedError, match=r"exit code 3 from: .*\noh"):
+        commands.call([sys.executable, "-c", "import sys; print('oh'); sys.exit(3)"], os.environ)
+
+
 # --- what is repeated ---------------------------------------------------------------------
 
 
 def test_every_row_can_be_typed_and_has_a_digest_of_its_own(tmp_path: Path) -> None:
-    with on_path(*commands.install_controls(tmp_path)):
+    metadata, modules = commands.install_controls(tmp_path)
+    with on_path(metadata), on_path(modules):
         digests = [algorithms.digest(entry) for entry in algorithms.ENTRIES]
         assert digests == [algorithms.digest(entry) for entry in algorithms.ENTRIES]
     assert len(set(digests)) == len(algorithms.ENTRIES)
@@ -190,10 +205,10 @@ def some_results() -> dict[str, Any]:
 def test_the_page_says_what_passed_and_what_did_not() -> None:
     text = reported.page(some_results())
     assert "**2 of 3 pass**" in text
-    assert "| GRPO | 0.900 | 0.800 | 0.850 | +0.500 | 40 | pass |" in text
-    assert "| DAPO | 0.500 | – | 0.500 | +0.100 | 40 | **fail** |" in text
+    assert "| GRPO | 0.900 | 0.800 | 0.850 | +0.500 | 40 | 55 | pass |" in text
+    assert "| DAPO | 0.500 | – | 0.500 | +0.100 | 40 | 55 | **fail** |" in text
     assert "| *start* | *0.400* | *0.300* | *0.350* |" in text
-    assert "0.050 → 0.450 | +0.400 | 40 | pass |" in text
+    assert "0.050 → 0.450 | +0.400 | 40 | 55 | pass |" in text
     assert "| GRPO, sign flipped | 0.000 |" in text
     assert "fails, as it must" in text
 
