@@ -3,10 +3,16 @@
 The same batch, from the same old and new weights, goes through the stages that a run resolves and
 through TRL's own trainers (`trl_side`). Both compute in float32; losses agree to 1e-6, gradients to
 1e-5 of their largest entry. Where the two differ on purpose, a test says by what and why.
+
+TRL 1.16 has no PPO any more (no critic, no GAE), and none of DPPO, rollout-IS, clip-cov, kl-cov and
+MaxRL: those are held to worked numbers and finite differences beside their own code.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,16 +33,21 @@ from trl_side import (
     Supervised,
     make_models,
     ours,
+    outcome_of,
     read_rows,
     record,
 )
 
+from skyrl_dapo import penalty
 from skyrl_kernel.records import Group
+from skyrl_transformers.loading import load_causal_lm
 
 # TRL's dependencies warn of each other.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 LOSS, GRADIENT = 1e-6, 1e-5
+VOCABULARY = 258
+"""Of the models."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -208,8 +219,10 @@ def test_the_ratio_to_the_sampler_weighs_the_loss_as_in_trl(
         ("grpo", "off_policy_correction"),
         **{f"off_policy_correction.{key}": value for key, value in changes.items()},
     )
-    trl = Rollouts("grpo", models, batch, tmp_path, corrected=True, loss_type="bnpo", **options)
-    theirs = trl.step(mine.advantages)
+    rollouts = Rollouts(
+        "grpo", models, batch, tmp_path, corrected=True, loss_type="bnpo", **options
+    )
+    theirs = rollouts.step(mine.advantages)
     assert_agree(mine, theirs)
     ratios = "sampling/importance_sampling_ratio"
     if case.endswith("masked"):
@@ -282,6 +295,16 @@ def test_reinforces_advantage_with_baseline_is_rloos_normalised(
         np.array(theirs.advantages) * (spread + 1e-4) / spread,
         rtol=1e-5,
         atol=1e-6,
+    )
+
+
+def test_the_soft_overlong_punishment_is_trls() -> None:
+    from trl.rewards import get_soft_overlong_punishment
+
+    theirs = get_soft_overlong_punishment(max_completion_len=20, soft_punish_cache=8)
+    lengths = range(26)
+    assert [penalty(n, limit=20, buffer=8, factor=1.0) for n in lengths] == pytest.approx(
+        theirs([[0] * n for n in lengths])
     )
 
 
@@ -366,12 +389,12 @@ def assert_same_rows(groups: Sequence[Group], rows: Sequence[dict[str, list[int]
 
 
 def test_sfts_rows_and_loss_are_trls(models: Models, tmp_path: Path) -> None:
-    trl = Supervised(
+    theirs = Supervised(
         "sft", models, [chat(*pair) for pair in ANSWERS], tmp_path, chat_template=TEMPLATE
     )
     groups = read_rows(models, ("sft",), ROWS, chat_template=TEMPLATE)
-    assert_same_rows(groups, trl.rows)
-    assert_agree(ours(models, groups, ("sft",)), trl.step())
+    assert_same_rows(groups, theirs.rows)
+    assert_agree(ours(models, groups, ("sft",)), theirs.step())
 
 
 CONVERSATIONS = [
@@ -390,19 +413,19 @@ CONVERSATIONS = [
 def test_what_sft_learns_of_a_conversation_is_what_trl_does(
     models: Models, tmp_path: Path, what: str, options: dict[str, Any]
 ) -> None:
-    trl = Supervised("sft", models, CONVERSATIONS, tmp_path, chat_template=TEMPLATE, **options)
+    theirs = Supervised("sft", models, CONVERSATIONS, tmp_path, chat_template=TEMPLATE, **options)
     setting = {"trainer.sft.train_on_what": what}
     groups = read_rows(models, ("sft",), CONVERSATIONS, chat_template=TEMPLATE, **setting)
-    assert_same_rows(groups, trl.rows)
-    assert_agree(ours(models, groups, ("sft",)), trl.step())
+    assert_same_rows(groups, theirs.rows)
+    assert_agree(ours(models, groups, ("sft",)), theirs.step())
 
 
 def test_sft_does_not_train_on_what_the_template_writes_after_the_end_of_turn(
     models: Models, tmp_path: Path
 ) -> None:
     """TRL trains on the newline there. Generation has stopped before it, so we leave it out."""
-    trl = Supervised("sft", models, [chat(*pair) for pair in ANSWERS], tmp_path)
-    for group, row in zip(read_rows(models, ("sft",), ROWS), trl.rows, strict=True):
+    theirs = Supervised("sft", models, [chat(*pair) for pair in ANSWERS], tmp_path)
+    for group, row in zip(read_rows(models, ("sft",), ROWS), theirs.rows, strict=True):
         (segment,) = group.trajectories[0].segments
         *tokens, newline = row["input_ids"]
         assert segment.tokens.tolist() == tokens
@@ -437,8 +460,8 @@ def dpo_of_both(
     rows = [preference(*pair) for pair in pairs]
     groups = read_rows(models, ("dpo",), rows, chat_template=TEMPLATE)
     mine = ours(models, groups, ("dpo",), **{f"dpo.{key}": v for key, v in changes.items()})
-    trl = Supervised("dpo", models, rows, folder, chat_template=TEMPLATE, **options)
-    return mine, trl.step()
+    theirs = Supervised("dpo", models, rows, folder, chat_template=TEMPLATE, **options)
+    return mine, theirs.step()
 
 
 @pytest.mark.parametrize("loss_type", ["sigmoid", "hinge"])
@@ -502,3 +525,83 @@ def test_ipo_sums_over_tokens_where_trl_averages(models: Models, tmp_path: Path)
         metrics={},
     )
     assert_agree(mine, scaled)
+
+
+# --- distillation -----------------------------------------------------------------------------
+
+
+def standing(models: Models) -> Models:
+    """The policy is the one that sampled."""
+    return replace(models, new=models.old)
+
+
+def logits_of(
+    models: Models, tokens: np.ndarray
+) -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor]:
+    """The policy; its [1, T, V] logits, and those of the teacher."""
+    ids = torch.from_numpy(tokens.astype(np.int64))[None]
+    policy, teacher = load_causal_lm(models.new), load_causal_lm(models.reference)
+    with torch.no_grad():
+        judged = teacher(input_ids=ids).logits
+    return policy, policy(input_ids=ids).logits, judged
+
+
+def test_the_expectation_of_distillation_is_trls_reverse_kl(models: Models) -> None:
+    """Over all tokens that may stand at a place, each with its probability: loss and gradient of GKD."""
+    from trl.experimental.gkd import GKDTrainer
+
+    models = standing(models)
+    (group,) = record(models, [[0.0] * VOCABULARY], num_tokens=1, holes=False)
+    every = []
+    for token, one in enumerate(group.trajectories):
+        (segment,) = one.segments
+        tokens = np.array([*segment.tokens[:-1], token], dtype=np.int32)
+        every.append(replace(one, segments=(replace(segment, tokens=tokens),)))
+    policy, logits, judged = logits_of(models, every[0].segments[0].tokens[:-1])
+    probs = logits[0, -1].detach().softmax(-1).numpy()
+
+    mine = ours(
+        models,
+        [replace(group, trajectories=tuple(every))],
+        ("distillation",),
+        reduction=lambda masks, *_: [mask * p for mask, p in zip(masks, probs, strict=True)],
+    )
+    loss = GKDTrainer.generalized_jsd_loss(logits[:, -1:], judged[:, -1:], beta=1.0)
+    assert_agree(mine, outcome_of(loss, policy))
+
+
+def test_distillations_gradient_is_trls_for_sampled_tokens(
+    models: Models, even: list[Group]
+) -> None:
+    """IW-OPD without its weights by place (γ = 0) is -A log p; we have -A p / p_old, of one gradient."""
+    from trl.experimental.iw_opd import IWOPDTrainer
+
+    models = standing(models)
+    mine = ours(models, even, ("distillation",))
+    rows = [one.segments[0] for group in even for one in group.trajectories]
+    policy = load_causal_lm(models.new)
+    teacher = load_causal_lm(models.reference)
+    settings = SimpleNamespace(
+        temperature=1.0,
+        iw_opd_gamma=0.0,
+        iw_opd_epsilon=1e-6,
+        model=policy,
+        _metrics=defaultdict(lambda: defaultdict(list)),
+    )
+    total = torch.zeros(())
+    for row in rows:
+        ids = torch.from_numpy(row.tokens.astype(np.int64))[None]
+        n = row.num_prompt_tokens
+        with torch.no_grad():
+            judged = teacher(input_ids=ids).logits.log_softmax(-1)[:, n - 1 : -1]
+        total = total + IWOPDTrainer._compute_iw_opd_loss(
+            settings,
+            student_logits=policy(input_ids=ids).logits[:, n - 1 : -1],
+            completion_tokens=ids[:, n:],
+            labels=ids[:, n:],
+            teacher_actual_logprobs=judged.gather(-1, ids[:, n:, None]).squeeze(-1),
+        )
+    theirs = outcome_of(total / len(rows), policy)
+    assert_agree(mine, replace(theirs, loss=mine.loss))
+    advantages = settings._metrics["eval"]["iw_opd/mean_advantage"]
+    assert -mine.loss == pytest.approx(np.mean(advantages), rel=1e-5)

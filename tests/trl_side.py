@@ -8,7 +8,7 @@ with it, and then its weights become the current ones.
 import asyncio
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +24,7 @@ from transformers import AutoTokenizer
 from skyrl_fsdp.trainer import FsdpTrainer
 from skyrl_kernel.batch import Scorer, credit, training_samples
 from skyrl_kernel.plan import Plan, make_plan
+from skyrl_kernel.protocols import Reduction
 from skyrl_kernel.records import Group, Prompt, Reward, Segment, StopReason, Trajectory, Turn
 from skyrl_kernel.torch import row_logprobs
 from skyrl_transformers.loading import load_causal_lm, no_progress_bars
@@ -41,6 +42,18 @@ class Outcome:
     metrics: Mapping[str, float]
     advantages: list[float] = field(default_factory=list)
     """Of each trajectory."""
+
+
+def outcome_of(
+    loss: Tensor, model: torch.nn.Module, metrics: Mapping[str, Sequence[float]] | None = None
+) -> Outcome:
+    """Of a loss that carries its gradient."""
+    loss.backward()
+    return Outcome(
+        loss=loss.item(),
+        gradients={name: p.grad for name, p in model.named_parameters() if p.grad is not None},
+        metrics={name: values[-1] for name, values in (metrics or {}).items()},
+    )
 
 
 # --- models -----------------------------------------------------------------------------------
@@ -99,7 +112,7 @@ def record(
     rng = np.random.default_rng(3)
     module = load_causal_lm(models.old)
     groups = []
-    for index, (totals, start) in enumerate(zip(rewards, _PROMPT_TOKENS, strict=True)):
+    for index, (totals, start) in enumerate(zip(rewards, _PROMPT_TOKENS, strict=False)):
         prompt = Prompt(uid=f"0:{index}", messages=[], env_class="none")
         asked = rng.integers(1, 256, start)
         trajectories = []
@@ -148,24 +161,34 @@ _BASE = {
 
 
 def ours(
-    models: Models, groups: Sequence[Group], plugins: Sequence[str] = ("grpo",), **changes: Any
+    models: Models,
+    groups: Sequence[Group],
+    plugins: Sequence[str] = ("grpo",),
+    *,
+    reduction: Reduction | None = None,
+    **changes: Any,
 ) -> Outcome:
     """The stages that a run resolves: score, credit, weigh, and the update's loss and gradient.
 
     Args:
-        models: Scored by `Models.old`, updated from `Models.new`.
+        models: Scored by `Models.old`, updated from `Models.new`; the teacher is the reference.
         groups: One mini-batch.
         plugins: As on the command line.
+        reduction: Instead of the one that the config names.
         changes: Keys of ``trainer.algorithm``.
     """
     plan = _plan(models, plugins, {f"trainer.algorithm.{key}": v for key, v in changes.items()})
     advantage, loss = plan.stages["advantage"].value, plan.stages["loss"].value
     needs = frozenset(advantage.needs | loss.needs)
     name = plan.tree.trainer.algorithm.loss_reduction
-    reduction = plan.manager.make("make_reduction", name, name=name, settings=plan.config)
+    reduction = reduction or plan.manager.make(
+        "make_reduction", name, name=name, settings=plan.config
+    )
     roles = {"policy": models.old}
     if "ref_logprobs" in needs:
         roles["reference"] = models.reference
+    if "teacher_logprobs" in needs:
+        roles["teacher"] = models.reference
     trainer = FsdpTrainer(roles, plan.tree.trainer, device="cpu")
     scorer = Scorer(trainer=trainer, needs=needs, recompute_old=True, temperature=1.0)
     credited = credit(advantage, scorer(groups), masked=())
@@ -316,13 +339,7 @@ class Rollouts:
         model = self.trainer.model
         model.load_state_dict(self._new)
         loss = self.trainer._compute_loss(model, inputs)
-        loss.backward()
-        return Outcome(
-            loss=loss.item(),
-            gradients={n: p.grad for n, p in model.named_parameters() if p.grad is not None},
-            metrics={name: values[-1] for name, values in self.trainer._metrics["train"].items()},
-            advantages=own,
-        )
+        return replace(outcome_of(loss, model, self.trainer._metrics["train"]), advantages=own)
 
 
 class Supervised:
@@ -383,9 +400,4 @@ class Supervised:
         """The loss and gradient of all rows."""
         model = self.trainer.model
         loss = self.trainer.compute_loss(model, self.trainer.data_collator(self.rows))
-        loss.backward()
-        return Outcome(
-            loss=loss.item(),
-            gradients={n: p.grad for n, p in model.named_parameters() if p.grad is not None},
-            metrics={name: values[-1] for name, values in self.trainer._metrics["train"].items()},
-        )
+        return outcome_of(loss, model, self.trainer._metrics["train"])
