@@ -5,6 +5,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import entry_points
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 import skyrl_policy_losses
 from skyrl_kernel.config import AlgorithmConfig
-from skyrl_kernel.protocols import Loss
+from skyrl_kernel.protocols import Loss, RunInfo
 from skyrl_kernel.torch import LossInputs, LossTerms, TokenMetric
 from skyrl_policy_losses.cispo import CispoConfig, cispo_loss
 from skyrl_policy_losses.clip_cov import ClipCovConfig
@@ -581,15 +582,30 @@ def test_a_setting_out_of_range_is_refused_by_name(
         section(**values)
 
 
+def started(loss_name: str, reduction: str) -> RunInfo:
+    algorithm = {"policy_loss_type": loss_name, "loss_reduction": reduction}
+    return RunInfo(
+        name="r",
+        project="p",
+        folder=Path("runs/r"),
+        total_steps=1,
+        start_step=0,
+        config={"trainer": {"algorithm": algorithm}},
+        plugins=(),
+    )
+
+
 @pytest.mark.parametrize("name", ["gspo", "gspo_sequence", "sapo"])
-def test_a_loss_of_sequences_warns_of_another_reduction(
+def test_a_run_with_a_loss_of_sequences_and_another_reduction_is_warned(
     name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
+    module = importlib.import_module(MODULES[name])
     with caplog.at_level(logging.WARNING):
-        make(name, loss_reduction="sequence_mean")
+        module.on_run_start(started(name, "sequence_mean"))
+        module.on_run_start(started("regular", "token_mean"))  # selected, but in no slot
         assert not caplog.records
-        make(name)
-    assert "trainer.algorithm.loss_reduction=sequence_mean" in caplog.text
+        module.on_run_start(started(name, "token_mean"))
+    assert "set trainer.algorithm.loss_reduction=sequence_mean" in caplog.text
     assert "token_mean" in caplog.text
 
 

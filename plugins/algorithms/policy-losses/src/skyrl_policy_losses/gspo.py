@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING
 from skyrl_grpo import clipped_loss
 from skyrl_kernel.config import AlgorithmConfig
 from skyrl_kernel.hookspecs import hookimpl
-from skyrl_kernel.logs import get_logger
-from skyrl_kernel.protocols import Loss, Settings
+from skyrl_kernel.protocols import Loss, RunInfo, Settings
+from skyrl_policy_losses.by_sequence import warn_of_another_reduction
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,8 +40,6 @@ NAMES = ("gspo", "gspo_sequence")
 MAX_MEAN_LOG_RATIO = 10.0
 """As in SkyRL: exp(10) ≈ 22,000 per token, far outside any clip range."""
 
-log = get_logger(__name__)
-
 
 @hookimpl
 def loss(name: str, settings: Settings) -> Loss | None:
@@ -51,11 +49,6 @@ def loss(name: str, settings: Settings) -> Loss | None:
     config = settings[AlgorithmConfig]
     low, high = config.eps_clip_low, config.eps_clip_high
     by_token = name == "gspo"
-    if config.loss_reduction != "sequence_mean":
-        log.warning(
-            f"{name} is defined with trainer.algorithm.loss_reduction=sequence_mean",
-            found=config.loss_reduction,
-        )
 
     def fn(inputs: "LossInputs") -> "LossTerms":
         from skyrl_kernel.torch import LossTerms, TokenMetric
@@ -79,6 +72,12 @@ def loss(name: str, settings: Settings) -> Loss | None:
         )
 
     return Loss(fn=fn, needs=frozenset({"old_logprobs"}))
+
+
+@hookimpl
+def on_run_start(run: RunInfo) -> None:
+    """Warn of another reduction than the paper's."""
+    warn_of_another_reduction(run, NAMES)
 
 
 def mean_log_ratios(

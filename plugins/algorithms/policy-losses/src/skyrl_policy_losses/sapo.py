@@ -18,17 +18,15 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BaseModel, Field
 
-from skyrl_kernel.config import AlgorithmConfig, Section
+from skyrl_kernel.config import Section
 from skyrl_kernel.hookspecs import hookimpl
-from skyrl_kernel.logs import get_logger
-from skyrl_kernel.protocols import Loss, Settings
+from skyrl_kernel.protocols import Loss, RunInfo, Settings
+from skyrl_policy_losses.by_sequence import warn_of_another_reduction
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from skyrl_kernel.torch import LossInputs, LossTerms
-
-log = get_logger(__name__)
 
 
 class SapoConfig(Section):
@@ -51,11 +49,7 @@ def loss(name: str, settings: Settings) -> Loss | None:
     """The loss of ``trainer.algorithm.policy_loss_type=sapo``."""
     if name != "sapo":
         return None
-    config, reduction = settings[SapoConfig], settings[AlgorithmConfig].loss_reduction
-    if reduction != "sequence_mean":
-        log.warning(
-            "sapo is defined with trainer.algorithm.loss_reduction=sequence_mean", found=reduction
-        )
+    config = settings[SapoConfig]
 
     def fn(inputs: "LossInputs") -> "LossTerms":
         from skyrl_kernel.torch import LossTerms, TokenMetric, ratio
@@ -73,6 +67,12 @@ def loss(name: str, settings: Settings) -> Loss | None:
         )
 
     return Loss(fn=fn, needs=frozenset({"old_logprobs"}))
+
+
+@hookimpl
+def on_run_start(run: RunInfo) -> None:
+    """Warn of another reduction than the paper's."""
+    warn_of_another_reduction(run, ("sapo",))
 
 
 def sapo_loss(
