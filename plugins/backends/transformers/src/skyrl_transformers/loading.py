@@ -49,7 +49,12 @@ def load_body(path: Path, device: torch.device | str, key: str) -> PreTrainedMod
     Raises:
         ModelError: It is no such model, or lacks weights of its architecture.
     """
-    return _load(AutoModel, path, device, key)
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # that the output head is not used is no news
+    try:
+        return _load(AutoModel, path, device, key)
+    finally:
+        transformers_logging.set_verbosity(level)
 
 
 def stored_tensor(path: Path, name: str) -> torch.Tensor | None:
