@@ -13,7 +13,7 @@ from skyrl_kernel.admission import Admission
 from skyrl_kernel.batch import Scorer
 from skyrl_kernel.config import GeneratorConfig, SamplingConfig
 from skyrl_kernel.data import Dataset, PromptOrder, filter_long, load_prompts
-from skyrl_kernel.errors import ConfigError, DataError, ResumeError, UsageError
+from skyrl_kernel.errors import ConfigError, DataError, ModelError, ResumeError, UsageError
 from skyrl_kernel.models import locate_model
 from skyrl_kernel.plan import Plan, adopters
 from skyrl_kernel.plugins import Lock, plugin_lock
@@ -75,6 +75,8 @@ def prepare(plan: Plan) -> Prepared:
     models = load_models(plan, _needs(plan) | plan.stages["evaluate"].value.needs)
     tokenizer = make_tokenizer(plan, models["policy"])
     data = load_data(plan, tokenizer)
+    if "teacher" in models:
+        _refuse_other_tokens(tokenizer, make_tokenizer(plan, models["teacher"]), data)
     config = plan.tree.trainer
     order = PromptOrder(
         data.train,
@@ -127,6 +129,27 @@ def make_tokenizer(plan: Plan, model: Path) -> Tokenizer:
         "make_tokenizer", name, name=name, model=model, settings=plan.config
     )
     return tokenizer
+
+
+_SAMPLE = "The quick brown fox: 0123456789 * 7 = {x}?\n\tÄé→"
+
+
+def _refuse_other_tokens(policy: Tokenizer, teacher: Tokenizer, data: "Data") -> None:
+    """A teacher judges the policy's tokens, so its ids must mean the same.
+
+    Raises:
+        ModelError: They do not, in a sample of text.
+    """
+    texts = [_SAMPLE]
+    for prompt in data.train.prompts[:8]:
+        texts += [str(message["content"]) for message in prompt.messages]
+    for text in texts:
+        if policy.encode(text).tolist() != teacher.encode(text).tolist():
+            raise ModelError(
+                "trainer.teacher.model.path has another tokenizer than trainer.policy.model.path: "
+                f"'{text.splitlines()[0][:60]}' has other ids, and a teacher judges the policy's tokens "
+                "one by one; use a teacher of the same model family"
+            )
 
 
 def load_data(plan: Plan, tokenizer: Tokenizer, *, training: bool = True) -> Data:
