@@ -1,13 +1,14 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skyrl_kernel.json_lines import append_lines, dump_line, number, read_lines
+from skyrl_kernel.json_lines import append_lines, dump_each, dump_line, number, read_lines
 
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
@@ -55,3 +56,19 @@ def test_a_full_disk_is_an_error_that_says_so(tmp_path):
     path.symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left on device"):
         append_lines(path, [{"step": 1}])
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        [],
+        [{}],
+        [{"a": 1}, {}, {"a": [{"b": None}]}],
+        [["a", "\0", "b"], {"text": ', "\0", '}],
+        [{"loss": float("nan")}, {"path": Path("x")}],
+        [{"text": "é"}, {"text": "\ud800"}],
+    ],
+    ids=["none", "empty", "plain", "the text between them", "odd values", "beyond ascii"],
+)
+def test_records_dumped_together_are_those_dumped_one_by_one(records: list[Any]) -> None:
+    assert dump_each(records) == [dump_line(record).rstrip("\n") for record in records]

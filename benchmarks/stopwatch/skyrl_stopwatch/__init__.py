@@ -244,7 +244,8 @@ def sync_weights() -> Generator[None, SyncWeights, SyncWeights]:
 def on_run_start(run: RunInfo) -> None:
     """Start the clock."""
     folder = skyrl_kernel.run.folder
-    folder.write_trajectories = _timed(folder.write_trajectories, "files_s")
+    folder.trajectory_table = _timed(folder.trajectory_table, "files_s")
+    folder.write_table = _timed(folder.write_table, "files_s")
     calibrate()
     watch.begin(run.folder)
 

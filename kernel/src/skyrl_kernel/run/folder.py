@@ -38,7 +38,7 @@ from skyrl_kernel.run.atomic import (
 )
 from skyrl_kernel.run.config_file import config_text, read_config
 from skyrl_kernel.run.lock import LOCK_NAME, FolderLock
-from skyrl_kernel.run.trajectory_file import read_trajectories, write_trajectories
+from skyrl_kernel.run.trajectory_file import read_trajectories, trajectory_table, write_table
 
 if TYPE_CHECKING:
     from skyrl_kernel.protocols import CreditedGroup
@@ -212,6 +212,8 @@ class RunFolder:
     ) -> Path:
         """Begin to write what a step trained on, in a thread beside the next step; the file.
 
+        What goes into it is taken down before this returns.
+
         `sync`, `close` and the next call wait until it is there.
 
         Raises:
@@ -222,7 +224,9 @@ class RunFolder:
             self._thread = ThreadPoolExecutor(1, "skyrl-trajectories")
         path = self.trajectory_file(step)
         self._unsynced.append(path)
-        self._writing = self._thread.submit(write_trajectories, path, groups, credited)
+        # Here, not in the thread: it is Python, and the two would wait for each other all the time.
+        table = trajectory_table(groups, credited)
+        self._writing = self._thread.submit(write_table, path, table)
         return path
 
     def _wait(self) -> None:

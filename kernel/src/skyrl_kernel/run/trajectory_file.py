@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from skyrl_kernel.json_lines import dump_line
+from skyrl_kernel.json_lines import dump_each
 from skyrl_kernel.run.atomic import temporary_for
 
 if TYPE_CHECKING:
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from skyrl_kernel.protocols import CreditedGroup
-    from skyrl_kernel.records import Group, Segment, Trajectory, Turn
+    from skyrl_kernel.records import Group, Prompt, Segment, Trajectory, Turn
 
-_REPEATING = ("uid", "data_source", "env_class", "messages", "stop_reason")
-"""Columns of text that many rows share."""
+_DENSE = ("turns.list.element.action", "segments.list.element.tokens.list.element")
+"""Leaf columns that zstd makes much smaller than lz4 does, which takes half the time."""
 
 
 @functools.cache
@@ -79,7 +79,45 @@ def schema() -> "pa.Schema":
 def write_trajectories(
     path: Path, groups: Sequence["Group"], credited: "Sequence[CreditedGroup] | None" = None
 ) -> None:
-    """Write the trajectories of a step, group by group; whole or not at all, also after a kill.
+    """Write the trajectories of a step: `write_table` of their `trajectory_table`."""
+    write_table(path, trajectory_table(groups, credited))
+
+
+def write_table(path: Path, table: "pa.Table") -> None:
+    """Write what `trajectory_table` made; whole or not at all, also after a kill."""
+    import pyarrow.parquet as pq
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_for(path)
+    try:
+        # Dictionaries and statistics cost as much as the rest, and give nothing that compression
+        # does not: a column is a page.
+        pq.write_table(
+            table, temporary, compression=_codecs(), use_dictionary=False, write_statistics=False
+        )
+        temporary.rename(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@functools.cache
+def _codecs() -> dict[str, str]:
+    """Leaf column → how it is compressed."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with pa.BufferOutputStream() as sink:
+        pq.write_table(schema().empty_table(), sink)
+        leaves = pq.ParquetFile(pa.BufferReader(sink.getvalue())).schema
+    names = [leaves.column(place).path for place in range(len(leaves))]
+    return {name: "zstd" if name in _DENSE else "lz4" for name in names}
+
+
+def trajectory_table(
+    groups: Sequence["Group"], credited: "Sequence[CreditedGroup] | None" = None
+) -> "pa.Table":
+    """The trajectories of a step, group by group.
 
     ``loss_mask`` marks what was trained on: the segment's mask, or what `advantage` and
     `select` left of it. ``old_logprobs`` are null where they are the sampler's own.
@@ -88,26 +126,32 @@ def write_trajectories(
     ``failures.jsonl``, not here.
 
     Args:
-        path: The file.
         groups: What to write.
         credited: The same with scores and advantages, where they were trained on.
     """
-    import pyarrow.parquet as pq
+    import pyarrow as pa
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_for(path)
-    try:
-        pq.write_table(
-            _table(groups, credited),
-            temporary,
-            compression="zstd",
-            use_dictionary=list(_REPEATING),  # numbers of tokens hardly repeat
-            write_statistics=False,
-        )
-        temporary.rename(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    types = schema()
+    rows = [row for group in groups for row in group.trajectories]
+    rewards = [row.reward for row in rows]
+
+    def column(name: str, values: Sequence[Any]) -> "pa.Array":
+        return pa.array(values, type=types.field(name).type)
+
+    columns = {
+        **_prompts([row.prompt for row in rows]),
+        "sample": column("sample", [row.sample for row in rows]),
+        "group": column("group", [group.index for group in groups for _ in group.trajectories]),
+        "stop_reason": column("stop_reason", [str(row.stop_reason) for row in rows]),
+        "reward": column("reward", [one and one.total for one in rewards]),
+        "turn_rewards": _lists([one and one.turns for one in rewards]),
+        "reward_components": _maps([one.components if one else {} for one in rewards]),
+        "turns": _turns([row.turns for row in rows]),
+        "segments": _segments(rows, credited),
+        "env_metrics": _maps([row.env_metrics for row in rows]),
+        "timings": _maps([row.timings for row in rows]),
+    }
+    return pa.Table.from_arrays([columns[name] for name in types.names], schema=types)
 
 
 def read_trajectories(path: Path, *, timings: bool = True) -> list[dict[str, Any]]:
@@ -131,37 +175,23 @@ def read_trajectories(path: Path, *, timings: bool = True) -> list[dict[str, Any
     return rows
 
 
-def _table(groups: Sequence["Group"], credited: "Sequence[CreditedGroup] | None") -> "pa.Table":
+# Everything is built from flat columns: pyarrow takes ten times as long to take rows apart.
+
+
+def _prompts(rows: Sequence["Prompt"]) -> "dict[str, pa.Array]":
+    """What trajectories of one prompt share, each prompt looked at once."""
     import pyarrow as pa
 
-    types = schema()
-    rows = [row for group in groups for row in group.trajectories]
-    prompts = {id(row.prompt): row.prompt for row in rows}  # a group shares one
-    messages = {key: _json(list(prompt.messages)) for key, prompt in prompts.items()}
-
-    def column(name: str, values: Sequence[Any]) -> "pa.Array":
-        return pa.array(values, type=types.field(name).type)
-
+    prompts = list({id(prompt): prompt for prompt in rows}.values())
+    places = {id(prompt): place for place, prompt in enumerate(prompts)}
+    which = pa.array([places[id(prompt)] for prompt in rows], pa.int32())
     columns = {
-        "uid": column("uid", [_text(row.prompt.uid) for row in rows]),
-        "sample": column("sample", [row.sample for row in rows]),
-        "group": column("group", [group.index for group in groups for _ in group.trajectories]),
-        "data_source": column("data_source", [_text(row.prompt.data_source) for row in rows]),
-        "env_class": column("env_class", [_text(row.prompt.env_class) for row in rows]),
-        "messages": column("messages", [messages[id(row.prompt)] for row in rows]),
-        "stop_reason": column("stop_reason", [str(row.stop_reason) for row in rows]),
-        "reward": column("reward", [row.reward and row.reward.total for row in rows]),
-        "turn_rewards": column("turn_rewards", [row.reward and row.reward.turns for row in rows]),
-        "reward_components": _maps([row.reward.components if row.reward else {} for row in rows]),
-        "turns": _turns([row.turns for row in rows]),
-        "segments": _segments(rows, credited),
-        "env_metrics": _maps([row.env_metrics for row in rows]),
-        "timings": _maps([row.timings for row in rows]),
+        "uid": [_text(prompt.uid) for prompt in prompts],
+        "data_source": [_text(prompt.data_source) for prompt in prompts],
+        "env_class": [_text(prompt.env_class) for prompt in prompts],
+        "messages": dump_each([list(prompt.messages) for prompt in prompts]),
     }
-    return pa.Table.from_arrays([columns[name] for name in types.names], schema=types)
-
-
-# Nested columns are built from flat ones: pyarrow takes ten times as long to take rows apart.
+    return {name: pa.array(texts, pa.string()).take(which) for name, texts in columns.items()}
 
 
 def _turns(rows: Sequence[Sequence["Turn"]]) -> "pa.Array":
@@ -175,21 +205,38 @@ def _turns(rows: Sequence[Sequence["Turn"]]) -> "pa.Array":
         "stop": [turn.stop for turn in turns],
         "reward": [turn.reward for turn in turns],
         "action": [_text(turn.action) for turn in turns],
-        "metadata": [_json(turn.metadata) if turn.metadata else "{}" for turn in turns],
+        "metadata": dump_each([turn.metadata for turn in turns]),
     }
     arrays = [pa.array(fields[field.name], field.type) for field in struct]
     values = pa.StructArray.from_arrays(arrays, fields=list(struct))
     return pa.ListArray.from_arrays(_offsets([len(row) for row in rows]), values)
 
 
-def _maps(rows: Sequence[Mapping[str, float]]) -> "pa.Array":
-    """A column of name → number, names in order."""
+def _lists(rows: "Sequence[Sequence[float] | None]") -> "pa.Array":
+    """A column of numbers, several to a row; None becomes null."""
     import pyarrow as pa
 
-    items = [(str(key), float(row[key])) for row in rows for key in sorted(row, key=str)]
-    keys = pa.array([key for key, _ in items], pa.string())
-    numbers = pa.array([number for _, number in items], pa.float64())
-    return pa.MapArray.from_arrays(_offsets([len(row) for row in rows]), keys, numbers)
+    values = pa.array([value for row in rows if row is not None for value in row], pa.float64())
+    offsets = _offsets([0 if row is None else len(row) for row in rows])
+    return pa.ListArray.from_arrays(_null_where(rows, offsets), values)
+
+
+def _maps(rows: Sequence[Mapping[str, float]]) -> "pa.Array":
+    """A column of name → number, names in order."""
+    import numpy as np
+    import pyarrow as pa
+
+    names = sorted(rows[0], key=str) if rows else []
+    if all([row.keys() == rows[0].keys() for row in rows]):  # as mostly
+        numbers = [row[name] for row in rows for name in names]
+        places = np.tile(np.arange(len(names), dtype=np.int32), len(rows))
+        keys = pa.array(map(str, names), pa.string()).take(pa.array(places))
+    else:
+        own = [sorted(row, key=str) for row in rows]
+        numbers = [row[name] for row, names in zip(rows, own, strict=True) for name in names]
+        keys = pa.array([str(name) for names in own for name in names], pa.string())
+    items = pa.array(np.array(numbers, dtype=np.float64))
+    return pa.MapArray.from_arrays(_offsets([len(row) for row in rows]), keys, items)
 
 
 def _segments(
@@ -206,11 +253,12 @@ def _segments(
         **_credits(segments, credited or ()),
     }
     struct = schema().field("segments").type.value_type
+    offsets = _offsets([len(one.tokens) for one in segments])
     none = [None] * len(segments)
     fields = [
         pa.array([one.num_prompt_tokens for one in segments], field.type)
         if field.name == "num_prompt_tokens"
-        else _ragged(arrays.get(field.name, none), field.type)
+        else _tokens(arrays.get(field.name, none), field.type, offsets)
         for field in struct
     ]
     values = pa.StructArray.from_arrays(fields, fields=list(struct))
@@ -239,8 +287,16 @@ def _credits(
     }
 
 
-def _ragged(rows: "Sequence[np.ndarray[Any, Any] | None]", kind: "pa.ListType") -> "pa.Array":
-    """A list column from the [T] arrays of each segment; None becomes null."""
+def _tokens(
+    rows: "Sequence[np.ndarray[Any, Any] | None]", kind: "pa.ListType", offsets: "pa.Array"
+) -> "pa.Array":
+    """A list column from the [T] arrays of each segment; None becomes null.
+
+    Args:
+        rows: One per segment.
+        kind: Type of the column.
+        offsets: Where a segment's tokens begin and end, in a column that all segments have.
+    """
     import numpy as np
     import pyarrow as pa
 
@@ -248,12 +304,20 @@ def _ragged(rows: "Sequence[np.ndarray[Any, Any] | None]", kind: "pa.ListType") 
     if not given:
         return pa.nulls(len(rows), kind)
     values = np.concatenate(given, dtype=kind.value_type.to_pandas_dtype(), casting="same_kind")
-    offsets = _offsets([0 if row is None else len(row) for row in rows])
-    if len(given) < len(rows):  # a null offset makes a null list
-        ends = offsets.to_pylist()
-        starts = [None if row is None else start for row, start in zip(rows, ends, strict=False)]
-        offsets = pa.array([*starts, ends[-1]], pa.int32())
+    if len(given) < len(rows):
+        offsets = _null_where(rows, _offsets([0 if row is None else len(row) for row in rows]))
     return pa.ListArray.from_arrays(offsets, pa.array(values, kind.value_type))
+
+
+def _null_where(rows: Sequence[Any], offsets: "pa.Array") -> "pa.Array":
+    """The offsets of a list column, null where a row is None: that makes a null list."""
+    import pyarrow as pa
+
+    if not any([row is None for row in rows]):
+        return offsets
+    ends = offsets.to_pylist()
+    starts = [None if row is None else start for row, start in zip(rows, ends, strict=False)]
+    return pa.array([*starts, ends[-1]], pa.int32())
 
 
 def _offsets(lengths: Iterable[int]) -> "pa.Array":
@@ -261,10 +325,6 @@ def _offsets(lengths: Iterable[int]) -> "pa.Array":
     import pyarrow as pa
 
     return pa.array(np.cumsum([0, *lengths], dtype=np.int32), pa.int32())
-
-
-def _json(value: Any) -> str:
-    return dump_line(value).rstrip("\n")
 
 
 def _text(text: str | None) -> str | None:
