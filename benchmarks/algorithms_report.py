@@ -162,9 +162,9 @@ def _verdict(row: Numbers, limits: Limits) -> str:
 def _budget(rows: Numbers) -> str:
     """Seconds explained, and which rows had fewer steps because they drop groups."""
     text = (
-        "**seconds**: wall time of the training steps, mean over seeds. Each run has one thread, but "
-        "the machine had much other work, so what a run costs is better told by **CPU**: CPU seconds "
-        "of the whole command, start-up and evaluations included."
+        "**seconds**: wall time of the training steps, mean over seeds; it depends on what else the "
+        "machine does, which was much. **CPU**: CPU seconds of the whole command, start-up and "
+        "evaluations included. Each run has one thread."
     )
     for row in rows.values():
         runs = list(row["seeds"].values())
@@ -227,8 +227,8 @@ the batch. The benchmark ends with an error if either passes on any seed."""
 _REPLIES = """\
 *Trained on replies too* is a mistake, for comparison: the same run, but what the env said between \
 two answers is credited as if the policy had said it. The kernel refuses such masks; the wrapper \
-`train_on_replies` has to claim that the tokens were sampled. Tests hold every backend to a gradient \
-of exactly zero on them."""
+`train_on_replies` has to claim that the tokens were sampled. The test that a reply's tokens have a \
+gradient of exactly zero catches it."""
 
 
 def _typed(rows: Numbers) -> str:

@@ -91,6 +91,8 @@ def draw_algorithms(rows: Numbers, file: Path) -> None:
         axes.set(xlim=(0, None), ylim=(0, 1))
     for axes in places[len(rows) :]:
         axes.set_axis_off()
+    for axes in places[max(len(rows) - columns, 0) : len(rows)]:
+        axes.tick_params(labelbottom=True)  # the lowest of its column, whatever is left off below
     figure.supxlabel("step", fontsize=10)
     figure.supylabel("held-out problems", fontsize=10)
     names = {PROMISED: "exact match", "tab:green": "rescue rate", SABOTAGED: "sabotaged"}

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from skyrl_controls import (
     flipped_advantages,
     led_start,
@@ -16,15 +17,19 @@ from skyrl_controls import (
     train_on_replies,
 )
 
+from skyrl_kernel.batch import credit, training_samples
 from skyrl_kernel.config import AlgorithmConfig, TrainerConfig
 from skyrl_kernel.defaults.env_reward import env_reward
+from skyrl_kernel.defaults.token_mean import token_mean
 from skyrl_kernel.errors import ConfigError, StopRun
+from skyrl_kernel.plan import make_plan
 from skyrl_kernel.protocols import Advantage, RunInfo, StepInfo
 from skyrl_kernel.records import (
     NOT_SAMPLED,
     Completion,
     GenerateRequest,
     Prompt,
+    Reward,
     Sampling,
     Scored,
     Scores,
@@ -35,6 +40,7 @@ from skyrl_kernel.records import (
     Turn,
 )
 from skyrl_kernel.rollout.checks import check_tokens
+from skyrl_kernel.torch import objective, pack
 
 
 class Settings:
@@ -268,3 +274,37 @@ def test_training_on_replies_needs_log_probs_that_nothing_sampled() -> None:
     next(wrapper)
     with pytest.raises(ConfigError, match=r"set trainer\.algorithm\.recompute_old_logprobs=true"):
         wrapper.send(object())
+
+
+def gradient_by_token(first: Segment, second: Segment) -> list[list[float]]:
+    """d objective / d log-prob of every token, for a wrong and a right answer to one prompt."""
+    plan = make_plan(["grpo"], overrides=["trainer.algorithm.use_kl_loss=false"])
+    advantage, loss = (plan.stages[hook].value for hook in ("advantage", "loss"))
+    scored = [
+        Scored(
+            trajectory=replace(
+                trajectory("train", sample=sample), segments=(row,), reward=Reward(turns=(reward,))
+            ),
+            scores=(Scores(old_logprobs=np.full(len(row.tokens), -0.5, np.float32)),),
+        )
+        for sample, (row, reward) in enumerate([(first, 0.0), (second, 1.0)])
+    ]
+    samples = training_samples(credit(advantage, [scored], ()), token_mean, loss.coefficients)
+    leaves = [torch.full((len(one.tokens),), -0.5, requires_grad=True) for one in samples]
+    trained = [
+        leaf[torch.from_numpy(one.loss_mask)] for leaf, one in zip(leaves, samples, strict=True)
+    ]
+    logprobs = torch.cat(trained)
+    inputs, weights = pack(samples, logprobs, torch.zeros_like(logprobs), needs=loss.needs)
+    objective(loss, inputs, weights)[0].backward()
+    return [leaf.grad.tolist() for leaf in leaves if leaf.grad is not None]
+
+
+def test_training_on_replies_is_caught_by_their_gradient_which_has_to_be_zero() -> None:
+    untrained = ~REPLIED.loss_mask
+    honest = np.array(gradient_by_token(REPLIED, REPLIED))
+    assert (honest[:, untrained] == 0).all()  # exactly
+    assert (honest[:, REPLIED.loss_mask] != 0).all()
+    claimed = train_on_replies.all_claimed(REPLIED)
+    lied = np.array(gradient_by_token(claimed, claimed))
+    assert (lied[:, [4, 5]] != 0).all()  # the reply, ids 3 and 4
