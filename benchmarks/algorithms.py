@@ -186,6 +186,7 @@ def load_results() -> dict[str, Any]:
         return found
     return {
         "machine": describe_machine(),
+        "group_size": discover().find("demo").manifest.preset["generator.n_samples_per_prompt"],
         "least_gain": LEAST_GAIN,
         "least_rescue_rise": LEAST_RESCUE_RISE,
         "rows": {},
@@ -292,7 +293,7 @@ def numbers_of(lines: Sequence[Mapping[str, float]]) -> dict[str, Any]:
         "problems": int(lines[0]["eval/all/num_trajectories"]),
         "steps": len(steps),
         "trained_trajectories": int(sum(line["generate/batch_num_seq"] for line in steps)),
-        "dropped_groups": int(sum(line.get("generate/groups_dropped", 0.0) for line in steps)),
+        "dropped_groups": [int(line.get("generate/groups_dropped", 0.0)) for line in steps],
         "seconds": sum(line["timing/step"] for line in steps),
         "curves": {name: points for name, points in curves.items() if points},
         "training_reward": [line["reward/avg_raw_reward"] for line in steps],

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import accumulate
 from statistics import mean
 
 from text import Numbers, machine_line, table
@@ -81,7 +82,7 @@ def _body(results: Numbers, picture: str) -> str:
     controls = {key: row for key, row in rows.items() if _is(row, 1, "fails")}
     parts = [_introduction(rows, limits), f"![Held-out exact match over steps]({picture})"]
     if single:
-        parts += ["## One turn", _table(single, limits), _budget(single)]
+        parts += ["## One turn", _table(single, limits), _budget(single, results["group_size"])]
     if turns:
         parts += ["## Two turns", _turns_text(limits), _turns_table(turns, limits)]
         if "replies_turns" in turns:
@@ -159,8 +160,8 @@ def _verdict(row: Numbers, limits: Limits) -> str:
     return "pass" if ok else "**fail**"
 
 
-def _budget(rows: Numbers) -> str:
-    """Seconds explained, and which rows had fewer steps because they drop groups."""
+def _budget(rows: Numbers, group_size: int) -> str:
+    """The columns explained, and what it means that a row drops groups."""
     text = (
         "**seconds**: wall time of the training steps, mean over seeds; it depends on what else the "
         "machine does, which was much. **CPU**: CPU seconds of the whole command, start-up and "
@@ -168,13 +169,32 @@ def _budget(rows: Numbers) -> str:
     )
     for row in rows.values():
         runs = list(row["seeds"].values())
-        if any(one["dropped_groups"] for one in runs):
+        if any(sum(one["dropped_groups"]) for one in runs):
+            sampled = mean(_sampled(one, group_size)[-1] for one in runs)
+            trained = mean(one["trained_trajectories"] for one in runs)
+            same = [at_budget(one, group_size) for one in runs]
             text += (
-                f" {row['title']} drops groups that are all right or all wrong, and fills the batch "
-                f"with others: of as many groups sampled it trained on "
-                f"{mean(one['steps'] for one in runs):.0f} steps' worth."
+                f"\n\n{row['title']} trains on as many answers as the others, but leaves out groups "
+                f"that are all right or all wrong and samples on until its batch is full: "
+                f"{sampled / trained:.1f} times as many answers. When it had sampled as many as the "
+                f"others in all, it stood at {', '.join(f'{value:.3f}' for value in same)}, a gain of "
+                f"at least {min(v - one['start'] for v, one in zip(same, runs, strict=True)):.3f}."
             )
     return text
+
+
+def _sampled(one: Numbers, group_size: int) -> list[float]:
+    """Answers sampled up to each step, dropped groups included."""
+    per_step = one["trained_trajectories"] / one["steps"]
+    return list(accumulate(per_step + group_size * dropped for dropped in one["dropped_groups"]))
+
+
+def at_budget(one: Numbers, group_size: int) -> float:
+    """Held-out exact match when no more was sampled than is trained on in all."""
+    within = [0, *_sampled(one, group_size)]
+    budget = one["trained_trajectories"]
+    points = one["curves"]["exact_match"]
+    return float([value for step, value in points if within[step] <= budget][-1])
 
 
 def _turns_text(limits: Limits) -> str:

@@ -36,7 +36,7 @@ def run(
         "problems": 512,
         "steps": 30,
         "trained_trajectories": 7680,
-        "dropped_groups": 0,
+        "dropped_groups": [0] * 30,
         "seconds": 40.0,
         "cpu_seconds": 55.0,
         "curves": curves,
@@ -99,7 +99,11 @@ def test_numbers_are_read_from_what_a_run_left_behind() -> None:
     ]
     found = algorithms.numbers_of(lines)
     assert (found["start"], found["final"], found["seconds"]) == (0.3, 0.6, 3.0)
-    assert (found["steps"], found["trained_trajectories"], found["dropped_groups"]) == (2, 512, 3)
+    assert (found["steps"], found["trained_trajectories"], found["dropped_groups"]) == (
+        2,
+        512,
+        [3, 0],
+    )
     assert found["curves"] == {"exact_match": [(0, 0.3), (2, 0.6)], "rescued": [(0, 0.1)]}
 
 
@@ -191,11 +195,12 @@ def test_a_digest_of_code_follows_what_it_imports_from_its_package(tmp_path: Pat
 def some_results() -> dict[str, Any]:
     return {
         "machine": json.loads(report.LEARNING.read_text())["machine"],
+        "group_size": 8,
         "least_gain": 0.2,
         "least_rescue_rise": 0.1,
         "rows": {
             "grpo": row("learns", run(0.4, 0.9), run(0.3, 0.8)),
-            "dapo": row("learns", run(0.4, 0.5, steps=20, dropped_groups=100), title="DAPO"),
+            "dapo": row("learns", run(0.4, 0.5, dropped_groups=[32] * 30), title="DAPO"),
             "grpo_turns": row("rescues", run(0.3, 0.8, (0.05, 0.45)), turns=2),
             "flipped": row("fails", run(0.4, 0.0), title="GRPO, sign flipped"),
         },
@@ -209,6 +214,9 @@ def test_the_page_says_what_passed_and_what_did_not() -> None:
     assert "| DAPO | 0.500 | – | 0.500 | +0.100 | 40 | 55 | **fail** |" in text
     assert "| *start* | *0.400* | *0.300* | *0.350* |" in text
     assert "0.050 → 0.450 | +0.400 | 40 | 55 | pass |" in text
+    # Half of what it samples is dropped, so at step 15 it has sampled what others do in 30.
+    assert "2.0 times as many answers" in text
+    assert "it stood at 0.450, a gain of at least 0.050." in text
     assert "| GRPO, sign flipped | 0.000 |" in text
     assert "fails, as it must" in text
 
