@@ -241,6 +241,8 @@ class TrainerConfig(Section):
     """The critic takes a step with each of the policy's: nothing else than ``policy_mini_batch_size``. SkyRL: 256."""
     micro_train_batch_size_per_gpu: Positive = 1
     """Token rows of one forward and backward pass."""
+    remove_microbatch_padding: bool = True
+    """Short rows of a pass share a row of it, where the model keeps them apart; false pads them."""
     micro_forward_batch_size_per_gpu: Positive = 1
     """Token rows of one forward pass for scores."""
     update_epochs_per_batch: Positive = 1

@@ -64,9 +64,9 @@ class Critic(Module):
         device: torch.device = self.body.device
         return device
 
-    def forward(self, input_ids: Tensor) -> Tensor:
-        """[B, T] float32."""
-        hidden: Tensor = self.body(input_ids=input_ids, use_cache=False).last_hidden_state
+    def forward(self, input_ids: Tensor, **extra: Tensor) -> Tensor:
+        """[B, T] float32; what is ``extra`` goes to the body, such as positions."""
+        hidden: Tensor = self.body(input_ids=input_ids, use_cache=False, **extra).last_hidden_state
         # In bfloat16 a value of 1 is known to 0.4 %, as much as an advantage may be large.
         with torch.autocast(hidden.device.type, enabled=False):
             values: Tensor = self.get_output_embeddings()(hidden.float())

@@ -1,7 +1,7 @@
 """Cuts a mini-batch into micro-batches, and runs one through the model.
 
 What a loss must see whole (its atom) is never split. Rows of similar length
-share a micro-batch, so that little is padded.
+share a micro-batch, so that little is padded; `skyrl_fsdp.packing` saves the rest.
 
 Shapes: B rows of one micro-batch, T tokens, N trained tokens, V vocabulary.
 """
@@ -16,8 +16,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from skyrl_fsdp.critic import Critic
+from skyrl_fsdp.packing import Layout, lay_out
 from skyrl_kernel.records import IntArray, TrainingSample
-from skyrl_kernel.torch import entropy, right_pad, selected_logprobs
+from skyrl_kernel.torch import entropy, selected_logprobs
 
 _ENTROPY_TOKENS = 1024
 """Tokens whose entropy is computed at once where no gradient is kept: bounds the memory."""
@@ -69,6 +70,7 @@ def forward(
     temperature: float,
     *,
     entropy_has_gradient: bool,
+    packs: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Log-probs and entropies of a micro-batch's trained tokens.
 
@@ -81,16 +83,19 @@ def forward(
         samples: [B] rows, each with a trained token.
         temperature: Divides the logits.
         entropy_has_gradient: False saves the memory of its backward pass.
+        packs: Whether rows may share a row of the forward pass; changes nothing but rounding.
 
     Returns:
         [N] and [N] float32 nats, packed in row order.
     """
     device = module.device
-    rows, predicting = _predicting(samples)
+    layout = _laid_out(samples, device, packs)
+    rows, predicting = _predicting(samples, layout)
     targets = np.concatenate([sample.tokens[sample.loss_mask] for sample in samples])
     places, which = np.unique(predicting, return_inverse=True)
     logits = module(
-        input_ids=_padded(samples, device),
+        input_ids=layout.ids,
+        **layout.extra,
         logits_to_keep=torch.from_numpy(places).to(device),
         use_cache=False,
     ).logits[torch.from_numpy(rows).to(device), torch.from_numpy(which).to(device)]
@@ -103,32 +108,38 @@ def forward(
     return logprobs, torch.cat([entropy(chunk, temperature) for chunk in chunks])
 
 
-def forward_values(critic: Critic, samples: Sequence[TrainingSample]) -> Tensor:
+def forward_values(
+    critic: Critic, samples: Sequence[TrainingSample], *, packs: bool = False
+) -> Tensor:
     """The critic's values before the trained tokens of a micro-batch.
 
     Args:
         critic: One call of the root module, as in `forward`.
         samples: [B] rows, each with a trained token.
+        packs: As in `forward`.
 
     Returns:
         [N] float32 task units, packed in row order; they carry the gradient.
     """
     device = critic.device
-    rows, predicting = _predicting(samples)
-    values: Tensor = critic(_padded(samples, device))
+    layout = _laid_out(samples, device, packs)
+    rows, predicting = _predicting(samples, layout)
+    values: Tensor = critic(layout.ids, **layout.extra)
     return values[torch.from_numpy(rows).to(device), torch.from_numpy(predicting).to(device)]
 
 
-def _padded(samples: Sequence[TrainingSample], device: torch.device) -> Tensor:
-    """[B, T] ids of everything that predicts a trained token."""
-    return right_pad([sample.tokens[: _length(sample) - 1] for sample in samples], device)
+def _laid_out(samples: Sequence[TrainingSample], device: torch.device, packs: bool) -> Layout:
+    """The ids of everything that predicts a trained token."""
+    return lay_out(
+        [sample.tokens[: _length(sample) - 1] for sample in samples], device, packs=packs
+    )
 
 
-def _predicting(samples: Sequence[TrainingSample]) -> tuple[IntArray, IntArray]:
+def _predicting(samples: Sequence[TrainingSample], layout: Layout) -> tuple[IntArray, IntArray]:
     """[N] and [N]: row and place of what predicts each trained token: the token before it."""
-    rows = np.concatenate([np.full(sample.loss_mask.sum(), i) for i, sample in enumerate(samples)])
+    counts = [np.count_nonzero(sample.loss_mask) for sample in samples]
     places = np.concatenate([np.flatnonzero(sample.loss_mask) - 1 for sample in samples])
-    return rows, places
+    return np.repeat(layout.row, counts), places + np.repeat(layout.start, counts)
 
 
 def _length(sample: TrainingSample) -> int:

@@ -25,6 +25,7 @@ from skyrl_fsdp.critic import Critic, load_critic
 from skyrl_fsdp.export import export_policy
 from skyrl_fsdp.finite import require_finite, require_finite_gradient
 from skyrl_fsdp.microbatch import forward, forward_values, split, trained
+from skyrl_fsdp.packing import keeps_rows_apart
 from skyrl_fsdp.trained import Model, TrainedModel
 from skyrl_kernel.config.tree import TrainerConfig
 from skyrl_kernel.errors import CheckpointError, ConfigError, ResumeError
@@ -73,6 +74,9 @@ class FsdpTrainer:
                 self._trained[role] = TrainedModel(
                     module, optimizer, key=key, checkpointing=config.gradient_checkpointing
                 )
+        self._packs = config.remove_microbatch_padding and all(
+            _keeps_rows_apart(model.module) for model in self._trained.values()
+        )
 
     def _load(self, role: str, path: Path) -> Model:
         if role == VALUE:
@@ -188,7 +192,11 @@ class FsdpTrainer:
         for rows in micro_batches:
             with self._precision():
                 logprobs, entropy = forward(
-                    module, rows, temperature, entropy_has_gradient="entropy" in loss.coefficients
+                    module,
+                    rows,
+                    temperature,
+                    entropy_has_gradient="entropy" in loss.coefficients,
+                    packs=self._packs,
                 )
                 values = self._values(rows) if VALUE in loss.coefficients else None
             require_finite({"log-probs": logprobs}, rows)
@@ -213,7 +221,7 @@ class FsdpTrainer:
     def _values(self, rows: Sequence[TrainingSample]) -> Tensor:
         critic = self._model(VALUE)
         assert isinstance(critic, Critic)
-        return forward_values(critic, rows)
+        return forward_values(critic, rows, packs=self._packs)
 
     @torch.no_grad()
     def _prepare(
@@ -230,7 +238,9 @@ class FsdpTrainer:
             return {}
         for rows in micro_batches:
             with self._precision():
-                logprobs, entropy = forward(module, rows, temperature, entropy_has_gradient=False)
+                logprobs, entropy = forward(
+                    module, rows, temperature, entropy_has_gradient=False, packs=self._packs
+                )
             require_finite({"log-probs": logprobs}, rows)
             inputs, _ = pack(rows, logprobs, entropy, needs=loss.needs, seed=seed)
             for name, column in loss.prepare(inputs).items():
@@ -309,6 +319,11 @@ class FsdpTrainer:
 def _folder_of(role: str, folder: Path) -> Path:
     """Where a checkpoint keeps a trained model."""
     return folder if role == POLICY else folder / role
+
+
+def _keeps_rows_apart(model: Model) -> bool:
+    body = model.body if isinstance(model, Critic) else model
+    return keeps_rows_apart(body, body.config.get_text_config().vocab_size)
 
 
 def _device(name: str) -> torch.device:
