@@ -207,7 +207,7 @@ PARTS = {
     "rollouts_s": "kernel: rollouts, threads, checks",
     "batches_s": "kernel: batches, weights of tokens, checks",
     "reports_s": "kernel: metrics, progress",
-    "files_s": "kernel: the trajectory file, written beside the next step",
+    "files_s": "kernel: the trajectory file, written beside the updates",
     "loggers_s": "logger: console",
 }
 """What the stopwatch counts, and what it means."""

@@ -4,12 +4,13 @@ Between the ends of two steps, in order, with the mark that ends each part::
 
     rollouts   begins groups, plays episodes, judges them     `select` is called
     batches    advantages, weights of tokens, checks          `sync_weights` is called
-    reports    metrics, what is written of them               `on_step_end`
+    reports    what is written and shown of metrics           `on_step_end`
     loggers    what they do with them                         the last `on_step_end`
 
 What engine, trainer, tokenizer, the stages reward and advantage and the writer of
 the trajectory file compute meanwhile is taken out of the parts and counted by
-itself, and so is what the clocks cost; the agent loop and the envs are measured
+itself, and so is what the clocks cost; metrics are measured among the batches and
+counted with the reports; the agent loop and the envs are measured
 when the run has ended (see `replay`). Seconds are of CPU time, all threads
 together: others who use the machine do not change them. It all goes to
 ``stopwatch.json`` in the run folder.
@@ -28,6 +29,7 @@ from typing import Any
 import numpy as np
 
 import skyrl_fsdp.plugin
+import skyrl_kernel.loop
 import skyrl_kernel.run.folder
 import skyrl_transformers.plugin
 from skyrl_kernel.hookspecs import hookimpl
@@ -244,6 +246,7 @@ def sync_weights() -> Generator[None, SyncWeights, SyncWeights]:
 def on_run_start(run: RunInfo) -> None:
     """Start the clock."""
     folder = skyrl_kernel.run.folder
+    skyrl_kernel.loop.measure = _timed(skyrl_kernel.loop.measure, "reports_s")
     folder.trajectory_table = _timed(folder.trajectory_table, "files_s")
     folder.write_table = _timed(folder.write_table, "files_s")
     calibrate()

@@ -45,6 +45,10 @@ async def train(run: Session) -> int:
                 scored = await run.compute(run.scorer, batch.groups)
             with clock("compute_advantages_and_returns"), run.stage("advantage", step):
                 credited = credit(run.advantage, scored, _masked_places(batch))
+            # Here, where all that they read was just written: after an update the processor has
+            # forgotten it, and they take twice as long.
+            measured = measure(run, step, batch, credited)
+            run.keep(step, batch, credited)
             with (
                 clock("train_critic_and_policy"),
                 clock("policy_train"),
@@ -53,7 +57,7 @@ async def train(run: Session) -> int:
                 results = await update(run, credited, clock)
             with clock("sync_weights"), run.stage("sync_weights", step):
                 await run.sync(step)
-        numbers = measure(run, step, batch, credited, results, clock)
+        numbers = measured.complete(results, clock)
         if run.eval_due(step):
             with clock("eval"):
                 numbers |= await evaluate(run, step=step, clock=clock)
@@ -71,14 +75,18 @@ async def update(
     run: Session, credited: Sequence[CreditedGroup], clock: Clock
 ) -> list[UpdateResult]:
     """One optimizer step per mini-batch, ``update_epochs_per_batch`` times over."""
-    results = []
-    for _ in range(run.epochs_per_batch):
-        for start in range(0, len(credited), run.mini_batch_size):
-            minibatch = credited[start : start + run.mini_batch_size]
-            with clock("convert_to_training_input"):
-                samples = training_samples(minibatch, run.reduction, run.loss.coefficients)
-            results.append(await run.compute(run.update, samples))
-    return results
+    with clock("convert_to_training_input"):
+        minibatches = [
+            training_samples(
+                credited[start : start + run.mini_batch_size], run.reduction, run.loss.coefficients
+            )
+            for start in range(0, len(credited), run.mini_batch_size)
+        ]
+    return [
+        await run.compute(run.update, samples)
+        for _ in range(run.epochs_per_batch)
+        for samples in minibatches
+    ]
 
 
 def _masked_places(batch: Batch) -> frozenset[int]:

@@ -1,6 +1,7 @@
 """The numbers of a step, gathered: what is measured in `skyrl_kernel.metrics` and its neighbours."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from skyrl_kernel import metrics
 from skyrl_kernel.clock import Clock
@@ -12,27 +13,35 @@ from skyrl_kernel.score_metrics import kl_metrics, mismatch_metrics
 from skyrl_kernel.session import Session
 
 
-def measure(
-    run: Session,
-    step: int,
-    batch: Batch,
-    credited: Sequence[CreditedGroup],
-    results: Sequence[UpdateResult],
-    clock: Clock,
-) -> dict[str, float]:
-    """Everything that is told of a step, the evaluation and the seconds of its stages aside."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measured:
+    """What is told of a step before its updates."""
+
+    numbers: Mapping[str, float]
+    num_tokens: int
+    """Of all rows, prompts included."""
+
+    def complete(self, results: Sequence[UpdateResult], clock: Clock) -> dict[str, float]:
+        """Everything that is told of the step, the evaluation and the seconds of its stages aside."""
+        return {
+            **self.numbers,
+            "trainer/tokens_per_second_per_gpu": self.num_tokens / clock.seconds["step"],
+            **metrics.update_metrics(results),
+        }
+
+
+def measure(run: Session, step: int, batch: Batch, credited: Sequence[CreditedGroup]) -> Measured:
+    """The numbers of what a step trains on."""
     trajectories = [one for group in batch.groups for one in group.trajectories]
     algorithm = run.config.algorithm
     numbers = {
         "trainer/global_step": float(step),
         "trainer/epoch": float(run.epoch(step)),
-        "trainer/tokens_per_second_per_gpu": _num_tokens(batch) / clock.seconds["step"],
         **metrics.reward_metrics(batch.groups),
         **generation_metrics(trajectories),
         **group_time_metrics(batch.groups),
         **metrics.failure_metrics(batch),
         **metrics.advantage_metrics(credited),
-        **metrics.update_metrics(results),
         **metrics.async_metrics(batch, step - 1, run.config.max_staleness),
     }
     if "ref_logprobs" in run.scorer.needs:
@@ -46,16 +55,5 @@ def measure(
         numbers |= metrics.filter_metrics(batch)
     if run.plan.tree.generator.merge_stepwise_output:
         numbers |= merge_metrics(trajectories)
-    return numbers
-
-
-def _num_tokens(batch: Batch) -> int:
-    """Of all rows, prompts included."""
-    return sum(
-        [
-            len(segment.tokens)
-            for group in batch.groups
-            for one in group.trajectories
-            for segment in one.segments
-        ]
-    )
+    tokens = sum([len(segment.tokens) for one in trajectories for segment in one.segments])
+    return Measured(numbers=numbers, num_tokens=tokens)

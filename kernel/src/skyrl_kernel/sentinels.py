@@ -28,12 +28,7 @@ class Sentinels:
             results: Its updates.
             rewarded: False for data that no reward judged (SFT).
         """
-        totals = {
-            one.trajectory.reward.total
-            for group in groups
-            for one, _ in group
-            if one.trajectory.reward is not None
-        }
+        reward = _only_reward(groups)
         trained = any(
             entry.loss_mask.any() for group in groups for _, tokens in group for entry in tokens
         )
@@ -44,13 +39,13 @@ class Sentinels:
             for entry in tokens
         )
         found = {
-            "constant rewards": rewarded and len(totals) == 1 and not credited,
+            "constant rewards": rewarded and reward is not None and not credited,
             "nothing to train on": not trained,
             "unchanged weights": not any(result.weights_changed for result in results),
         }
-        reward = f"{next(iter(totals)):g}" if len(totals) == 1 else ""
+        earned = "" if reward is None else f"{reward:g}"
         texts = {
-            "constant rewards": f"every trajectory earned {reward}: no reward tells one from another, "
+            "constant rewards": f"every trajectory earned {earned}: no reward tells one from another, "
             "so there is nothing to learn; look at trajectories/ and at the env's reward",
             "nothing to train on": "every token of the batch is masked: the step trains on nothing",
             "unchanged weights": "the optimizer left every weight as it was; look at the learning rate, "
@@ -72,3 +67,18 @@ class Sentinels:
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on counting."""
         self._streaks = dict(state)
+
+
+def _only_reward(groups: Sequence[CreditedGroup]) -> float | None:
+    """What every judged trajectory earned; None if they differ, or none was judged."""
+    first: float | None = None
+    for group in groups:
+        for one, _ in group:
+            reward = one.trajectory.reward
+            if reward is None:
+                continue
+            if first is None:
+                first = reward.total
+            elif reward.total != first:
+                return None
+    return first

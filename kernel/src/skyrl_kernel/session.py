@@ -186,6 +186,11 @@ class Session:
 
     # --- what is left behind -----------------------------------------------------------
 
+    def keep(self, step: int, batch: Batch, credited: Sequence[CreditedGroup]) -> None:
+        """Begin to write what the step trains on, beside its updates."""
+        if self.config.dump_trajectories:
+            self.folder.write_trajectories(step, batch.groups, credited)
+
     def report(
         self,
         step: int,
@@ -206,8 +211,6 @@ class Session:
             step=step, total_steps=self.total_steps, metrics=numbers, trajectories=trajectories
         )
         self.observe("on_step_end", step=info)
-        if self.config.dump_trajectories:  # last: its thread takes turns with this one
-            self.folder.write_trajectories(step, batch.groups, credited)
 
     def report_evaluation(
         self,

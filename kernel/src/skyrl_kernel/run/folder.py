@@ -210,7 +210,7 @@ class RunFolder:
         groups: Sequence["Group"],
         credited: "Sequence[CreditedGroup] | None" = None,
     ) -> Path:
-        """Begin to write what a step trained on, in a thread beside the next step; the file.
+        """Begin to write what a step trained on, in a thread beside its updates; the file.
 
         What goes into it is taken down before this returns.
 

@@ -144,7 +144,7 @@ def trajectory_table(
         "group": column("group", [group.index for group in groups for _ in group.trajectories]),
         "stop_reason": column("stop_reason", [str(row.stop_reason) for row in rows]),
         "reward": column("reward", [one and one.total for one in rewards]),
-        "turn_rewards": _lists([one and one.turns for one in rewards]),
+        "turn_rewards": _lists([None if one is None else one.turns for one in rewards]),
         "reward_components": _maps([one.components if one else {} for one in rewards]),
         "turns": _turns([row.turns for row in rows]),
         "segments": _segments(rows, credited),
@@ -184,14 +184,17 @@ def _prompts(rows: Sequence["Prompt"]) -> "dict[str, pa.Array]":
 
     prompts = list({id(prompt): prompt for prompt in rows}.values())
     places = {id(prompt): place for place, prompt in enumerate(prompts)}
-    which = pa.array([places[id(prompt)] for prompt in rows], pa.int32())
+    which = [places[id(prompt)] for prompt in rows]
     columns = {
         "uid": [_text(prompt.uid) for prompt in prompts],
         "data_source": [_text(prompt.data_source) for prompt in prompts],
         "env_class": [_text(prompt.env_class) for prompt in prompts],
         "messages": dump_each([list(prompt.messages) for prompt in prompts]),
     }
-    return {name: pa.array(texts, pa.string()).take(which) for name, texts in columns.items()}
+    return {  # `take` of an array would be as quick, but goes through pyarrow's threads
+        name: pa.array([texts[place] for place in which], pa.string())
+        for name, texts in columns.items()
+    }
 
 
 def _turns(rows: Sequence[Sequence["Turn"]]) -> "pa.Array":
@@ -229,13 +232,13 @@ def _maps(rows: Sequence[Mapping[str, float]]) -> "pa.Array":
     names = sorted(rows[0], key=str) if rows else []
     if all([row.keys() == rows[0].keys() for row in rows]):  # as mostly
         numbers = [row[name] for row in rows for name in names]
-        places = np.tile(np.arange(len(names), dtype=np.int32), len(rows))
-        keys = pa.array(map(str, names), pa.string()).take(pa.array(places))
+        texts = [str(name) for name in names] * len(rows)
     else:
         own = [sorted(row, key=str) for row in rows]
         numbers = [row[name] for row, names in zip(rows, own, strict=True) for name in names]
-        keys = pa.array([str(name) for names in own for name in names], pa.string())
+        texts = [str(name) for names in own for name in names]
     items = pa.array(np.array(numbers, dtype=np.float64))
+    keys = pa.array(texts, pa.string())
     return pa.MapArray.from_arrays(_offsets([len(row) for row in rows]), keys, items)
 
 
