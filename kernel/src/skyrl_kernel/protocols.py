@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import BaseModel
 
 from skyrl_kernel.env import EnvStep
+from skyrl_kernel.quick import quick
 from skyrl_kernel.records import (
     BoolArray,
     Completion,
@@ -200,6 +201,7 @@ class HostedEnv(Protocol):
         ...
 
 
+@quick
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RolloutContext:
     """Everything one rollout may use."""

@@ -15,6 +15,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from skyrl_kernel.quick import quick
+
 IntArray = NDArray[np.int32]
 FloatArray = NDArray[np.float32]
 BoolArray = NDArray[np.bool_]
@@ -84,6 +86,7 @@ class Sampling:
     """Ids that end a completion besides the model's own end-of-sequence ids."""
 
 
+@quick
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GenerateRequest:
     """One completion asked of an engine."""
@@ -95,6 +98,7 @@ class GenerateRequest:
     """Same seed, weights, tokens and sampling give the same completion, whatever else is in the batch."""
 
 
+@quick
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Completion:
     """What an engine sampled for one request."""
@@ -108,6 +112,7 @@ class Completion:
     finish_reason: Literal["stop", "length", "abort"]
 
 
+@quick
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Segment:
     """One token row of a trajectory: what the trainer runs forward.
@@ -146,6 +151,7 @@ class Segment:
             raise ValueError("logprobs and versions come together: both or neither")
 
 
+@quick
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Turn:
     """One completion and the env's reply to it."""
@@ -164,6 +170,7 @@ class Turn:
     """Whatever the env reported beside the reward."""
 
 
+@quick
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reward:
     """How a trajectory was judged: named components, and their total by turn.
@@ -184,6 +191,7 @@ class Reward:
         return float(sum(self.turns))
 
 
+@quick
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trajectory:
     """The data of one episode: its token rows, its turns and, once judged, its reward."""
@@ -277,6 +285,7 @@ class Group:
     failures: tuple[Failure, ...] = ()
 
 
+@quick
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scores:
     """Log-probs and values of one segment under the models that were asked, [T] each."""
@@ -291,6 +300,7 @@ class Scores:
     """The critic's estimate of what is still to be earned, before each token."""
 
 
+@quick
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scored:
     """A judged trajectory with the scores of each of its segments: what `advantage` sees."""
@@ -338,6 +348,7 @@ class Scored:
         )
 
 
+@quick
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenAdvantages:
     """What `advantage` says of one segment, [T] each."""
@@ -350,6 +361,7 @@ class TokenAdvantages:
     """What a value model regresses to."""
 
 
+@quick
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingSample:
     """One token row with everything that the trainer and the loss need of it."""

@@ -185,13 +185,13 @@ def _prompts(rows: Sequence["Prompt"]) -> "dict[str, pa.Array]":
     prompts = list({id(prompt): prompt for prompt in rows}.values())
     places = {id(prompt): place for place, prompt in enumerate(prompts)}
     which = [places[id(prompt)] for prompt in rows]
-    columns = {
+    columns: dict[str, Sequence[str | None]] = {
         "uid": [_text(prompt.uid) for prompt in prompts],
         "data_source": [_text(prompt.data_source) for prompt in prompts],
         "env_class": [_text(prompt.env_class) for prompt in prompts],
         "messages": dump_each([list(prompt.messages) for prompt in prompts]),
     }
-    return {  # `take` of an array would be as quick, but goes through pyarrow's threads
+    return {
         name: pa.array([texts[place] for place in which], pa.string())
         for name, texts in columns.items()
     }
@@ -229,7 +229,7 @@ def _maps(rows: Sequence[Mapping[str, float]]) -> "pa.Array":
     import numpy as np
     import pyarrow as pa
 
-    names = sorted(rows[0], key=str) if rows else []
+    names: list[str] = sorted(rows[0], key=str) if rows else []
     if all([row.keys() == rows[0].keys() for row in rows]):  # as mostly
         numbers = [row[name] for row in rows for name in names]
         texts = [str(name) for name in names] * len(rows)
