@@ -106,3 +106,31 @@ def test_no_row_does_anything_but_pass_or_raise_a_data_error(row: dict[str, Any]
         return
     assert prompt.messages
     assert all(isinstance(message["content"], str) for message in prompt.messages)
+
+
+@pytest.mark.parametrize(
+    ("columns", "messages"),
+    [
+        ({}, []),
+        ({"prompt": None}, []),
+        ({"prompt": "6 * 7"}, [{"role": "user", "content": "6 * 7"}]),
+        (
+            {"prompt": [{"role": "system", "content": "x", "name": None}]},
+            [{"role": "system", "content": "x"}],
+        ),
+    ],
+)
+def test_a_row_that_is_not_played_may_have_no_prompt_or_a_text(
+    columns: dict[str, Any], messages: list[dict[str, str]]
+) -> None:
+    row = {"answer": "42", **columns}
+    found = check_row(row, source="a.jsonl", index=3, uid="0:3", default_env="", needs_prompt=False)
+    assert list(found.messages) == messages
+    assert found.extras == {"answer": "42"}
+
+
+def test_a_prompt_of_another_type_is_refused_even_there() -> None:
+    with pytest.raises(DataError, match=r"row 3 .*column 'prompt': found int 5; it must be a"):
+        check_row(
+            {"prompt": 5}, source="a.jsonl", index=3, uid="0:3", default_env="", needs_prompt=False
+        )
