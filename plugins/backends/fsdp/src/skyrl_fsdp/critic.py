@@ -77,8 +77,8 @@ def load_critic(path: Path, device: torch.device, head_name: str) -> Critic:
     """A critic in float32 and eval mode, its head from the directory if that has one.
 
     Args:
-        path: A language model, or what a critic was saved as: its safetensors then
-            hold ``<head_name>.weight`` of shape [1, hidden size].
+        path: A directory or hub name as `skyrl_transformers.loading` takes it, with or
+            without ``<head_name>.weight`` of shape [1, hidden size] in its safetensors.
         device: Where the weights go.
         head_name: ``trainer.algorithm.value_head_prefix``.
 
