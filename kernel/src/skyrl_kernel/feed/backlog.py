@@ -17,8 +17,8 @@ from skyrl_kernel.run.folder import RunFolder
 LOGGERS = "loggers"
 """Subfolder of the run folder that is the feed's own."""
 LATER_STEPS = 2
-"""A step's trajectories are written beside the next step, and the run waits for them before it ends
-that one. So once the step after it has ended as well, what is not there will not come."""
+"""A step's trajectories are written beside its updates, and the run waits for them before it
+writes those of the next step. So once the step after it has ended as well, what is not there will not come."""
 
 
 def eval_rows(folder: RunFolder, step: int) -> Path:
