@@ -440,6 +440,7 @@ def _probe_rows(prepared: Prepared) -> list[IntArray]:
     return [
         prepared.tokenizer.encode_chat(prompt.messages, add_generation_prompt=True)
         for prompt in prompts
+        if prompt.messages  # rows that are read may have none
     ]
 
 

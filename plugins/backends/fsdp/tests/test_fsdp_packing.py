@@ -70,7 +70,7 @@ def rows_of(*lengths: int) -> list[Any]:
 
 def test_rows_are_found_where_the_layout_says() -> None:
     rows = rows_of(3, 1, 2, 7, 4)
-    layout = pack_rows(rows)
+    layout = pack_rows(rows, first_fit_decreasing([3, 1, 2, 7, 4], 7))
     assert layout.ids.shape == (3, 7)
     assert layout.positions is not None
     for i, row in enumerate(rows):

@@ -57,11 +57,10 @@ class Layout:
 
 def lay_out(rows: Sequence[IntArray], device: torch.device, *, packs: bool) -> Layout:
     """Token rows packed where that is asked for, saves a row, and needs no huge mask; else padded."""
-    if packs:
-        layout = pack_rows(rows, device)
-        count, length = layout.ids.shape
-        if count < len(rows) and count * length**2 <= _MAX_MASK:
-            return layout
+    longest = max(map(len, rows))
+    bins = first_fit_decreasing(list(map(len, rows)), longest) if packs else ()
+    if 0 < len(bins) < len(rows) and len(bins) * longest**2 <= _MAX_MASK:
+        return pack_rows(rows, bins, device)
     return Layout(
         ids=right_pad(rows, device),
         positions=None,
@@ -70,15 +69,17 @@ def lay_out(rows: Sequence[IntArray], device: torch.device, *, packs: bool) -> L
     )
 
 
-def pack_rows(rows: Sequence[IntArray], device: torch.device | str = "cpu") -> Layout:
-    """Token rows in as few rows as first-fit-decreasing finds, as long as the longest of them.
+def pack_rows(
+    rows: Sequence[IntArray], bins: Sequence[Sequence[int]], device: torch.device | str = "cpu"
+) -> Layout:
+    """Token rows behind each other.
 
     Args:
-        rows: [T] ids each, at least one, none empty.
+        rows: [T] ids each, none empty.
+        bins: Places in ``rows`` of those that share a row, no longer than the longest of all.
         device: Where the tensors go.
     """
     lengths = [len(row) for row in rows]
-    bins = first_fit_decreasing(lengths, max(lengths))
     ids = np.zeros((len(bins), max(lengths)), dtype=np.int64)
     positions = np.tile(np.arange(max(lengths)), (len(bins), 1))
     row_of, start_of = np.zeros(len(rows), np.int32), np.zeros(len(rows), np.int32)
@@ -163,7 +164,7 @@ def keeps_rows_apart(module: PreTrainedModel, vocabulary: int) -> bool:
     """
     numbers = np.random.default_rng(0)
     rows = [numbers.integers(0, vocabulary, count, dtype=np.int32) for count in (12, 7, 5)]
-    layout = pack_rows(rows, module.device)
+    layout = pack_rows(rows, [[0], [1, 2]], module.device)
     try:
         together = _computed(module, layout.ids, **layout.extra)
     except TypeError:  # it has no argument for positions
