@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -230,6 +231,18 @@ def test_a_masked_group_keeps_its_place_and_trains_on_nothing() -> None:
     assert first[1][0].loss_mask.tolist() == [True, True]
     assert second[1][0].loss_mask.tolist() == [False, False]
     assert groups[1][0].trajectory.segments[0].loss_mask.tolist() == [False, True]
+
+
+def test_the_tokens_of_a_masked_group_are_masked_before_the_advantage_sees_them() -> None:
+    """So that statistics over the batch are of what is trained on."""
+    seen = []
+
+    def fn(groups: Sequence[Sequence[Scored]]) -> Any:
+        seen.extend(one.trajectory.segments[0].loss_mask.tolist() for g in groups for one in g)
+        return returning()(groups)
+
+    credit(Advantage(fn=fn), [*scored([1, 1]), *scored([0, 1])], masked={1})
+    assert seen == [[True, True], [False, False]]
 
 
 def test_an_advantage_may_mask_more_but_not_less() -> None:

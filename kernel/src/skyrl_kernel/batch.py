@@ -1,7 +1,7 @@
 """From judged groups to what the trainer sees: scores, advantages, weights per token."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -133,7 +133,13 @@ def credit(
     """
     if advantage.needs_one_row:
         _refuse_several_rows(scored)
-    results = advantage(scored)
+    # What trains on nothing must not count in statistics over the batch either.
+    results = advantage(
+        [
+            [_without_trained_tokens(one) for one in group] if place in masked else group
+            for place, group in enumerate(scored)
+        ]
+    )
     if len(results) != len(scored) or any(
         len(result) != len(group) for result, group in zip(results, scored, strict=True)
     ):
@@ -171,6 +177,14 @@ def _refuse_several_rows(scored: Sequence[Sequence[Scored]]) -> None:
                     "the advantage stage credits tokens along one; use another "
                     "trainer.algorithm.advantage_estimator, or another generator.rollout"
                 )
+
+
+def _without_trained_tokens(scored: Scored) -> Scored:
+    segments = tuple(
+        replace(segment, loss_mask=np.zeros_like(segment.loss_mask))
+        for segment in scored.trajectory.segments
+    )
+    return replace(scored, trajectory=replace(scored.trajectory, segments=segments))
 
 
 def _all_masked(tokens: Sequence[TokenAdvantages]) -> tuple[TokenAdvantages, ...]:
