@@ -116,6 +116,16 @@ def test_the_loss_on_held_out_rows_falls_and_is_told_by_source(
     assert lines[0]["eval/chat/num_tokens"] == 6 * len("4141<")
 
 
+def test_a_run_without_the_console_still_says_what_it_came_to(
+    random_model: Path, tmp_path: Path
+) -> None:
+    runs = Runs("dpo", random_model, tmp_path, pairs)
+    values = runs.values | {"trainer.run_name": "quiet", "trainer.logger": []}
+    outcome = skyrl("run", "--plugin", "dpo", *settings(values | {"trainer.epochs": 1}))
+    assert "held-out accuracy: 0.000 → " in outcome.out
+    assert "held-out loss: 0.693 → " in outcome.out
+
+
 @pytest.mark.parametrize("what", ["all_assistant_messages", "all_tokens"])
 def test_more_of_a_conversation_can_be_trained_on(
     random_model: Path, tmp_path: Path, what: str

@@ -67,9 +67,10 @@ def run(
 
 
 def _summary(before: Mapping[str, float], after: Mapping[str, float]) -> str:
-    """Held-out accuracy before and after, or the reward where no env reports accuracy."""
+    """Held-out accuracy before and after, the reward, or what rows that were read gave."""
     lines = []
-    for name, text in (("exact_match", "exact match"), ("avg_score", "mean reward")):
+    named = {"exact_match": "exact match", "avg_score": "mean reward"}
+    for name, text in (named | {"accuracy": "accuracy", "loss": "loss"}).items():
         key = f"eval/all/{name}"
         if key in after:
             start = f"{before[key]:.3f} → " if key in before else ""

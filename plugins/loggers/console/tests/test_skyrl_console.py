@@ -184,6 +184,13 @@ def test_the_end_falls_back_to_the_average_score_and_to_one_evaluation(logger, s
     ]
 
 
+def test_the_end_of_a_run_on_rows_that_were_read_says_its_loss(logger, stream):
+    for step, loss in ((0, 0.0435), (25, 0.0143)):
+        logger.evaluation(EvalInfo(step=step, metrics={"eval/all/loss": loss}))
+    logger.end(finished())
+    assert stream.getvalue().splitlines()[-1] == "held-out loss: 0.043 (step 0) → 0.014 (step 25)"
+
+
 def test_a_continued_run_remembers_the_evaluation_before_training(logger, stream, tmp_path):
     folder = RunFolder(tmp_path)
     folder.append_metrics(0, {"eval/all/exact_match": 0.1})

@@ -65,8 +65,11 @@ def by_source(metrics: Mapping[str, float]) -> dict[str, dict[str, float]]:
 
 
 def score(metrics: Mapping[str, float]) -> tuple[str, float] | None:
-    """The one number of an evaluation: (name, value) of exact match, else of the average score."""
-    for name in ("exact_match", "avg_score"):
+    """The one number of an evaluation, as (name, value).
+
+    Exact match, else the average score; of rows that were read accuracy, else the loss.
+    """
+    for name in ("exact_match", "avg_score", "accuracy", "loss"):
         if (value := metrics.get(f"eval/all/{name}")) is not None:
             return name, value
     return None
