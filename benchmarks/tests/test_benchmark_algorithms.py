@@ -216,7 +216,7 @@ def test_the_page_says_what_passed_and_what_did_not() -> None:
     assert "0.050 → 0.450 | +0.400 | 40 | 55 | pass |" in text
     # Half of what it samples is dropped, so at step 15 it has sampled what others do in 30.
     assert "2.0 times as many answers" in text
-    assert "it stood at 0.450, a gain of at least 0.050." in text
+    assert "its exact match was 0.450, a gain of at least 0.050." in text
     assert "| GRPO, sign flipped | 0.000 |" in text
     assert "fails, as it must" in text
 
