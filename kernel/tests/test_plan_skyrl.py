@@ -53,7 +53,7 @@ def test_a_dry_run_begins_with_what_is_missing_and_what_is_not_read(
     text = describe_plan(plan("generator.batched=true", f"{ENGINE}.num_engines=2", COLOCATED))
     assert text.splitlines()[:7] == [
         "not built yet (docs/roadmap.md): without --dry-run refused",
-        f"  {ENGINE}.num_engines=2 (command line): one engine generates, in the run's own process",
+        f"  {ENGINE}.num_engines=2 (command line): one engine generates",
         "  trainer.placement.policy_num_gpus_per_node=2 (command line): a run is one process on one device",
         "not read",
         "  generator.batched=true (command line): every trajectory is played by itself, turn by turn, and "
@@ -69,7 +69,7 @@ COLOCATED = "trainer.placement.policy_num_gpus_per_node=2"
 def test_what_an_engine_offers_is_not_asked_of_the_one_that_stands_in_for_it() -> None:
     truncated = "generator.sampling_params.top_p=0.9"
     ahead = "trainer.fully_async.enabled=true"
-    made = plan(f"{ENGINE}.backend=vllm", truncated, ahead)
+    made = plan(f"{ENGINE}.backend=sglang", truncated, ahead)
     assert made.tree.generator.inference_engine.backend == "transformers"
     with pytest.raises(ConfigError, match="top_p truncates what is sampled in training"):
         plan(truncated)
@@ -78,13 +78,13 @@ def test_what_an_engine_offers_is_not_asked_of_the_one_that_stands_in_for_it() -
 def test_a_plugin_fills_the_slot_of_a_name_that_skyrl_has(tmp_path: Path) -> None:
     make_distribution(
         tmp_path,
-        "skyrl-own-vllm",
-        modules={"skyrl_own_vllm": HOOK},
-        entry_points={BACKENDS: {"vllm": "skyrl_own_vllm"}},
+        "skyrl-own-sglang",
+        modules={"skyrl_own_sglang": HOOK},
+        entry_points={BACKENDS: {"sglang": "skyrl_own_sglang"}},
     )
     with on_path(tmp_path):
-        made = plan(f"{ENGINE}.backend=vllm", dry_run=False)
-    assert made.selected("vllm", BACKENDS)
+        made = plan(f"{ENGINE}.backend=sglang", dry_run=False)
+    assert made.selected("sglang", BACKENDS)
     assert made.config.not_yet == ()
 
 

@@ -52,6 +52,11 @@ ENGINE_KEY = "generator.inference_engine.backend"
 ASYNC_KEY = "trainer.fully_async.enabled"
 CONCURRENT = "concurrent_generation"
 """Offered by an engine that generates while the trainer trains."""
+SERVED = "served"
+"""Offered by an engine in a process of its own, so that it may also be attached to by address."""
+SYNC_KEY = "generator.inference_engine.weight_sync_backend"
+SHARES, RECEIVES = "shares_module", "receives_weights"
+"""Offered by an engine that computes with the trainer's module, and by one that holds a copy."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,6 +120,7 @@ def make_plan(
     )
     layers = _with_env(_with_loggers(layers, named), named)
     layers = settle_names(layers, partial(_is_installed, catalog))
+    layers = _with_transport(layers, catalog)
     entries = _select(catalog, layers, named)
     manager = PluginManager(catalog)
     manager.load(entries, order=[entry.qualified for entry in named])
@@ -136,10 +142,9 @@ def make_plan(
     asks_engine = training and not any(one.name == ENGINE_KEY for one in layers.replaced)
     if asks_engine:
         _refuse_truncated_sampling(config, entries)
-    needs = (
-        {ASYNC_KEY: (CONCURRENT,)} if asks_engine and config.config.trainer.max_staleness else {}
+    check_capabilities(
+        entries, catalog, extra_needs=_engine_needs(config.config) if asks_engine else {}
     )
-    check_capabilities(entries, catalog, extra_needs=needs)
     stages = {
         slot.hook: manager.resolve(slot.hook, name, name=name, settings=config)
         for slot in STAGES
@@ -148,6 +153,17 @@ def make_plan(
     if training:
         _refuse_several_rows(config, stages)
     return Plan(config=config, entries=tuple(entries), manager=manager, stages=stages)
+
+
+def _engine_needs(config: Config) -> dict[str, tuple[str, ...]]:
+    """Key → what it asks of the engine."""
+    engine = config.generator.inference_engine
+    needs: dict[str, tuple[str, ...]] = {}
+    if config.trainer.max_staleness:
+        needs[ASYNC_KEY] = (CONCURRENT,)
+    if engine.external_server_urls:
+        needs["generator.inference_engine.external_server_urls"] = (SERVED,)
+    return needs
 
 
 def slot_value(layers: Layers, key: str, default: str | None) -> str:
@@ -202,6 +218,21 @@ def _with_loggers(layers: Layers, named: Sequence[PluginEntry]) -> Layers:
     return Layers(
         {**layers.values, "trainer.logger": merged},
         {**layers.origins, "trainer.logger": f"{origin} and --plugin"},
+    )
+
+
+def _with_transport(layers: Layers, catalog: Catalog) -> Layers:
+    """``auto`` shares memory with an engine that can, and pushes to one that holds a copy."""
+    if layers.get(SYNC_KEY) not in (None, "auto"):
+        return layers
+    name = layers.get(ENGINE_KEY)
+    found = catalog.named(name, (BACKENDS, PLUGINS)) if isinstance(name, str) else ()
+    offers = {offer for entry in found for offer in entry.manifest.offers}
+    if RECEIVES not in offers or SHARES in offers:
+        return layers
+    origin = f"auto, for the engine '{name}'"
+    return Layers(
+        {**layers.values, SYNC_KEY: "push"}, {**layers.origins, SYNC_KEY: origin}, layers.replaced
     )
 
 

@@ -437,6 +437,11 @@ class InferenceEngineConfig(Section):
     """Slot of the stage `sync_weights`; ``auto`` takes the best that trainer and engine share. SkyRL: nccl."""
     max_num_seqs: Positive = 1024
     """Most rows that the engine computes at once."""
+    run_engines_locally: bool = True
+    """The run starts its engine; false attaches to the one of ``external_server_urls``."""
+    external_server_urls: list[str] | None = None
+    """Addresses of engines that run already, such as ``[http://127.0.0.1:8000]``; they are used as they
+    were started, and go on after the run."""
 
 
 class ChatTemplateConfig(Section):

@@ -1,0 +1,28 @@
+"""Weight sync through the engine's own update: for engines that hold a copy of the weights."""
+
+from skyrl_kernel.hookspecs import hookimpl
+from skyrl_kernel.protocols import Engine, SyncWeights, Trainer
+
+
+@hookimpl
+def sync_weights(name: str) -> SyncWeights | None:
+    """Hand every tensor to the engine, which brings it where it computes."""
+    return push if name == "push" else None
+
+
+async def push(trainer: Trainer, engine: Engine, version: int) -> None:
+    """Send the policy's weights as one transaction, and commit ``version``.
+
+    Generation goes on while tensors are handed over and stops for the commit only;
+    requests stay, and go on with the new weights, also where the commit is refused.
+
+    Raises:
+        WeightSyncError: The engine refused; it says which weights it has.
+    """
+    await engine.begin_update(version)
+    await engine.apply_update(trainer.weights())
+    await engine.pause()
+    try:
+        await engine.finish_update(version)
+    finally:
+        await engine.resume()
