@@ -78,11 +78,11 @@ def sync_weights():
 def evaluate():
     inner = yield
 
-    def evaluate(trajectories):
+    def fn(scored):
         strike("evaluate")
-        return inner(trajectories)
+        return inner(scored)
 
-    return evaluate
+    return dataclasses.replace(inner, fn=fn)
 
 
 @hookimpl

@@ -23,11 +23,11 @@ CHANGES = {
 class Experiment:
     """One command, run undisturbed and killed; 8 prompts by 4 make 2 steps per epoch."""
 
-    def __init__(self, lab: Lab, *, epochs: int) -> None:
+    def __init__(self, lab: Lab, *, epochs: int, **changes: Any) -> None:
         self.lab = lab
         self.site = lab.folder / "site"
         self.steps = 2 * epochs
-        self.changes = {**CHANGES, "trainer__epochs": epochs}
+        self.changes = {**CHANGES, "trainer__epochs": epochs, **changes}
         install_probe(self.site)
         install_sabotage(self.site)
         rows = [
@@ -35,6 +35,7 @@ class Experiment:
             for number in range(8)
         ]
         rows[5] |= {"trouble": "raises", "always": True}  # its groups are replaced by others
+        rows[6] |= {"trouble": "constant", "always": True}  # nothing to learn: all rewards equal
         self.changes["data__train_data"] = [str(lab.write("kill", rows))]
 
     def once(self, name: str) -> Outcome:
@@ -96,6 +97,49 @@ def test_killed_in_a_rollout_a_checkpoint_and_the_export_a_run_ends_as_if_undist
     experiment.killed("killed", "generate", 50)  # 16 rollouts a step: in the fourth
     experiment.killed("killed", "checkpoint", 1)
     experiment.killed("killed", "export", 1)  # the last thing before the last checkpoint
+    assert_same(experiment.finished("killed"), undisturbed)
+
+
+ALGORITHM = "trainer__algorithm__"
+KEEPING = {
+    "dapo": {
+        f"{ALGORITHM}use_kl_loss": False,
+        f"{ALGORITHM}dynamic_sampling__type": "filter",
+        f"{ALGORITHM}overlong_buffer_len": "auto",
+        f"{ALGORITHM}eps_clip_high": 0.28,
+    },
+    "ppo": {
+        f"{ALGORITHM}advantage_estimator": "gae",
+        f"{ALGORITHM}lambd": 0.9,
+        f"{ALGORITHM}dynamic_sampling__type": "replace",
+        f"{ALGORITHM}use_kl_loss": False,
+        f"{ALGORITHM}use_kl_in_reward": True,
+        f"{ALGORITHM}kl_loss_coef": 0.5,
+        f"{ALGORITHM}kl_ctrl__type": "adaptive",
+        f"{ALGORITHM}kl_ctrl__kl_target": 0.01,
+        f"{ALGORITHM}kl_ctrl__horizon": 100,
+    },
+}
+"""What has more to lose: prompts drawn beyond the epoch; a critic, its optimizer, a KL's coefficient."""
+
+
+@pytest.mark.parametrize("algorithm", KEEPING)
+def test_what_an_algorithm_remembers_survives_a_kill_in_an_update(
+    algorithm: str, random_model: Path, tmp_path: Path
+) -> None:
+    """The file of the step's trajectories may be there by then; it is written beside the updates."""
+    experiment = Experiment(Lab(random_model, tmp_path), epochs=3, **KEEPING[algorithm])
+    undisturbed = experiment.finished("undisturbed")
+    lines = [line for line in undisturbed["metrics"] if line["step"] > 0]
+    assert sum(line["generate/groups_dropped"] for line in lines) >= 2
+    if algorithm == "ppo":
+        assert "checkpoints/global_step_6/value/optimizer.safetensors" in undisturbed["bytes"]
+        assert len({line["loss/kl_loss_coef"] for line in lines}) == experiment.steps
+
+    experiment.killed(
+        "killed", "loss", 6
+    )  # 2 a step: in the last update before the second checkpoint
+    experiment.killed("killed", "loss", 3)
     assert_same(experiment.finished("killed"), undisturbed)
 
 
