@@ -85,6 +85,7 @@ def clipped_value_loss(
         >>> [round(x, 4) for x in loss.tolist()], clipped.tolist()
         ([0.405, 0.32], [False, True])
     """
-    near = old_values + (values - old_values).clamp(-value_clip, value_clip)
+    # Within the bounds this is ``values`` to the bit: rounding must not look like a clip.
+    near = values.clamp(old_values - value_clip, old_values + value_clip)
     free, bound = (values - returns) ** 2, (near - returns) ** 2
     return 0.5 * free.maximum(bound), (bound > free).detach()
