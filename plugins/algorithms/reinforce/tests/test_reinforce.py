@@ -123,6 +123,18 @@ def test_a_later_turn_s_reward_reaches_the_first() -> None:
     assert row == pytest.approx([0, *expected[:2], 0, expected[2]], abs=1e-5)
 
 
+def test_what_an_empty_first_turn_earned_counts_for_the_first_trained_token() -> None:
+    """The kernel puts it on the prompt's last token; with GAE it reaches the same place."""
+    got = token_returns(np.array([1, 0, 0, 2], np.float32), np.array([False, False, True, True]))
+    assert got.tolist() == [3, 2]
+    empty_then_one = played([0, 0, 1, 1], (2, 5.0), (4, 1.0))
+    other = played([0, 0, 1, 1], (2, 0.0), (4, 6.0))
+    first, second = advantages(stage("reinforce++", gamma=1.0), [[empty_then_one, other]])
+    # returns 6, 1 and 6, 6
+    assert first == pytest.approx([0, 0, 0.5, -1.5])
+    assert second == pytest.approx([0, 0, 0.5, 0.5])
+
+
 def test_rewards_of_tokens_count_from_their_token_back() -> None:
     # reward 1 at the end; the KL took 0.5 from the first token and 0.25 from the second
     one = played([1, 1], (2, 1.0), token_rewards=[-0.5, -0.25])
@@ -149,6 +161,18 @@ def test_the_baseline_is_the_group_s_mean_and_the_spread_the_batch_s() -> None:
     assert [row[0] for row in got] == pytest.approx(
         [0.5 * unit, -0.5 * unit, 1.5 * unit, -1.5 * unit], abs=1e-5
     )
+
+
+def test_the_baseline_s_normalisation_counts_trained_tokens_only() -> None:
+    # two trained tokens of a long row against one of a short one: ½, ½, -½
+    long, short = played([0, 0, 0, 1, 1], (5, 1.0)), played([1], (1, 0.0))
+    got = advantages(stage("reinforce++_baseline"), [[long, short]])
+    # mean 1/6, sample variance (2 · 1/9 + 4/9) / 2 = 1/3
+    unit = 3**0.5
+    assert got == [
+        pytest.approx([0, 0, 0, unit / 3, unit / 3], abs=1e-6),
+        pytest.approx([-2 * unit / 3], abs=1e-6),
+    ]
 
 
 def test_kl_in_the_reward_counts_in_an_answer_s_total() -> None:

@@ -31,7 +31,7 @@ def token_returns(
     """``R_i = r_i + γ R_{i+1}`` over the trained tokens of a row.
 
     What is earned on a token that is not trained on counts for the trained token
-    before it.
+    before it (for the first, if there is none before).
 
     Args:
         rewards: [T] in task units, of all tokens.
@@ -49,6 +49,7 @@ def token_returns(
     (places,) = np.nonzero(loss_mask)
     if not places.size:
         return np.zeros(0)
+    places[0] = 0  # where the first completion is empty, its reward stands on the prompt
     earned = np.add.reduceat(rewards.astype(np.float64), places)
     if gamma == 1:
         return earned[::-1].cumsum()[::-1]
