@@ -178,6 +178,42 @@ def test_each_step_sees_what_the_one_before_left() -> None:
     assert metrics[f"{PREFIX}product_sequence_mask_masked_ratio"].values.tolist() == [0, 0]
 
 
+def test_the_geometric_mean_is_over_the_tokens_that_are_left() -> None:
+    # ratios 4, 1.1 and 1.1; the token mask takes the 4 out: (1.1 · 1.1)^½, not ^⅓
+    log_ratios = torch.tensor([4.0, 1.1, 1.1]).log()
+    bounds = {"token_mask_is_threshold_low": 0.5, "token_mask_is_threshold_high": 2}
+    for low, kept in ((1.09, [0, 1, 1]), (1.11, [0, 0, 0])):
+        config = OffPolicyCorrectionConfig(
+            **GEOMETRIC, **bounds, geo_mask_low=low, geo_mask_high=1.2
+        )
+        found, _ = correction(log_ratios, torch.zeros(3, dtype=torch.int64), config)
+        assert found.tolist() == kept
+
+
+def test_truncation_comes_between_the_masks_of_tokens_and_of_sequences() -> None:
+    # ratios 4 and 10 of trajectory 0; the token mask takes the 10 out before the cap could count
+    # it, and the sequence mask the 4 only after
+    config = OffPolicyCorrectionConfig(
+        token_mask_is_threshold_low=0.5,
+        token_mask_is_threshold_high=5,
+        tis_ratio_type="token",
+        sequence_mask_metric="product",
+    )
+    log_ratios = torch.tensor([4.0, 10.0, 1.0]).log()
+    found, metrics = correction(log_ratios, torch.tensor([0, 0, 1]), config)
+    assert metrics[f"{PREFIX}tis_token_clip_high_ratio"].values.tolist() == [1, 0, 0]
+    assert metrics[f"{PREFIX}product_sequence_mask_over_high_ratio"].values.tolist() == [1, 0]
+    assert found.tolist() == [0, 0, 1]
+
+
+@pytest.mark.parametrize("edge", ["low", "high"])
+@pytest.mark.parametrize("kind", ["product", "geometric"])
+def test_a_sequence_at_a_bound_stays(kind: str, edge: str) -> None:
+    short = {"product": "product", "geometric": "geo"}[kind]
+    bounds = {f"{short}_mask_low": 0.5, f"{short}_mask_high": 2.0} | {f"{short}_mask_{edge}": 1.0}
+    assert weights([-1], [-1], sequence_mask_metric=kind, **bounds)[0] == [1]
+
+
 def test_the_rows_of_a_trajectory_count_together() -> None:
     log = [0.0] * 4
     sampler = [-0.5, -0.5, 0.0, -0.25]  # trajectory 7 in places 0, 1 and 3: product e^1.25

@@ -58,6 +58,27 @@ def test_losses_by_covariance_are_refused(loss: str) -> None:
         )
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["trainer.algorithm.policy_loss_type=rollout_is"],
+        ["trainer.algorithm.policy_loss_type=dppo"],
+        [
+            "trainer.algorithm.policy_loss_type=cispo",
+            "trainer.algorithm.cispo.cispo_anchor=rollout",
+        ],
+    ],
+    ids=lambda words: words[0].partition("=")[2],
+)
+def test_a_ratio_to_the_sampler_is_not_counted_twice(words: list[str]) -> None:
+    """SkyRL refuses cispo's; the others' ratio is the same. Their masks go with the correction."""
+    with pytest.raises(
+        ConfigError, match=r"tis_ratio_type=token .*double-count the ratio to the sampler"
+    ):
+        make_plan(["demo"], overrides=[*words, f"{SECTION}.tis_ratio_type=token"])
+    make_plan(["demo"], overrides=[*words, f"{SECTION}.sequence_mask_metric=geometric"])
+
+
 def test_both_log_probs_are_asked_for() -> None:
     """So the kernel refuses data that was not sampled, which has no ratio."""
     plan = make_plan(["demo"], overrides=[f"{SECTION}.tis_ratio_type=token"])

@@ -21,6 +21,8 @@ Differences from SkyRL:
 3. Only the term ``policy`` is weighted: KL, entropy and value terms are as they were.
 4. With clip_cov and kl_cov all of it is refused; SkyRL ignores the masks by outlier
    and token there.
+5. A weight is refused with every loss whose ratio is to the sampler (cispo with that
+   anchor, rollout_is, dppo): it would count twice. SkyRL refuses the first only.
 """
 
 from skyrl_off_policy_correction.config import OffPolicyCorrectionConfig

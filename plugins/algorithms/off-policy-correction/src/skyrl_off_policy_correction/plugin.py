@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
+from skyrl_kernel.config import AlgorithmConfig
+from skyrl_kernel.errors import ConfigError
 from skyrl_kernel.hookspecs import hookimpl
 from skyrl_kernel.protocols import Loss, Settings
 from skyrl_off_policy_correction.config import OffPolicyCorrectionConfig
@@ -22,10 +24,23 @@ def config_sections() -> Mapping[str, type[BaseModel]]:
 
 @hookimpl(wrapper=True)
 def loss(settings: Settings) -> Generator[None, Loss | None, Loss | None]:
-    """Correct, where a key of the section asks for it."""
+    """Correct, where a key of the section asks for it.
+
+    Raises:
+        ConfigError: A weight is asked for, but the loss has the sampler in its ratio already.
+    """
     inner = yield
     config = settings[OffPolicyCorrectionConfig]
-    return corrected(inner, config) if inner is not None and config.is_on else inner
+    if inner is None or not config.is_on:
+        return inner
+    if config.tis_ratio_type is not None and inner.needs_sampler_logprobs:
+        loss_type = settings[AlgorithmConfig].policy_loss_type
+        raise ConfigError(
+            f"trainer.algorithm.off_policy_correction.tis_ratio_type={config.tis_ratio_type} would "
+            f"double-count the ratio to the sampler, which trainer.algorithm.policy_loss_type={loss_type} "
+            "has in its own; set tis_ratio_type=null (the masks go with it), or use another loss"
+        )
+    return corrected(inner, config)
 
 
 def corrected(inner: Loss, config: OffPolicyCorrectionConfig) -> Loss:
