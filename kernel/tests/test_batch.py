@@ -317,6 +317,27 @@ def test_old_log_probs_are_computed_for_data_that_was_not_sampled() -> None:
     assert trainer.scored == [("policy", 1)]
 
 
+def test_data_that_was_not_sampled_is_refused_where_its_ratio_to_the_sampler_is_needed() -> None:
+    score = replace(scorer()[0], only_sampled=True)
+    assert len(score(groups_of([1, 1]))) == 1
+    with pytest.raises(
+        HookError, match=r"the loss or its off-policy correction needs .* trajectory p/0 was not"
+    ):
+        score(groups_of([1, 1], sampled=False))
+
+
+@pytest.mark.parametrize("name", ["old_logprobs", "ref_logprobs", "teacher_logprobs", "values"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_no_score_may_be_nan_or_infinite(name: str, bad: float) -> None:
+    class Broken(ScriptedTrainer):
+        def score(self, role, rows, *, temperature):
+            return [floats([0, bad, 0][: len(row)]) for row in rows]
+
+    made = replace(scorer(name, recompute_old=True)[0], trainer=Broken(Script()))
+    with pytest.raises(NonFiniteError, match=f"trajectory p/1: {name} are not finite"):
+        made(groups_of([0, 0], [1, 1]))  # the first one's bad number is masked
+
+
 def test_each_role_scores_all_rows_at_once_and_each_row_gets_its_own() -> None:
     score, trainer = scorer("old_logprobs", "ref_logprobs", recompute_old=True)
     trainer.weight += 1.0

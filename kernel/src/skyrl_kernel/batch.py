@@ -54,8 +54,10 @@ class Scorer:
             for trajectory in trajectories:
                 if any(segment.logprobs is None for segment in trajectory.segments):
                     raise HookError(
-                        f"the loss needs the sampler's log-probs, and trajectory {trajectory.id} was "
-                        "not sampled; use another trainer.algorithm.policy_loss_type for such data"
+                        "the loss or its off-policy correction needs the sampler's log-probs, and "
+                        f"trajectory {trajectory.id} was not sampled; use another "
+                        "trainer.algorithm.policy_loss_type, and no key of "
+                        "trainer.algorithm.off_policy_correction, for such data"
                     )
         rows = [segment.tokens for segment in segments]
         computed: dict[str, Sequence[FloatArray]] = {}
