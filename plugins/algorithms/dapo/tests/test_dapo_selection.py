@@ -101,8 +101,8 @@ def test_why_a_group_is_left_out(candidate: Group, why: str) -> None:
 def test_each_answers_to_its_own_name_with_its_settings(module, name) -> None:  # type: ignore[no-untyped-def]
     settings = {AlgorithmConfig: AlgorithmConfig(zero_variance_filter_tol=0.5)}
     assert module.select("keep_all", settings) is None
-    selection = decided(module.select(name, settings), of(1, 1.4), of(1, 2))
-    assert selection.verdicts == ("drop", "keep")
+    selection = decided(module.select(name, settings), of(1, 1.4), of(1, 1.5), of(1, 2))
+    assert selection.verdicts == ("drop", "drop", "keep")  # the tolerance itself counts as equal
 
 
 # --- replacement ------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """GRPO's advantage against numbers worked out by hand, and what must not change it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -111,6 +113,18 @@ def test_every_trained_token_of_every_segment_has_its_trajectory_s_advantage() -
     ((first, second),) = stage([[judged([2], two), judged([0])]])
     assert [entry.advantages.tolist() for entry in first] == [[0, 1, 0, 1], [0, 0, 1]]
     assert [entry.advantages.tolist() for entry in second] == [[0, -1, -1]]
+
+
+def test_what_single_tokens_earned_counts_in_the_total() -> None:
+    # totals 2 - 0.5 - 0.5 and 0: a KL penalty in the reward. The first token is not trained on
+    stage = advantage("grpo", {AlgorithmConfig: AlgorithmConfig(grpo_norm_by_std=False)})
+    assert stage is not None
+    paid = replace(judged([2]), token_rewards=(np.array([-9, -0.5, -0.5], np.float32),))
+    ((first, second),) = stage([[paid, judged([0])]])
+    assert [row.advantages.tolist() for row in (*first, *second)] == [
+        [0, 0.5, 0.5],
+        [0, -0.5, -0.5],
+    ]
 
 
 def test_a_group_that_lost_every_trajectory_gives_nothing() -> None:

@@ -19,7 +19,7 @@ from skyrl_kernel.config import AlgorithmConfig
 from skyrl_kernel.protocols import Loss, RunInfo
 from skyrl_kernel.torch import LossInputs, LossTerms, TokenMetric
 from skyrl_policy_losses.cispo import CispoConfig, cispo_loss
-from skyrl_policy_losses.clip_cov import ClipCovConfig
+from skyrl_policy_losses.clip_cov import ClipCovConfig, clip_cov_choice
 from skyrl_policy_losses.dppo import DppoConfig, divergence
 from skyrl_policy_losses.kl_cov import KlCovConfig
 from skyrl_policy_losses.rollout_is import rollout_is_loss
@@ -146,6 +146,14 @@ def test_cispo_clips_the_weight_and_keeps_the_gradient() -> None:
     torch.testing.assert_close(gradient(loss, inputs(NOW, OLD, ADVANTAGES)), expected)
 
 
+def test_cispo_by_tinker_s_numbers() -> None:
+    # ratios 1 and e^5 against the sampler, bounds 0.8 and 1.2: -1·1·0 and -1.2·2·5. SkyRL's third
+    # token is masked: such a token is not here
+    loss = make("cispo", cispo_anchor="rollout", cispo_eps_clip_low=0.2, cispo_eps_clip_high=0.2)
+    batch = inputs(torch.tensor([0.0, 5.0]), torch.zeros(2), torch.tensor([1.0, 2.0]))
+    torch.testing.assert_close(policy(loss, batch), torch.tensor([0.0, -12.0]))
+
+
 def test_cispo_s_extremes_are_of_trained_tokens() -> None:
     # SkyRL's case: the middle token is masked, so it is not here, and the least ratio is not its 0
     part = [0, 2]
@@ -194,6 +202,15 @@ def test_dppo_drops_what_left_the_trust_region() -> None:
     assert out.metrics["loss_metrics/divergence_mean"].values.tolist() == pytest.approx(
         [0.372939, 0.232544, 0.038690], abs=1e-6
     )
+
+
+def test_dppo_s_bounds_are_of_a_side_each() -> None:
+    # divergences 0.373 up and 0.233 down
+    now, old = torch.tensor([-0.3, -2.0]), torch.full((2,), -1.0)
+    for low, high, left in ((0.2, 0.4, [0, 1]), (0.3, 0.2, [1, 0]), (0.3, 0.4, [0, 0])):
+        loss = make("dppo", delta_low=low, delta_high=high)
+        out = run(loss, inputs(now, old, torch.tensor([1.0, -1.0])))
+        assert out.metrics["loss_metrics/clip_ratio"].values.tolist() == left
 
 
 def test_dppo_lets_tokens_come_back_from_the_other_side() -> None:
@@ -343,10 +360,15 @@ def test_clip_cov_leaves_out_at_least_one_where_any_may_be() -> None:
 def test_clip_cov_does_not_choose_what_the_clip_has_taken() -> None:
     # the first token became twice as likely and did well: clipped; the last is the only candidate
     old = COV_NOW - torch.tensor([0.7, 0.1, 0.1, 0.1])
-    for _ in range(3):
-        out = run(make("clip_cov"), inputs(COV_NOW, old, COV_ADVANTAGES))
+    for seed in range(8):  # by chance alone it would be the first token half of the times
+        out = run(make("clip_cov"), replace(inputs(COV_NOW, old, COV_ADVANTAGES), seed=seed))
         assert out.metrics["loss_metrics/clip_ratio"].values.tolist() == [0, 0, 0, 1]
         assert out.metrics["loss_metrics/ppo_clip_ratio"].values.tolist() == [1, 0, 0, 0]
+
+
+def test_clip_cov_s_bounds_are_outside() -> None:
+    part = torch.tensor([1.0, 2.0, 5.0, 4.0])
+    assert clip_cov_choice(part, torch.zeros(4).bool(), 1.0, 1.0, 5.0).tolist() == [1, 3]
 
 
 def test_clip_cov_s_bounds_can_be_met_because_advantages_are_not_divided_by_tokens() -> None:

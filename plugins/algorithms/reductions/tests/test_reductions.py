@@ -68,6 +68,12 @@ def test_sums_are_divided_by_the_constant() -> None:
     assert reduced("seq_mean_token_sum_norm", losses, masks) == pytest.approx(0.7)
 
 
+def test_with_the_constant_the_rows_of_a_trajectory_are_summed() -> None:
+    # one trajectory of two rows: (2 + 3 + 9) / 10, not half of it
+    losses, masks = [[2, 3], [9, 12]], [[1, 1], [1, 0]]
+    assert reduced("seq_mean_token_sum_norm", losses, masks, [0, 0]) == pytest.approx(1.4)
+
+
 def test_the_constant_is_the_generation_budget_unless_it_is_set() -> None:
     """SkyRL wants it set; in Dr. GRPO's paper and code it is the most tokens of a completion."""
     (weights,) = reduction("seq_mean_token_sum_norm", None, budget=32)([np.array([True])], [0], [0])

@@ -1,5 +1,8 @@
 """RLOO against numbers worked out by hand, and what must not change it."""
 
+from collections.abc import Sequence
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,6 +10,16 @@ from hypothesis import strategies as st
 from skyrl_kernel.config import AlgorithmConfig, GeneratorConfig
 from skyrl_kernel.errors import ConfigError
 from skyrl_kernel.protocols import Advantage
+from skyrl_kernel.records import (
+    Prompt,
+    Reward,
+    Scored,
+    Scores,
+    Segment,
+    StopReason,
+    Trajectory,
+    Turn,
+)
 from skyrl_kernel.testing.contracts import AdvantageContract
 from skyrl_rloo import advantage, leave_one_out
 
@@ -27,6 +40,25 @@ class TestRloo(AdvantageContract):
         stage = made()
         assert stage is not None
         return stage
+
+
+def judged(reward: float, token_rewards: Sequence[float]) -> Scored:
+    """A trajectory of one turn with two trained tokens."""
+    segment = Segment(
+        tokens=np.zeros(3, np.int32), num_prompt_tokens=1, loss_mask=np.array([False, True, True])
+    )
+    return Scored(
+        trajectory=Trajectory(
+            prompt=Prompt(uid="p", messages=(), env_class="any"),
+            sample=0,
+            segments=(segment,),
+            turns=(Turn(segment=0, start=1, stop=3, reward=reward, action=""),),
+            stop_reason=StopReason.STOP,
+            reward=Reward(turns=(reward,)),
+        ),
+        scores=(Scores(),),
+        token_rewards=(np.array(token_rewards, np.float32),),
+    )
 
 
 # --- worked numbers -----------------------------------------------------------------
@@ -52,6 +84,16 @@ def test_one_answer_per_prompt_is_refused() -> None:
     """SkyRL warns, and trains on zeros."""
     with pytest.raises(ConfigError, match=r"n_samples_per_prompt=1 asks for one; set it to 2"):
         made(samples=1)
+
+
+def test_what_single_tokens_earned_counts_in_the_total() -> None:
+    """A KL penalty in the reward; the first token is not trained on."""
+    stage = made()
+    assert stage is not None
+    group = [judged(2, (-9, -0.5, -0.5)), judged(0, (0, 0, 0))]
+    # totals 2 - 0.5 - 0.5 and 0: ±1
+    for (row,), expected in zip(stage([group])[0], [[0, 1, 1], [0, -1, -1]], strict=True):
+        assert row.advantages.tolist() == pytest.approx(expected, abs=1e-5)
 
 
 def test_another_name_is_not_answered() -> None:
