@@ -193,6 +193,17 @@ def test_a_step_is_credited_with_the_coefficient_that_it_began_with() -> None:
     assert moving.coefficient == pytest.approx(0.204)  # each trajectory counts: 10 / 100
 
 
+def test_the_kl_that_moves_it_is_the_mean_over_trajectories_of_their_means() -> None:
+    # 0.3 twice, and 0: 0.15, half as much again as the target; by tokens it would be 0.2
+    moving = controller(0.2, "adaptive", kl_target=0.125, horizon=100)
+    long, short = scored([-0.2, -0.2], [-0.5, -0.5], [1, 1]), scored([-1], [-1], [1])
+    with_kl(INNER, "k1", moving)([[long, short]])
+    assert moving.coefficient == pytest.approx(0.2 * (1 + 0.2 * 2 / 100))  # 0.15 / 0.125 - 1 = 0.2
+    moving = controller(0.2, "adaptive", kl_target=0.14, horizon=100)
+    with_kl(INNER, "k1", moving)([[long, short]])
+    assert moving.coefficient == pytest.approx(0.2 * (1 + (0.15 / 0.14 - 1) * 2 / 100))
+
+
 @given(st.lists(st.floats(0, 10), max_size=20))
 def test_the_coefficient_is_never_negative(kls: list[float]) -> None:
     moving = controller(0.2, "adaptive", horizon=1)

@@ -82,7 +82,7 @@ def clipped(batch: LossInputs) -> LossTerms:
     return LossTerms(terms={"policy": -torch.minimum(r * a, r.clamp(0.8, 1.2) * a)})
 
 
-@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3", "abs"])
 @pytest.mark.parametrize("temperature", [0.7, 1.0])
 def test_the_whole_objective_has_the_gradient_that_its_values_say(
     estimator: str, temperature: float
