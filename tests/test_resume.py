@@ -389,6 +389,13 @@ def test_evaluating_a_run_gives_the_numbers_that_the_run_gave_and_writes_nothing
     assert {path: path.stat().st_mtime_ns for path in lab.at().path.rglob("*")} == before
 
 
+def test_a_run_that_trained_a_critic_too_can_be_evaluated(lab):
+    assert lab.run(trainer__algorithm__advantage_estimator="gae").code == 0
+    last = lab.at().read_metrics()[-1]
+    assert "critic/explained_variance" in last
+    assert evaluated(lab.at().path)["metrics"] == evals(last)
+
+
 def test_an_evaluation_shows_each_data_source_and_all(lab):
     assert lab.run().code == 0
     outcome = skyrl("eval", lab.at().path, f"data.val_data=['{lab.rows('more', 5)}']")

@@ -72,7 +72,7 @@ def prepare(plan: Plan) -> Prepared:
     Raises:
         UsageError: A model or a data set is not what it must be; says which and why.
     """
-    models = load_models(plan, _needs(plan) | plan.stages["evaluate"].value.needs)
+    models = load_models(plan, score_needs(plan) | plan.stages["evaluate"].value.needs)
     tokenizer = make_tokenizer(plan, models["policy"])
     data = load_data(plan, tokenizer)
     if "teacher" in models:
@@ -397,7 +397,7 @@ def make_session(
         admission=admission,
         scorer=Scorer(
             trainer=trainer,
-            needs=_needs(plan),
+            needs=score_needs(plan),
             recompute_old=not same_logprobs if recompute is None else recompute,
             only_sampled=plan.stages["loss"].value.needs_sampler_logprobs,
             temperature=temperature,
@@ -455,6 +455,7 @@ def _refuse_other_batch_size(saved: Mapping[str, Any], steps: int, batch_size: i
         )
 
 
-def _needs(plan: Plan) -> frozenset[str]:
+def score_needs(plan: Plan) -> frozenset[str]:
+    """The scores that training needs."""
     advantage, loss = plan.stages["advantage"].value, plan.stages["loss"].value
     return frozenset(advantage.needs | loss.needs)

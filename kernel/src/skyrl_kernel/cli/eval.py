@@ -229,7 +229,10 @@ def _play(
             "there is nothing to evaluate on: data.val_data is empty. Give data.val_data=\"['FILE']\""
         )
     evaluator = plan.stages["evaluate"].value
-    models = assemble.load_models(plan, evaluator.needs)
+    needs = set(evaluator.needs)
+    if checkpoint is not None:  # which a trainer of other parts does not load
+        needs |= assemble.score_needs(plan) & {"values"}
+    models = assemble.load_models(plan, needs)
     model = models["policy"]
     tokenizer = assemble.make_tokenizer(plan, model)
     data = assemble.load_data(plan, tokenizer, training=False)
@@ -274,7 +277,10 @@ def _play(
             scored = [Scored(trajectory=one, scores=()) for one in trajectories]
             if trainer is not None:
                 scored = Scorer(
-                    trainer=trainer, needs=evaluator.needs, recompute_old=True, temperature=1.0
+                    trainer=trainer,
+                    needs=evaluator.needs,
+                    recompute_old=True,
+                    temperature=config.trainer.algorithm.temperature or 1.0,
                 ).score(trajectories)
             numbers = by_source(evaluator, scored, failures)
         except SkyrlError:
