@@ -126,6 +126,15 @@ def test_failures_are_counted_by_kind_those_of_dropped_groups_too() -> None:
     }
 
 
+def test_a_group_that_stands_in_for_another_was_generated_once() -> None:
+    one = group(trajectory(1.0), lost=1, index=4)
+    batch = Batch(
+        groups=(one, one), masked={}, dropped=((group(lost=2, index=5), "why"),), rounds=1
+    )
+    assert metrics.failure_metrics(batch)["failures/trajectories"] == 3
+    assert metrics.async_metrics(batch, 1, 0)["async/keep_rate"] == 0.5
+
+
 def test_trajectories_of_groups_that_were_filtered_are_counted() -> None:
     batch = Batch(
         groups=tuple(group(trajectory(1.0), trajectory(1.0), index=i) for i in range(4)),

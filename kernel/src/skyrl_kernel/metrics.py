@@ -126,9 +126,10 @@ def async_metrics(batch: Batch, version: int, max_staleness: int) -> dict[str, f
         version: Of the weights that were trained.
         max_staleness: What admission allows.
     """
+    kept = len({group.index for group in batch.groups})  # one that stands in was generated once
     out = {
         "async/num_groups_dropped": float(len(batch.dropped)),
-        "async/keep_rate": len(batch.groups) / max(len(batch.groups) + len(batch.dropped), 1),
+        "async/keep_rate": kept / max(kept + len(batch.dropped), 1),
     }
     oldest = oldest_versions([one for group in batch.groups for one in group.trajectories])
     if not oldest:

@@ -41,7 +41,7 @@ class Batch:
     """What one step trains on."""
 
     groups: tuple[Group, ...]
-    """Kept and masked groups, in order of admission."""
+    """Kept and masked groups, in order of admission; one that stands in for another is there again."""
     masked: Mapping[int, str]
     """Indexes of groups that are in the batch but train on nothing, and why."""
     dropped: tuple[tuple[Group, str], ...]
@@ -51,9 +51,10 @@ class Batch:
 
     @property
     def failures(self) -> list[Failure]:
-        """All lost trajectories, those of dropped groups too."""
+        """All lost trajectories, those of dropped groups too, each once."""
         groups = [*self.groups, *(group for group, _ in self.dropped)]
-        return [failure for group in groups for failure in group.failures]
+        once = {group.index: group for group in groups}.values()
+        return [failure for group in once for failure in group.failures]
 
 
 class Producer:
