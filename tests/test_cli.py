@@ -188,11 +188,12 @@ def test_an_error_in_a_plugin_names_plugin_hook_and_step(lab):
         modules={
             "skyrl_crash": f"""
             from {PROJECT}_kernel.hookspecs import hookimpl
+            from {PROJECT}_kernel.protocols import Evaluate
 
             @hookimpl(wrapper=True)
             def evaluate():
                 inner = yield
-                return crash
+                return Evaluate(fn=crash)
 
             def crash(trajectories):
                 raise KeyError("score")
