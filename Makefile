@@ -5,6 +5,7 @@ PYTHON ?= python3
 MEMBERS := kernel $(patsubst %/pyproject.toml,%,$(sort $(wildcard plugins/*/*/pyproject.toml)))
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+ENGINES := .venv-engines
 ARGS ?=
 
 # One thread per process: on models this small, threads only wait for each other.
@@ -13,14 +14,14 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 PARALLEL := -n auto --maxprocesses 8 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint fix docs bench bench-learning pin clean
+.PHONY: help install demo test test-all test-engines lint fix docs bench bench-learning pin clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(INSTALLED) ## Create .venv with every package, editable, and the development tools
 
-$(INSTALLED): Makefile .ci/install constraints.txt pyproject.toml $(MEMBERS:%=%/pyproject.toml)
+$(INSTALLED): Makefile .ci/install .ci/uv-settings constraints.txt pyproject.toml $(MEMBERS:%=%/pyproject.toml)
 	@.ci/install "$(PYTHON)" $(MEMBERS)
 	@touch $@
 
@@ -33,6 +34,13 @@ test: $(INSTALLED) ## Run the suite without what is marked slow
 test-all: $(INSTALLED) ## Run the whole suite; its summary goes into benchmarks/RESULTS.md
 	$(PYTEST) --junitxml=.venv/suite.xml $(PARALLEL) $(ARGS)
 	$(BIN)/python benchmarks/suite.py .venv/suite.xml
+
+test-engines: $(ENGINES)/.installed ## Run the tests of engines that need an environment of their own (vLLM)
+	OMP_NUM_THREADS=1 $(ENGINES)/bin/python -m pytest plugins/backends/vllm/tests $(ARGS)
+
+$(ENGINES)/.installed: Makefile .ci/install-engines .ci/uv-settings .ci/members.py $(MEMBERS:%=%/pyproject.toml)
+	@.ci/install-engines "$(PYTHON)"
+	@touch $@
 
 lint: $(INSTALLED) ## Check style, format and types
 	$(BIN)/ruff check .
@@ -59,5 +67,5 @@ pin: $(INSTALLED) ## Write the installed versions into constraints.txt
 	mv constraints.txt.new constraints.txt
 
 clean: ## Remove .venv and all caches; runs stay
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis dist
+	rm -rf .venv $(ENGINES) .mypy_cache .ruff_cache .pytest_cache .hypothesis dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

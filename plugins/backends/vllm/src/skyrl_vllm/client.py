@@ -1,0 +1,108 @@
+"""HTTP to one vLLM server: JSON in and out, a deadline on each call, errors that name the server."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from skyrl_kernel.errors import RunError
+
+if TYPE_CHECKING:
+    import aiohttp
+
+_SHOWN = 500
+"""Characters of an answer that an error repeats."""
+
+
+class ServerError(RunError):
+    """The vLLM server is gone, or cannot be used as it was started."""
+
+
+class Refused(Exception):
+    """The server answered, and said no.
+
+    Args:
+        status: HTTP status.
+        text: The answer.
+    """
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(status, text)
+        self.status = status
+        self.text = text
+
+    def __str__(self) -> str:
+        return f"status {self.status}: {self.text[:_SHOWN]}"
+
+
+class Client:
+    """Connections to one server, opened as they are needed, by the event loop that asks.
+
+    Args:
+        url: Where it listens.
+        connections: Most requests at a time; more wait here.
+        gone: Says why the server is gone, if it is known to be.
+    """
+
+    def __init__(
+        self, url: str, *, connections: int = 512, gone: Callable[[], str | None] | None = None
+    ) -> None:
+        self.url = url.rstrip("/")
+        self._connections = connections
+        self._gone = gone or (lambda: None)
+        self._session: aiohttp.ClientSession | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def ask(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        *,
+        timeout_s: float,
+    ) -> Any:
+        """The decoded answer; None if it is empty.
+
+        Raises:
+            Refused: The status is not 2xx.
+            ServerError: The server cannot be reached, or its process has ended.
+            TimeoutError: No whole answer within ``timeout_s``.
+        """
+        import aiohttp
+
+        try:
+            async with self._connected().request(
+                method,
+                self.url + path,
+                json=body,
+                timeout=aiohttp.ClientTimeout(total=timeout_s),
+            ) as answer:
+                text = await answer.text()
+                if answer.status >= 300:
+                    raise Refused(answer.status, text)
+                return await answer.json(content_type=None) if text else None
+        except (aiohttp.ClientError, OSError) as error:
+            if isinstance(error, TimeoutError):
+                raise TimeoutError(
+                    f"the vLLM server at {self.url} gave no answer to {path} in {timeout_s:g} s"
+                ) from error
+            why = self._gone() or f"{type(error).__name__}: {error}"
+            raise ServerError(
+                f"the vLLM server at {self.url} does not answer ({path}): {why}"
+            ) from error
+
+    async def close(self) -> None:
+        """Close the connections."""
+        session, self._session = self._session, None
+        if session is not None and self._loop is asyncio.get_running_loop():
+            await session.close()
+
+    def _connected(self) -> "aiohttp.ClientSession":
+        import aiohttp
+
+        loop = asyncio.get_running_loop()
+        if self._session is None or self._loop is not loop:
+            self._loop = loop
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=self._connections), trust_env=False
+            )
+        return self._session

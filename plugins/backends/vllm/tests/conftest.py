@@ -1,0 +1,93 @@
+"""One vLLM server at a time, started when a test needs it; without vLLM those tests say so."""
+
+import asyncio
+import importlib.util
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+
+from skyrl_transformers.testing import write_random_model
+from skyrl_vllm.client import Client
+from skyrl_vllm.server import Server
+
+HAS_VLLM = importlib.util.find_spec("vllm") is not None
+START_S = 540.0
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    skip = pytest.mark.skip(reason="vLLM is not installed here; `make test-engines` runs these")
+    for item in items:
+        is_mine = Path(__file__).parent in item.path.parents
+        if is_mine and "servers" in getattr(item, "fixturenames", ()) and not HAS_VLLM:
+            item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    """``tied`` is ``builtin:tiny``'s shape; ``untied`` has a head of its own."""
+    shape = {
+        "hidden_size": 128,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "intermediate_size": 320,
+        "max_position_embeddings": 512,
+        "initializer_range": 0.1,
+    }
+    folders = {name: tmp_path_factory.mktemp(name) for name in ("tied", "untied")}
+    for name, folder in folders.items():
+        write_random_model(folder, tie_word_embeddings=name == "tied", **shape)
+    return folders
+
+
+class Servers:
+    """Keeps one server: starting one takes most of a minute and most of a gigabyte.
+
+    Args:
+        log: Of all of them.
+    """
+
+    def __init__(self, log: Path) -> None:
+        self.log = log
+        self._key = ""
+        self._server: Server | None = None
+
+    def start(self, model: Path, variables: Mapping[str, str] | None = None) -> Server:
+        """A server of that model that is ready: the one that runs, or another in its place."""
+        key = f"{model} {variables}"
+        if self._server is not None and key == self._key and self._server.gone() is None:
+            return self._server
+        self.stop()
+        flags = ("--dtype", "float32", "--max-num-seqs", "64")
+        server = Server(model, flags, log=self.log, variables=variables)
+        self._key, self._server = key, server
+
+        async def wait() -> None:
+            client = Client(server.url)
+            try:
+                await server.wait_until_ready(client, START_S)
+            finally:
+                await client.close()
+
+        asyncio.run(wait())
+        return server
+
+    def stop(self) -> None:
+        """End it, if one runs."""
+        server, self._server = self._server, None
+        if server is not None:
+            server.close()
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    kept = Servers(tmp_path_factory.mktemp("log") / "vllm.log")
+    yield kept
+    kept.stop()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))

@@ -1,0 +1,363 @@
+"""What needs no vLLM: what is sent, what is made of an answer, what is refused before it is sent."""
+
+import asyncio
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from aiohttp import web
+
+from skyrl_kernel.config.tree import Config, GeneratorConfig, TrainerConfig
+from skyrl_kernel.errors import (
+    CapabilityError,
+    ConfigError,
+    FailureKind,
+    PluginLoadError,
+    TrajectoryError,
+    WeightSyncError,
+)
+from skyrl_kernel.protocols import Engine
+from skyrl_kernel.records import GenerateRequest, Sampling
+from skyrl_transformers.loading import distinct_tensors
+from skyrl_transformers.testing import write_random_model
+from skyrl_vllm import plugin
+from skyrl_vllm.client import ServerError
+from skyrl_vllm.engine import Deadlines, VllmEngine, completion, sampling_params
+from skyrl_vllm.server import Server
+from skyrl_vllm.staging import Staging, stored_shapes
+
+PROMPT = np.array([5, 6], dtype=np.int32)
+NOWHERE = "http://127.0.0.1:1"
+
+
+def request() -> GenerateRequest:
+    return GenerateRequest(tokens=PROMPT, sampling=Sampling(max_tokens=2), seed=0)
+
+
+def answer(**changed: Any) -> dict[str, Any]:
+    choice = {
+        "finish_reason": "length",
+        "token_ids": [7, 8, 9],
+        "logprobs": {"content": [{"token_id": t, "logprob": -t / 10} for t in (7, 8, 9)]},
+        "weight_versions": [
+            {"version": "3", "start": 0, "end": 1},
+            {"version": "4", "start": 1, "end": 3},
+        ],
+    }
+    return {"choices": [choice | changed]}
+
+
+# --- what is sent and what comes back ---------------------------------------------------------------
+
+
+def test_every_field_that_decides_what_is_sampled_is_named() -> None:
+    sampling = Sampling(max_tokens=3, top_k=-1, stop=("x",), stop_token_ids=(1,))
+    sent = sampling_params(sampling, seed=2**63 + 4)
+    assert sent["top_k"] == 0  # vLLM's word for all
+    assert sent["seed"] == 5
+    assert (sent["stop"], sent["stop_token_ids"], sent["detokenize"]) == (["x"], [1], True)
+    assert sampling_params(Sampling(), seed=0)["detokenize"] is False
+    assert sent["logprobs"] == 0  # the sampled token's alone
+
+
+def test_an_answer_becomes_a_completion_whose_tokens_carry_the_version_of_their_span() -> None:
+    one = completion(answer(), version=2)
+    assert one.tokens.tolist() == [7, 8, 9]
+    np.testing.assert_allclose(one.logprobs, [-0.7, -0.8, -0.9])
+    assert one.versions.tolist() == [3, 4, 4]
+    assert one.finish_reason == "length"
+
+
+def test_an_abort_before_the_first_token_is_an_empty_completion() -> None:
+    nothing = answer(finish_reason="abort", token_ids=[], logprobs=None, weight_versions=None)
+    one = completion(nothing, version=2)
+    assert len(one.tokens) == len(one.logprobs) == len(one.versions) == 0
+    assert one.finish_reason == "abort"
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"logprobs": None},
+        {"token_ids": [7, 8]},
+        {"token_ids": [7, 8, 10]},
+        {"finish_reason": "error"},
+        {"weight_versions": [{"version": "default", "start": 0, "end": 3}]},
+    ],
+)
+def test_another_answer_costs_its_trajectory(changed: dict[str, Any]) -> None:
+    with pytest.raises(TrajectoryError, match="vLLM server gave") as caught:
+        completion(answer(**changed), version=2)
+    assert caught.value.kind is FailureKind.INFRASTRUCTURE
+
+
+# --- new weights on their way -----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    write_random_model(folder, tie_word_embeddings=True)
+    return folder
+
+
+def test_the_names_of_a_model_directory_are_those_of_a_trainers_weights(tmp_path: Path) -> None:
+    for tied in (True, False):
+        module = write_random_model(tmp_path / str(tied), tie_word_embeddings=tied)
+        found = stored_shapes(tmp_path / str(tied))
+        assert found == {k: tuple(v.shape) for k, v in distinct_tensors(module).items()}
+    assert stored_shapes(tmp_path / "nothing") is None
+
+
+def test_what_does_not_fit_the_model_is_refused_before_the_server_hears_of_it(
+    tmp_path: Path,
+) -> None:
+    expected = {"a": (2,), "b": (1, 3)}
+    a, b = torch.zeros(2), torch.zeros(1, 3)
+
+    def staged(*weights: tuple[str, torch.Tensor]) -> Staging:
+        staging = Staging(7, expected, tmp_path)
+        staging.add(weights)
+        return staging
+
+    staged(("b", b), ("a", a)).check_complete()  # in any order
+    for weights, match in (
+        ([("c", a)], "the tensor 'c' is not in the engine's model, which has a, b"),
+        ([("a", b)], r"'a' has shape \(1, 3\), the engine's has \(2,\)"),
+        ([("a", a), ("a", a)], "'a' came twice"),
+    ):
+        with pytest.raises(WeightSyncError, match=match):
+            staged(*weights)
+    with pytest.raises(
+        WeightSyncError, match=r"version 7 was refused: 1 of its 2 tensors are .*: b"
+    ):
+        staged(("a", a)).check_complete()
+
+
+def test_staged_files_are_gone_afterwards(tmp_path: Path) -> None:
+    staging = Staging(1, None, tmp_path)
+    staging.add([("a", torch.zeros(2))])
+    assert list(tmp_path.glob("*/*.safetensors"))
+    staging.remove()
+    assert not list(tmp_path.iterdir())
+
+
+# --- a server that fails, played by one that listens for real ---------------------------------------
+
+
+def against(
+    handler: Callable[[web.Request], Awaitable[web.StreamResponse]],
+    model: Path,
+    use: Callable[[VllmEngine], Awaitable[None]],
+) -> None:
+    """Use an engine that is attached to a server which answers ``handler``."""
+
+    async def main() -> None:
+        app = web.Application()
+        app.router.add_route("*", "/{rest:.*}", handler)
+        runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        short = Deadlines(request_s=0.3, update_s=0.3, control_s=0.3)
+        engine = VllmEngine(url, model, deadlines=short)
+        try:
+            await use(engine)
+        finally:
+            await engine.close()
+            await runner.cleanup()
+
+    asyncio.run(main())
+
+
+def only(path: str, reply: Callable[[], Awaitable[web.StreamResponse]]) -> Any:
+    """All is well but ``path``."""
+
+    async def handler(asked: web.Request) -> web.StreamResponse:
+        return await reply() if asked.path == path else web.json_response({})
+
+    return handler
+
+
+async def hang() -> web.StreamResponse:
+    await asyncio.sleep(60)
+    return web.Response()
+
+
+async def refuse() -> web.StreamResponse:
+    return web.Response(status=500, text="engine dead")
+
+
+def test_a_request_that_hangs_or_is_refused_costs_its_trajectory(model: Path) -> None:
+    for reply, kind in ((hang, FailureKind.TIMEOUT), (refuse, FailureKind.INFRASTRUCTURE)):
+
+        async def use(engine: VllmEngine, kind: FailureKind = kind) -> None:
+            with pytest.raises(TrajectoryError, match="vLLM server") as caught:
+                await engine.generate([request()])
+            assert caught.value.kind is kind
+
+        against(only("/inference/v1/generate", reply), model, use)
+
+
+@pytest.mark.parametrize(
+    ("path", "state"),
+    [
+        ("/start_weight_update", "keeps the weights of version 0"),
+        ("/update_weights", "keeps the weights of version 0"),
+        ("/finish_weight_update", "has neither the old weights nor the new ones"),
+    ],
+)
+@pytest.mark.parametrize("reply", [hang, refuse])
+def test_an_update_that_hangs_or_is_refused_says_which_weights_are_there(
+    model: Path, path: str, state: str, reply: Any
+) -> None:
+    weights = {name: torch.zeros(shape) for name, shape in (stored_shapes(model) or {}).items()}
+
+    async def use(engine: VllmEngine) -> None:
+        await engine.begin_update(1)
+        await engine.apply_update(weights.items())
+        with pytest.raises(WeightSyncError, match=state):
+            await engine.finish_update(1)
+        assert engine.version == 0
+
+    against(only(path, reply), model, use)
+
+
+def test_an_abort_that_does_not_stop_is_an_error(model: Path) -> None:
+    async def use(engine: VllmEngine) -> None:
+        engine.deadlines = Deadlines(request_s=5, control_s=0.3)
+        task = asyncio.ensure_future(engine.generate([request()]))
+        await asyncio.sleep(0.1)
+        with pytest.raises(ServerError, match=r"1 requests .* still run 0.3 s after"):
+            await engine.abort()
+        task.cancel()
+
+    against(only("/inference/v1/generate", hang), model, use)
+
+
+def test_an_abort_names_requests_as_the_server_registered_them(model: Path) -> None:
+    asked: list[str] = []
+    told: list[str] = []
+    ended = asyncio.Event()
+
+    async def handler(incoming: web.Request) -> web.StreamResponse:
+        body = await incoming.json() if incoming.can_read_body else {}
+        if incoming.path == "/inference/v1/generate":
+            asked.append(body["request_id"])
+            await ended.wait()
+            stopped = answer(finish_reason="abort", token_ids=[], logprobs=None)
+            return web.json_response(stopped | {"x": 1})
+        if incoming.path == "/abort_requests":
+            told.extend(body["request_ids"])
+            ended.set()
+        return web.json_response({})
+
+    async def use(engine: VllmEngine) -> None:
+        engine.deadlines = Deadlines(request_s=5, control_s=5)
+        task = asyncio.ensure_future(engine.generate([request()]))
+        await asyncio.sleep(0.1)
+        await engine.abort()
+        assert (await task)[0].finish_reason == "abort"
+        assert told == [f"generate-tokens-{asked[0]}"]
+
+    against(handler, model, use)
+
+
+def test_a_server_that_is_not_there_or_not_made_for_it_is_named(model: Path) -> None:
+    async def use(url: str) -> None:
+        engine = VllmEngine(url, model, deadlines=Deadlines(control_s=5))
+        try:
+            with pytest.raises(ServerError, match=r"does not answer.*must name a vLLM server"):
+                await engine.generate([request()])
+        finally:
+            await engine.close()
+
+    asyncio.run(use(NOWHERE))
+
+
+def test_weights_are_not_sent_to_another_machine(model: Path) -> None:
+    async def use(engine: VllmEngine) -> None:
+        await engine.pause()  # it answers
+        engine._client.url = "http://10.0.0.1:8000"
+        with pytest.raises(CapabilityError, match="on another machine"):
+            await engine.begin_update(1)
+
+    async def well(asked: web.Request) -> web.StreamResponse:
+        return web.json_response({})
+
+    against(well, model, use)
+
+
+# --- how it is made ----------------------------------------------------------------------------------
+
+
+def settings(**engine: Any) -> Any:
+    config = Config.model_validate({"generator": {"inference_engine": engine}})
+    return {GeneratorConfig: config.generator, TrainerConfig: config.trainer}
+
+
+def test_an_address_is_attached_to_and_nothing_is_started(model: Path) -> None:
+    engine = plugin.make_engine("vllm", settings(external_server_urls=[NOWHERE]), model)
+    assert isinstance(engine, Engine)
+    assert plugin.make_engine("another", settings(), model) is None
+    with pytest.raises(ConfigError, match="names 2 servers"):
+        plugin.make_engine("vllm", settings(external_server_urls=[NOWHERE] * 2), model)
+
+
+def test_without_vllm_a_run_is_told_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("skyrl_vllm.server.DISTRIBUTIONS", ("no-such-vllm",))
+    with pytest.raises(PluginLoadError, match=r"pip install 'skyrl-vllm\[gpu\]'"):
+        Server(tmp_path, log=tmp_path / "log")
+
+
+def test_a_server_that_ends_at_once_is_an_error_with_the_end_of_its_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("skyrl_vllm.server.DISTRIBUTIONS", ("pytest",))
+    monkeypatch.setattr("skyrl_vllm.server.MODULE", "json.tool")  # knows none of vLLM's flags
+    server = Server(tmp_path, log=tmp_path / "log")
+    engine = VllmEngine(server, tmp_path)
+
+    async def use() -> None:
+        try:
+            with pytest.raises(ServerError, match=r"did not start.*with code 2.*(?s:.)*usage: "):
+                await engine.generate([request()])
+        finally:
+            await engine.close()
+
+    asyncio.run(use())
+
+
+def test_the_guard_ends_its_command_when_nobody_holds_its_input(tmp_path: Path) -> None:
+    alive = tmp_path / "alive"
+    child = f"import time\nwhile True: open({str(alive)!r}, 'w').close(); time.sleep(0.02)"
+    guard = subprocess.Popen(
+        [sys.executable, "-m", "skyrl_vllm.guard", sys.executable, "-c", child],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+    )
+    assert guard.stdin is not None
+    until = time.monotonic() + 30
+    while not alive.exists() and time.monotonic() < until:
+        time.sleep(0.02)
+    guard.stdin.close()
+    assert guard.wait(30) == 128 + 15
+    alive.unlink()
+    time.sleep(0.2)
+    assert not alive.exists()
+
+
+def test_importing_the_plugin_loads_neither_torch_nor_vllm() -> None:
+    code = "import sys, json, skyrl_vllm.plugin; print(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"torch", "vllm", "aiohttp"} & set(json.loads(done.stdout))
