@@ -83,9 +83,9 @@ def test_what_single_tokens_earned_counts_in_the_total() -> None:
     """A KL penalty in the reward; the first token is not trained on."""
     stage = advantage("maxrl")
     assert stage is not None
-    group = [judged(2, (-9, -0.5, -0.5)), judged(0, (0, 0, 0))]
-    # totals 2 - 0.5 - 0.5 and 0, mean ½: ±½ / 0.500001
-    for (row,), expected in zip(stage([group])[0], [[0, 1, 1], [0, -1, -1]], strict=True):
+    group = [judged(2, (-9, -0.5, -0.5)), judged(3, (0, 0, 0))]
+    # totals 2 - 0.5 - 0.5 and 3, mean 2: ±1 / 2.000001
+    for (row,), expected in zip(stage([group])[0], [[0, -0.5, -0.5], [0, 0.5, 0.5]], strict=True):
         assert row.advantages.tolist() == pytest.approx(expected, abs=1e-5)
 
 
