@@ -113,6 +113,30 @@ def test_presets_that_differ_are_refused_naming_both_and_the_key() -> None:
         merge_layers(presets)
 
 
+def test_all_clashes_are_told_at_once() -> None:
+    presets = [
+        ("p", {"trainer.epochs": 2, "trainer.seed": 1}),
+        ("q", {"trainer.seed": 2, "trainer.epochs": 3}),
+    ]
+    with pytest.raises(
+        ConfigError, match=r"on trainer\.epochs: 2 and 3.*\n.*on trainer\.seed: 1 and 2"
+    ):
+        merge_layers(presets)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_what_a_plugin_is_there_for_goes_before_what_another_s_preset_chooses(order: int) -> None:
+    key = "trainer.algorithm.policy_loss_type"
+    presets = [("method", {key: "plain"}), ("other", {key: "odd"}), ("loss", {key: "loss"})][
+        ::order
+    ]
+    layers = merge_layers(presets, slots={"loss": [key]})
+    assert (layers.values[key], layers.origins[key]) == ("loss", "preset loss")
+    with pytest.raises(ConfigError, match="differ on"):
+        merge_layers(presets, slots={"loss": [key], "other": [key]})
+    assert merge_layers(presets, [], [f"{key}=mine"], slots={"loss": [key]}).get(key) == "mine"
+
+
 def test_a_key_that_the_user_sets_settles_the_clash() -> None:
     presets = [("p", {"trainer.epochs": 2}), ("q", {"trainer.epochs": 3})]
     assert resolve("trainer.epochs=4", presets=presets).config.trainer.epochs == 4

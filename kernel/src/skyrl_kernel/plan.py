@@ -116,7 +116,10 @@ def make_plan(
     catalog = discover()
     named = [catalog.find(name) for name in plugins]
     layers = merge_layers(
-        [(entry.name, entry.manifest.preset) for entry in named], files, overrides
+        [(entry.name, entry.manifest.preset) for entry in named],
+        files,
+        overrides,
+        slots={entry.name: entry.manifest.slots for entry in named},
     )
     layers = _with_env(_with_loggers(layers, named), named)
     layers = settle_names(layers, partial(_is_installed, catalog))

@@ -32,8 +32,8 @@ class Layers:
     def get(self, key: str) -> Any:
         """The value of a key of the kernel's tree, its default included, as the tree's type.
 
-        Of a key of a plugin's section only what was set, None otherwise. A value that does not fit its type is returned as it is: `resolve_config`
-        refuses it.
+        Of a key of a plugin's section only what was set, None otherwise. A value that
+        does not fit its type is returned as it is: `resolve_config` refuses it.
         """
         if key in self.values:
             return _as_typed(key, self.values[key])
@@ -71,6 +71,8 @@ def merge_layers(
     presets: Sequence[tuple[str, Mapping[str, Any]]],
     files: Iterable[Path] = (),
     overrides: Iterable[str] = (),
+    *,
+    slots: Mapping[str, Sequence[str]] | None = None,
 ) -> Layers:
     """Merge all layers by precedence, each key under its name here.
 
@@ -78,10 +80,12 @@ def merge_layers(
         presets: (plugin name, flat values) of each ``--plugin``.
         files: Config files, later ones win.
         overrides: ``key=value`` words, later ones win.
+        slots: Plugin name → the keys that it is there to fill. Its preset's value of
+            such a key goes before those of presets that only choose among others.
 
     Raises:
-        ConfigError: A file or word is malformed, or two presets differ on a key
-            that neither a file nor a word sets.
+        ConfigError: A file or word is malformed, or presets differ on keys that
+            neither a file nor a word sets.
     """
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
@@ -97,20 +101,27 @@ def merge_layers(
     for path in files:
         put(read_file(path), f"file {path}")
     put(read_overrides(overrides), "command line")
-    preset_values: dict[str, tuple[str, Any]] = {}
+    wishes: dict[str, list[tuple[str, Any]]] = {}
     for name, preset in presets:
         for key, (_, value) in renamed(flatten(preset)).items():
-            if any(_replaces(new, key) for new in values):
-                continue
-            other = preset_values.setdefault(key, (name, value))
-            if other[1] != value:
-                raise ConfigError(
-                    f"the presets of '{other[0]}' and '{name}' differ on {key}: "
-                    f"{other[1]!r} and {value!r}; choose by {key}=…"
-                )
-    for key, (name, value) in preset_values.items():
-        values[key], origins[key] = value, f"preset {name}"
+            if not any(_replaces(new, key) for new in values):
+                wishes.setdefault(key, []).append((name, value))
+    clashes = []
+    for key, wished in wishes.items():
+        owners = [(name, value) for name, value in wished if key in (slots or {}).get(name, ())]
+        first, *others = owners or wished
+        clashes += [_clash(key, first, other) for other in others if other[1] != first[1]][:1]
+        values[key], origins[key] = first[1], f"preset {first[0]}"
+    if clashes:
+        raise ConfigError("\n".join(clashes))
     return Layers(values, origins)
+
+
+def _clash(key: str, one: tuple[str, Any], other: tuple[str, Any]) -> str:
+    return (
+        f"the presets of '{one[0]}' and '{other[0]}' differ on {key}: "
+        f"{one[1]!r} and {other[1]!r}; choose by {key}=…"
+    )
 
 
 def settle_names(layers: Layers, is_installed: Callable[[str, str], bool]) -> Layers:
