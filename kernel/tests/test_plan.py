@@ -208,3 +208,20 @@ def test_planning_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(tmp_path)
     plan()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_name_of_a_preset_is_no_name_for_a_slot() -> None:
+    key = "trainer.algorithm.advantage_estimator"
+    with pytest.raises(PluginSelectionError) as caught:
+        plan(f"{key}=dr_grpo")
+    assert str(caught.value) == (
+        f"{key}=dr_grpo: 'dr_grpo' is no name for this key but a preset, which sets it to grpo; "
+        f"use --plugin dr_grpo for all that it sets, or {key}=grpo for this alone"
+    )
+
+
+def test_of_names_that_others_made_nobody_says_what_they_read() -> None:
+    made = plan("trainer.algorithm.gamma=0.5", "trainer.algorithm.eps_clip_low=0.1")
+    assert made.notes == []
+    switched_off = "trainer.algorithm.entropy_loss_coef=0.5"
+    assert plan(switched_off).notes == [f"not read here: {switched_off}; --dry-run says why"]

@@ -13,7 +13,7 @@ from skyrl_kernel.admission import Admission
 from skyrl_kernel.batch import Scorer
 from skyrl_kernel.config import GeneratorConfig, SamplingConfig
 from skyrl_kernel.data import Dataset, PromptOrder, filter_long, load_prompts
-from skyrl_kernel.errors import ConfigError, DataError, ModelError, ResumeError, UsageError
+from skyrl_kernel.errors import DataError, ModelError, ResumeError, UsageError
 from skyrl_kernel.models import locate_model
 from skyrl_kernel.plan import Plan, adopters
 from skyrl_kernel.plugins import Lock, plugin_lock
@@ -109,11 +109,6 @@ def load_models(plan: Plan, needs: Collection[str]) -> dict[str, Path]:
     models: dict[str, Path] = {}
     for role in roles:
         path = paths[role]
-        if path is None and role == "teacher":
-            raise ConfigError(
-                "there is no teacher to learn from: trainer.teacher.model.path is not set; name a "
-                "model that has the policy's tokenizer"
-            )
         models[role] = (
             models["policy"]
             if path is None

@@ -6,12 +6,13 @@ each slot's hook for its callable. It allocates nothing and writes nothing, so
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from skyrl_kernel.config import (
+    Answer,
     Config,
     GeneratorConfig,
     Layers,
@@ -22,6 +23,7 @@ from skyrl_kernel.config import (
     unread_variables,
 )
 from skyrl_kernel.config.compat import shown
+from skyrl_kernel.config.rules import without_effect
 from skyrl_kernel.errors import CapabilityError, ConfigError, PluginSelectionError
 from skyrl_kernel.plugins import (
     Catalog,
@@ -153,9 +155,21 @@ def make_plan(
         for slot in STAGES
         if (name := slot_value(layers, slot.key, slot.default))
     }
+    needs = {
+        score for stage in stages.values() for score in getattr(stage.value, "needs", frozenset())
+    }
+    _refuse_missing_teacher(config, needs)
     if training:
         _refuse_several_rows(config, stages)
+        config = _with_idle(config, without_effect(layers, needs))
     return Plan(config=config, entries=tuple(entries), manager=manager, stages=stages)
+
+
+def _with_idle(config: ResolvedConfig, idle: Iterable[Answer]) -> ResolvedConfig:
+    """Settings that change nothing in this run are among those that are not read."""
+    answered = {answer.name for answer in (*config.not_read, *config.not_yet)}
+    more = [answer for answer in idle if answer.name not in answered]
+    return replace(config, not_read=(*config.not_read, *more))
 
 
 def _engine_needs(config: Config) -> dict[str, tuple[str, ...]]:
@@ -164,6 +178,8 @@ def _engine_needs(config: Config) -> dict[str, tuple[str, ...]]:
     needs: dict[str, tuple[str, ...]] = {}
     if config.trainer.max_staleness:
         needs[ASYNC_KEY] = (CONCURRENT,)
+    if not engine.run_engines_locally:
+        needs["generator.inference_engine.run_engines_locally=false"] = (SERVED,)
     if engine.external_server_urls:
         needs["generator.inference_engine.external_server_urls"] = (SERVED,)
     return needs
@@ -262,7 +278,9 @@ def _select(catalog: Catalog, layers: Layers, named: Sequence[PluginEntry]) -> l
             entries.append(entry)
 
     for slot in SLOTS:
-        add(slot_value(layers, slot.key, slot.default), slot.groups, slot.key)
+        held = slot_value(layers, slot.key, slot.default)
+        add(held, slot.groups, slot.key)
+        _refuse_preset(catalog.find(held, slot.groups), slot.key)
     for key, groups in SETS:
         for one in _names(layers, key):
             if ENVS in groups and _adopts(entries, catalog, one):
@@ -283,6 +301,16 @@ def _select(catalog: Catalog, layers: Layers, named: Sequence[PluginEntry]) -> l
             if name is not None and catalog.named(name, (ENVS, PLUGINS)):
                 add(name, (ENVS, PLUGINS), key)
     return entries
+
+
+def _refuse_preset(entry: PluginEntry, key: str) -> None:
+    """The name of a combination is not the name of the part that it chooses for a slot."""
+    if key not in entry.manifest.slots and key in entry.manifest.preset:
+        value = shown(entry.manifest.preset[key])
+        raise PluginSelectionError(
+            f"{key}={entry.name}: '{entry.name}' is no name for this key but a preset, which sets it to "
+            f"{value}; use --plugin {entry.name} for all that it sets, or {key}={value} for this alone"
+        )
 
 
 def adopters(catalog: Catalog) -> str:
@@ -317,6 +345,15 @@ def _refuse_truncated_sampling(config: ResolvedConfig, entries: Sequence[PluginE
             "trainer's log-probs would be of another distribution than the sampler's; leave "
             "top_p=1, top_k=-1, min_p=0 in training (evaluation may truncate), or use an engine "
             "that offers 'sampling_support'"
+        )
+
+
+def _refuse_missing_teacher(config: ResolvedConfig, needs: Collection[str]) -> None:
+    """Every other model is the policy unless it is named."""
+    if "teacher_logprobs" in needs and config.config.trainer.teacher.model.path is None:
+        raise ConfigError(
+            "there is no teacher to learn from: trainer.teacher.model.path is not set; name a model "
+            "that has the policy's tokenizer"
         )
 
 

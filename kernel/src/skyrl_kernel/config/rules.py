@@ -5,10 +5,11 @@ between keys that are read are validators of their sections, in `tree`.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from skyrl_kernel.config.compat import Answer, shown
+from skyrl_kernel.config.compat import Answer, Row, shown
 from skyrl_kernel.config.layers import Layers
 
 Asked = Callable[[str], Any]
@@ -47,6 +48,156 @@ def _is_on(switch: str, layers: Layers) -> bool:
     if names:
         return shown(value) in names.split("|")
     return bool(value != Layers({}, {}).asked(key))
+
+
+# --- keys that are read, but not in this run ---------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Idle:
+    """Settings that change nothing where other settings are as they are."""
+
+    keys: tuple[str, ...]
+    """Dotted keys; one that ends in a dot stands for all below it."""
+    where: tuple[str, ...] = ()
+    """``KEY=NAME|NAME``, all of which hold; names of plugins elsewhere, which may read them, do not."""
+    unless: str = ""
+    """A score: if a stage needs it, they are read."""
+    text: str
+    """What reads them."""
+
+
+_GROUPED = "grpo|rloo|maxrl|reinforce++_baseline|no_op|distillation|dpo|uniform"
+_CLIPS = "regular|gspo|gspo_sequence|rollout_is|clip_cov"
+_CLIPS_NOT = "cispo|sapo|dppo|importance_sampling|kl_cov|cross_entropy|dpo"
+_ESTIMATOR, _LOSS = f"{ALGORITHM}.advantage_estimator", f"{ALGORITHM}.policy_loss_type"
+_SAMPLING = f"{ALGORITHM}.dynamic_sampling.type"
+
+IDLE: tuple[Idle, ...] = (
+    Idle(
+        keys=(f"{ALGORITHM}.gamma",),
+        where=(f"{_ESTIMATOR}={_GROUPED}",),
+        text=f"read with {_ESTIMATOR}=gae and reinforce++",
+    ),
+    Idle(
+        keys=(f"{ALGORITHM}.lambd", f"{ALGORITHM}.value_clip"),
+        where=(f"{_ESTIMATOR}={_GROUPED}|reinforce++",),
+        text=f"read with {_ESTIMATOR}=gae",
+    ),
+    Idle(
+        keys=(f"{ALGORITHM}.grpo_norm_by_std",),
+        where=(f"{_ESTIMATOR}=gae|reinforce++|{_GROUPED.removeprefix('grpo|')}",),
+        text=f"read with {_ESTIMATOR}=grpo",
+    ),
+    Idle(
+        keys=(f"{ALGORITHM}.eps_clip_low", f"{ALGORITHM}.eps_clip_high"),
+        where=(f"{_LOSS}={_CLIPS_NOT}",),
+        text=f"read with {_LOSS}={_CLIPS.replace('|', ', ')} and dual_clip",
+    ),
+    Idle(
+        keys=(f"{ALGORITHM}.clip_ratio_c",),
+        where=(f"{_LOSS}={_CLIPS}|{_CLIPS_NOT}",),
+        text=f"read with {_LOSS}=dual_clip",
+    ),
+    Idle(
+        keys=(f"{ALGORITHM}.max_seq_len",),
+        where=(f"{ALGORITHM}.loss_reduction=token_mean|sequence_mean|prompt_mean",),
+        text=f"read with {ALGORITHM}.loss_reduction=seq_mean_token_sum_norm",
+    ),
+    Idle(
+        keys=(f"{ALGORITHM}.kl_loss_coef", f"{ALGORITHM}.kl_estimator_type"),
+        unless="ref_logprobs",
+        text=f"read with {ALGORITHM}.use_kl_loss=true or use_kl_in_reward=true",
+    ),
+    Idle(
+        keys=(f"{ALGORITHM}.kl_ctrl.",),
+        where=(f"{ALGORITHM}.use_kl_in_reward=false",),
+        text=f"read with {ALGORITHM}.use_kl_in_reward=true",
+    ),
+    Idle(
+        keys=(f"{ALGORITHM}.kl_ctrl.kl_target", f"{ALGORITHM}.kl_ctrl.horizon"),
+        where=(f"{ALGORITHM}.kl_ctrl.type=fixed",),
+        text=f"read with {ALGORITHM}.kl_ctrl.type=adaptive",
+    ),
+    Idle(
+        keys=(f"{ALGORITHM}.entropy_loss_coef",),
+        where=(f"{ALGORITHM}.use_entropy_loss=false",),
+        text=f"read with {ALGORITHM}.use_entropy_loss=true",
+    ),
+    Idle(
+        keys=(f"{ALGORITHM}.zero_variance_filter_tol",),
+        where=(f"{ALGORITHM}.zero_variance_filter=false", f"{_SAMPLING}=null|keep_all"),
+        text=f"read with {ALGORITHM}.zero_variance_filter=true, and {_SAMPLING}=filter and replace",
+    ),
+    Idle(
+        keys=(f"{ALGORITHM}.dynamic_sampling.min_replace_ratio",),
+        where=(f"{_SAMPLING}=null|keep_all|filter",),
+        text=f"read with {_SAMPLING}=replace",
+    ),
+    Idle(
+        keys=(f"{ALGORITHM}.overlong_buffer_penalty_factor",),
+        where=(f"{ALGORITHM}.overlong_buffer_len=0",),
+        text=f"read with {ALGORITHM}.overlong_buffer_len above 0, or auto",
+    ),
+    *(
+        Idle(
+            keys=(f"{CORRECTION}.{kind}_tis_ratio_clip_high",),
+            where=(f"{CORRECTION}.tis_ratio_type=null|{other}",),
+            text=f"read with {CORRECTION}.tis_ratio_type={kind}",
+        )
+        for kind, other in (("token", "sequence"), ("sequence", "token"))
+    ),
+    *(
+        Idle(
+            keys=(f"{CORRECTION}.{short}_mask_low", f"{CORRECTION}.{short}_mask_high"),
+            where=(f"{CORRECTION}.sequence_mask_metric=null|{other}",),
+            text=f"read with {CORRECTION}.sequence_mask_metric={kind}",
+        )
+        for short, kind, other in (
+            ("product", "product", "geometric"),
+            ("geo", "geometric", "product"),
+        )
+    ),
+    Idle(
+        keys=("trainer.critic.", f"{ALGORITHM}.value_head_prefix"),
+        unless="values",
+        text=f"of a critic, which no stage asks for; {_ESTIMATOR}=gae does",
+    ),
+    Idle(
+        keys=("trainer.teacher.",),
+        unless="teacher_logprobs",
+        text=f"of a teacher, which no stage asks for; {_ESTIMATOR}=distillation does",
+    ),
+    Idle(
+        keys=("trainer.ref.model.path",),
+        unless="ref_logprobs",
+        text="of a reference, which no stage asks for",
+    ),
+)
+
+
+def without_effect(layers: Layers, needs: Collection[str]) -> list[Answer]:
+    """What was set, though not by a preset, to more than its default, and changes nothing.
+
+    Args:
+        layers: What was set.
+        needs: Scores that the stages ask for.
+    """
+    found: dict[str, Answer] = {}
+    for idle in IDLE:
+        if idle.unless in needs or not all(_is_on(one, layers) for one in idle.where):
+            continue
+        for key, value in layers.values.items():
+            if key in found or not any(
+                key == one or (one.endswith(".") and key.startswith(one)) for one in idle.keys
+            ):
+                continue
+            origin = layers.origins[key]
+            if origin.startswith("preset ") or layers.asked(key) == Layers({}, {}).asked(key):
+                continue
+            row = Row(name=key, status="not read", text=idle.text)
+            found[key] = Answer(name=key, value=value, origin=origin, row=row)
+    return list(found.values())
 
 
 # --- one value ------------------------------------------------------------------------------------

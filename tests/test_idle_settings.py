@@ -1,0 +1,115 @@
+"""A setting that changes nothing is told of, and what is told is true: the plugins are watched."""
+
+from typing import Any
+
+import pytest
+from running import skyrl
+
+from skyrl_kernel.config import AlgorithmConfig
+from skyrl_kernel.config.tree import Section
+from skyrl_kernel.plan import make_plan
+from skyrl_kernel.plugins import discover
+
+ALGORITHM = "trainer.algorithm"
+OTHER_VALUES = {
+    "gamma": 0.5,
+    "lambd": 0.5,
+    "grpo_norm_by_std": False,
+    "eps_clip_low": 0.1,
+    "eps_clip_high": 0.1,
+    "clip_ratio_c": 5.0,
+}
+"""Keys that estimators and losses read, or do not."""
+HOOKS = {"advantage": f"{ALGORITHM}.advantage_estimator", "loss": f"{ALGORITHM}.policy_loss_type"}
+READ_LATER = {"clip_cov": {"eps_clip_low", "eps_clip_high"}}
+"""By the loss itself, not by the hook."""
+NAMES = [
+    (hook, entry.name)
+    for entry in discover()
+    for hook, key in HOOKS.items()
+    if key in entry.manifest.slots and entry.distribution.startswith("skyrl-")
+]
+
+
+class Watched:
+    """Settings that remember which keys of the algorithm were read."""
+
+    def __init__(self, settings: Any) -> None:
+        self._settings = settings
+        self.read: set[str] = set()
+
+    def __getitem__(self, section: type[Section]) -> Any:
+        found = self._settings[section]
+        return _Watched(found, self.read) if section is AlgorithmConfig else found
+
+
+class _Watched:
+    def __init__(self, section: Section, read: set[str]) -> None:
+        self._section, self._read = section, read
+
+    def __getattr__(self, name: str) -> Any:
+        self._read.add(name)
+        return getattr(self._section, name)
+
+
+@pytest.mark.parametrize(("hook", "name"), NAMES)
+def test_a_key_is_called_idle_where_the_plugin_does_not_read_it(hook: str, name: str) -> None:
+    words = [f"{HOOKS[hook]}={name}", "trainer.teacher.model.path=builtin:tiny"]
+    words += [f"{ALGORITHM}.{key}={value}" for key, value in OTHER_VALUES.items()]
+    plan = make_plan(["demo"], overrides=words)
+    settings = Watched(plan.config)
+    plan.manager.resolve(hook, name, name=name, settings=settings)
+    idle = {answer.name.removeprefix(f"{ALGORITHM}.") for answer in plan.config.not_read}
+    if hook == "advantage":
+        decided = {"gamma", "lambd", "grpo_norm_by_std"}
+    else:
+        decided = {"eps_clip_low", "eps_clip_high", "clip_ratio_c"}
+    assert idle & decided == decided - settings.read - READ_LATER.get(name, set())
+
+
+def test_a_run_says_which_of_its_settings_change_nothing() -> None:
+    words = ("trainer.algorithm.gamma=0.9", "trainer.algorithm.kl_ctrl.horizon=5")
+    note = make_plan(["demo"], overrides=words).notes[0]
+    assert note == f"not read here: {', '.join(words)}; --dry-run says why"
+    shown = skyrl("run", "--plugin", "demo", "--dry-run", *words).out
+    assert f"{words[0]} (command line): read with {HOOKS['advantage']}=gae and reinforce++" in shown
+
+
+@pytest.mark.parametrize(
+    ("word", "with_it"),
+    [
+        ("trainer.critic.model.path=builtin:tiny", f"{ALGORITHM}.advantage_estimator=gae"),
+        (
+            "trainer.teacher.model.path=builtin:tiny",
+            f"{ALGORITHM}.advantage_estimator=distillation",
+        ),
+        ("trainer.ref.model.path=builtin:tiny", f"{ALGORITHM}.use_kl_loss=true"),
+        (f"{ALGORITHM}.kl_loss_coef=0.5", f"{ALGORITHM}.use_kl_in_reward=true"),
+        (f"{ALGORITHM}.kl_ctrl.type=adaptive", f"{ALGORITHM}.use_kl_in_reward=true"),
+        (f"{ALGORITHM}.max_seq_len=9", f"{ALGORITHM}.loss_reduction=seq_mean_token_sum_norm"),
+        (f"{ALGORITHM}.entropy_loss_coef=0.5", f"{ALGORITHM}.use_entropy_loss=true"),
+        (f"{ALGORITHM}.zero_variance_filter_tol=0.5", f"{ALGORITHM}.zero_variance_filter=true"),
+        (f"{ALGORITHM}.zero_variance_filter_tol=0.5", f"{ALGORITHM}.dynamic_sampling.type=filter"),
+        (
+            f"{ALGORITHM}.dynamic_sampling.min_replace_ratio=0.5",
+            f"{ALGORITHM}.dynamic_sampling.type=replace",
+        ),
+        (f"{ALGORITHM}.overlong_buffer_penalty_factor=2", f"{ALGORITHM}.overlong_buffer_len=auto"),
+    ],
+)
+def test_what_a_setting_needs_makes_it_read(word: str, with_it: str) -> None:
+    key = word.partition("=")[0]
+
+    def idle(*words: str) -> bool:
+        plan = make_plan(["demo"], overrides=words)
+        return key in {answer.name for answer in plan.config.not_read}
+
+    assert idle(word)
+    assert not idle(word, with_it)
+
+
+def test_nothing_is_said_of_defaults_presets_and_what_was_asked_for() -> None:
+    assert make_plan(["demo", "ppo"]).notes == []
+    assert make_plan(["demo"], overrides=["trainer.algorithm.gamma=1.0"]).notes == []
+    words = ["trainer.algorithm.overlong_buffer_len=0"]  # the preset's factor has nothing to do
+    assert make_plan(["demo", "dapo"], overrides=words).notes == []
