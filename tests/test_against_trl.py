@@ -505,6 +505,17 @@ def test_label_smoothing_is_trls_loss_of_the_pairs_both_ways_round(
     assert_agree(mine, mixed)
 
 
+def test_ipo_of_means_is_trls(models: Models, tmp_path: Path) -> None:
+    mine, theirs = dpo_of_both(
+        models,
+        tmp_path,
+        PAIRS,
+        {"beta": 0.3, "loss_type": "ipo_mean"},
+        {"beta": 0.3, "loss_type": "ipo"},
+    )
+    assert_agree(mine, theirs)
+
+
 def test_ipo_sums_over_tokens_where_trl_averages(models: Models, tmp_path: Path) -> None:
     """The paper's log π(y|x) is a sum, and so is ours; TRL takes the mean.
 

@@ -99,6 +99,18 @@ def test_variants_by_hand(config: dict[str, object], losses: list[float]) -> Non
     assert found.tolist() == pytest.approx(losses, abs=1e-6)
 
 
+def test_ipo_of_means_does_not_depend_on_lengths() -> None:
+    # means (1.5 + 0.5) / 2 and −1: margin 2, less 1 / 0.4; −0.25 and (0 + 0.25) / 2: margin −0.375
+    config = DpoConfig(loss_type="ipo_mean", beta=0.2)
+    terms = dpo(TWO_PAIRS, config=config).terms["policy"].tolist()
+    assert terms == pytest.approx([0.25] * 3 + [2.875**2] * 3)
+    thrice = inputs([2.0] * 3 + [0.0] * 2, [1] * 3 + [-1] * 2, [0] * 5)
+    once = inputs([2.0, 0.0], [1, -1], [0, 0])
+    assert (
+        dpo(thrice, config=config).terms["policy"][0] == dpo(once, config=config).terms["policy"][0]
+    )
+
+
 def test_a_pair_with_one_side_has_no_loss_no_gradient_and_no_metric() -> None:
     case = inputs([2.0, 1.0, -1.0], [1, 1, -1], [0, 1, 1])
     out = dpo(case, config=PAPER)
@@ -110,7 +122,7 @@ def test_a_pair_with_one_side_has_no_loss_no_gradient_and_no_metric() -> None:
     assert case.logprobs.grad[1:].abs().min() > 0
 
 
-@pytest.mark.parametrize("kind", ["sigmoid", "ipo", "hinge"])
+@pytest.mark.parametrize("kind", ["sigmoid", "ipo", "ipo_mean", "hinge"])
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 def test_the_gradient_is_that_of_finite_differences(kind: str, smoothing: float) -> None:
     config = DpoConfig.model_validate(
@@ -124,7 +136,7 @@ def test_the_gradient_is_that_of_finite_differences(kind: str, smoothing: float)
     assert torch.autograd.gradcheck(term, (logprobs,))
 
 
-@pytest.mark.parametrize("kind", ["sigmoid", "ipo", "hinge"])
+@pytest.mark.parametrize("kind", ["sigmoid", "ipo", "ipo_mean", "hinge"])
 @pytest.mark.parametrize("far", [1e4, -1e4])
 def test_a_policy_far_from_the_reference_has_finite_loss_and_gradient(
     kind: str, far: float

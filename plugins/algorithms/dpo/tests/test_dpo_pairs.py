@@ -247,6 +247,10 @@ def test_held_out_pairs_are_measured_as_in_training() -> None:
         "num_pairs": 2.0,
     }
     assert preferences(pairs[-1:], config=DpoConfig()) == {}
+    # as means over tokens the margins are 1 + 1 and −2 + 1, the rest is as it was
+    by_mean = preferences(pairs, config=DpoConfig(loss_type="ipo_mean", beta=0.5))
+    assert by_mean["loss"] == pytest.approx(((2 - 1) ** 2 + (-1 - 1) ** 2) / 2)
+    assert by_mean["reward_margin"] == pytest.approx(0.5 * (3 - 1) / 2)
 
 
 def test_before_training_nothing_is_preferred() -> None:

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from skyrl_kernel.config.tree import Section
 
-LossType = Literal["sigmoid", "ipo", "hinge"]
+LossType = Literal["sigmoid", "ipo", "ipo_mean", "hinge"]
 
 
 class DpoConfig(Section):
@@ -17,4 +17,4 @@ class DpoConfig(Section):
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     """Fraction of pairs whose labels are taken to be the wrong way round; ``sigmoid`` only."""
     loss_type: LossType = "sigmoid"
-    """DPO's own, IPO's squared error, or a hinge at a reward margin of 1."""
+    """DPO's own, IPO's squared error (of sums or of means over tokens), or a hinge at a margin of 1."""

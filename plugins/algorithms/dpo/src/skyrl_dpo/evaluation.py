@@ -18,19 +18,23 @@ def preferences(scored: Sequence[Scored], *, config: DpoConfig) -> Mapping[str, 
         scored: Trajectories with the log-probs of policy and reference.
         config: ``trainer.algorithm.dpo``.
     """
-    pairs: dict[str, dict[int, float]] = {}
+    pairs: dict[str, dict[int, Scored]] = {}
     for one in scored:
-        pairs.setdefault(one.trajectory.prompt.uid, {})[one.trajectory.sample] = _log_ratio(one)
+        pairs.setdefault(one.trajectory.prompt.uid, {})[one.trajectory.sample] = one
     whole = [(pair[0], pair[1]) for pair in pairs.values() if len(pair) == 2]
     if not whole:
         return {}
-    chosen, rejected = np.array(whole).T
+    chosen, rejected = np.array([[_log_ratio(side) for side in pair] for pair in whole]).T
+    margin = chosen - rejected
+    if config.loss_type == "ipo_mean":
+        lengths = np.array([[max(_tokens(side), 1) for side in pair] for pair in whole]).T
+        margin = chosen / lengths[0] - rejected / lengths[1]
     return {
         "accuracy": float((chosen > rejected).mean()),
         "reward_margin": float(config.beta * (chosen - rejected).mean()),
         "chosen_reward": float(config.beta * chosen.mean()),
         "rejected_reward": float(config.beta * rejected.mean()),
-        "loss": _loss(chosen - rejected, config),
+        "loss": _loss(margin, config),
         "num_pairs": float(len(whole)),
     }
 
@@ -44,6 +48,10 @@ def _log_ratio(one: Scored) -> float:
         difference = scores.old_logprobs - scores.ref_logprobs
         total += float(difference[segment.loss_mask].sum(dtype=np.float64))
     return total
+
+
+def _tokens(one: Scored) -> int:
+    return sum([int(segment.loss_mask.sum()) for segment in one.trajectory.segments])
 
 
 def _loss(margin: "np.ndarray[tuple[int], np.dtype[np.float64]]", config: DpoConfig) -> float:

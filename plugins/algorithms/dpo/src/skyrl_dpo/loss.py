@@ -16,7 +16,8 @@ Differences from the paper:
    (Mitchell 2023, "cDPO"). 0, the default, is the paper.
 2. ``loss_type=ipo`` is Azar et al. 2023, arXiv:2310.12036, eq. 17, with sums over
    tokens as in that paper: (margin − 1/(2β))², margin being the rewards' difference
-   before β. ``hinge`` is max(0, 1 − the rewards' difference) (Zhao et al. 2023,
+   before β. ``ipo_mean`` takes means over tokens, so that β does not depend on
+   lengths; its authors told TRL that their results are of this form. ``hinge`` is max(0, 1 − the rewards' difference) (Zhao et al. 2023,
    SLiC-HF, arXiv:2305.10425, with the reference inside).
 
 Which side a token belongs to is the sign of its advantage, which
@@ -75,8 +76,13 @@ def dpo(inputs: "LossInputs", *, config: DpoConfig) -> "LossTerms":
     log_ratio = inputs.logprobs - inputs.ref_logprobs
     chosen, rejected = over_pairs(log_ratio, is_chosen), over_pairs(log_ratio, is_rejected)
     ones = torch.ones_like(log_ratio)
-    is_whole = (over_pairs(ones, is_chosen) > 0) & (over_pairs(ones, is_rejected) > 0)
-    loss = pair_loss(chosen - rejected, config) * is_whole
+    lengths = over_pairs(ones, is_chosen), over_pairs(ones, is_rejected)
+    is_whole = (lengths[0] > 0) & (lengths[1] > 0)
+    if config.loss_type == "ipo_mean":
+        margin = chosen / lengths[0].clamp(min=1) - rejected / lengths[1].clamp(min=1)
+    else:
+        margin = chosen - rejected
+    loss = pair_loss(margin, config) * is_whole
     logprobs = inputs.logprobs.detach()
     measured = {
         "accuracy": (chosen > rejected).to(chosen.dtype),
@@ -99,12 +105,13 @@ def pair_loss(margin: "Tensor", config: DpoConfig) -> "Tensor":
     """The loss of each pair.
 
     Args:
-        margin: [P] log-ratio of the preferred answer minus that of the other, nats.
+        margin: [P] log-ratio of the preferred answer minus that of the other, nats;
+            for ``ipo_mean`` nats per token.
         config: ``trainer.algorithm.dpo``.
     """
     from torch.nn.functional import logsigmoid, relu
 
-    if config.loss_type == "ipo":
+    if config.loss_type in ("ipo", "ipo_mean"):
         return (margin - 1 / (2 * config.beta)) ** 2
     scaled = config.beta * margin
     if config.loss_type == "hinge":
