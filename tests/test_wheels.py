@@ -46,7 +46,7 @@ def test_a_wheel_publishes_every_entry_point_and_holds_its_module(name, wheels):
     }
     assert published == declared
     for _, _, module in published:
-        path = module.replace(".", "/")
+        path = module.partition(":")[0].replace(".", "/")
         assert held & {f"{path}.py", f"{path}/__init__.py"}, f"{module} is not in {wheel.name}"
 
 

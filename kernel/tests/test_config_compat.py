@@ -263,18 +263,18 @@ def test_keys_below_a_mapping_are_answered_by_it() -> None:
     key = "generator.inference_engine.engine_init_kwargs.max_model_len"
     assert settings(resolve(f"{key}=5", allow_not_yet=False).not_read) == [f"{key}=5"]
     both = resolve(f"{key}=5", "generator.inference_engine.backend=vllm")
-    assert settings(both.not_yet) == ["generator.inference_engine.backend=vllm", f"{key}=5"]
+    assert settings(both.not_yet) == [f"{key}=5"]
     same = "trainer.policy.megatron_config.transformer_config_kwargs.recompute_method=uniform"
     assert settings(resolve(same, "trainer.strategy=megatron").not_read) == [same]
 
 
 def test_a_name_that_no_plugin_has_is_replaced_by_the_default() -> None:
-    config = resolve("generator.inference_engine.backend=vllm")
+    config = resolve("generator.inference_engine.backend=sglang")
     assert config.config.generator.inference_engine.backend == "transformers"
     origin = config.origins["generator.inference_engine.backend"]
-    assert origin == "default, since there is no 'vllm'"
-    assert "generator.inference_engine.backend=vllm (command line)" in refusal(
-        "generator.inference_engine.backend=vllm", allow_not_yet=False
+    assert origin == "default, since there is no 'sglang'"
+    assert "generator.inference_engine.backend=sglang (command line)" in refusal(
+        "generator.inference_engine.backend=sglang", allow_not_yet=False
     )
 
 

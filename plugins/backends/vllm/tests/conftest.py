@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from skyrl_transformers.testing import write_random_model
-from skyrl_vllm.client import Client
 from skyrl_vllm.server import Server
 
 HAS_VLLM = importlib.util.find_spec("vllm") is not None
@@ -64,14 +63,7 @@ class Servers:
         server = Server(model, flags, log=self.log, variables=variables)
         self._key, self._server = key, server
 
-        async def wait() -> None:
-            client = Client(server.url)
-            try:
-                await server.wait_until_ready(client, START_S)
-            finally:
-                await client.close()
-
-        asyncio.run(wait())
+        asyncio.run(server.wait_until_ready(START_S))
         return server
 
     def stop(self) -> None:

@@ -22,7 +22,7 @@ from skyrl_kernel.testing.contracts import EngineContract
 from skyrl_kernel.testing.distributions import make_distribution
 from skyrl_transformers.loading import distinct_tensors, load_causal_lm
 from skyrl_vllm.client import ServerError
-from skyrl_vllm.engine import Deadlines, VllmEngine
+from skyrl_vllm.engine import GENERATE, Deadlines, VllmEngine, completion, sampling_params
 from skyrl_vllm.server import Server
 from skyrl_vllm.staging import Staging
 
@@ -222,13 +222,61 @@ def test_an_update_in_mid_request_is_seen_in_its_versions(tied: Case) -> None:
     assert any(set(one.versions) == {0, 5} for one in completions)
 
 
-def test_of_many_requests_none_is_lost_or_doubled(tied: Case) -> None:
-    async def use(engine: VllmEngine) -> list[Completion]:
-        return await engine.generate(
-            [request(PROMPTS[seed % 2], 2, seed=seed) for seed in range(200)]
-        )
+def test_of_two_thousand_requests_none_is_lost_or_doubled(tied: Case) -> None:
+    prompts = np.random.default_rng(0).integers(0, 256, (2000, 4), dtype=np.int32)
+    with torch.no_grad():
+        expected = tied.module(input_ids=torch.from_numpy(prompts.astype(np.int64))).logits[:, -1]
 
-    assert len(tied.run(use)) == 200
+    async def use(engine: VllmEngine) -> list[Completion]:
+        return await engine.generate([request(one, 1, temperature=0.0) for one in prompts])
+
+    sampled = np.array([one.tokens.tolist() for one in tied.run(use)])
+    assert sampled.shape == (2000, 1)
+    assert (sampled[:, 0] == expected.argmax(-1).numpy()).all()
+
+
+def test_prompts_that_fill_several_steps_are_taken_whole(tied: Case) -> None:
+    """The CPU build dies of a seeded prompt that two steps share."""
+    prompts = np.random.default_rng(1).integers(0, 256, (24, 400), dtype=np.int32)
+    requests = [request(one, 4, seed=seed) for seed, one in enumerate(prompts)]
+
+    async def use(engine: VllmEngine) -> None:
+        together = await engine.generate(requests)
+        for asked, one in zip(requests[:3], together, strict=False):
+            (alone,) = await engine.generate([asked])
+            assert one.tokens.tolist() == alone.tokens.tolist()
+
+    tied.run(use)
+
+
+def test_no_prefix_that_other_weights_computed_is_used_again(tied: Case) -> None:
+    """Long enough for whole blocks of the cache; the control shows that it is in use."""
+    prompt = np.random.default_rng(0).integers(0, 256, 400, dtype=np.int32)
+
+    async def first_of(engine: VllmEngine, salt: str) -> float:
+        body = {
+            "token_ids": prompt.tolist(),
+            "sampling_params": sampling_params(Sampling(max_tokens=1, temperature=0.0), 0),
+            "cache_salt": salt,
+        }
+        found = await engine._client.ask("POST", GENERATE, body, timeout_s=60)
+        return abs(completion(found, 0).logprobs[0] - best())
+
+    def best() -> float:
+        ids = torch.from_numpy(prompt.astype(np.int64))[None]
+        with torch.no_grad():
+            return float(tied.module(input_ids=ids).logits[0, -1].log_softmax(-1).max())
+
+    async def use(engine: VllmEngine) -> None:
+        await engine.generate([request(prompt, 1)])
+        assert await first_of(engine, "always the same") <= TOLERANCE
+        tied.perturb(1)
+        await tied.push(engine, 1)
+        (after,) = await engine.generate([request(prompt, 1, temperature=0.0)])
+        assert abs(after.logprobs[0] - best()) <= TOLERANCE
+        assert await first_of(engine, "always the same") > 10 * TOLERANCE  # the control
+
+    tied.run(use)
 
 
 # --- updates that are refused ----------------------------------------------------------------------

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 _SHOWN = 500
 """Characters of an answer that an error repeats."""
+_ASKED, _ASKED_EVERY_S = 20, 0.05
+"""How often and how soon a server that does not answer is looked at."""
 
 
 class ServerError(RunError):
@@ -48,7 +50,7 @@ class Client:
     ) -> None:
         self.url = url.rstrip("/")
         self._connections = connections
-        self._gone = gone or (lambda: None)
+        self._gone = gone
         self._session: aiohttp.ClientSession | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -85,9 +87,9 @@ class Client:
                 raise TimeoutError(
                     f"the vLLM server at {self.url} gave no answer to {path} in {timeout_s:g} s"
                 ) from error
-            why = self._gone() or f"{type(error).__name__}: {error}"
+            why = f"{type(error).__name__}: {error}"
             raise ServerError(
-                f"the vLLM server at {self.url} does not answer ({path}): {why}"
+                f"the vLLM server at {self.url} does not answer ({path}): {await self.reason() or why}"
             ) from error
 
     async def close(self) -> None:
@@ -95,6 +97,15 @@ class Client:
         session, self._session = self._session, None
         if session is not None and self._loop is asyncio.get_running_loop():
             await session.close()
+
+    async def reason(self) -> str | None:
+        """Why it is gone: connections of a process that was killed end before it has."""
+        for _ in range(_ASKED if self._gone else 0):
+            assert self._gone is not None
+            if why := self._gone():
+                return why
+            await asyncio.sleep(_ASKED_EVERY_S)
+        return None
 
     def _connected(self) -> "aiohttp.ClientSession":
         import aiohttp

@@ -16,6 +16,7 @@ from skyrl_kernel.errors import (
     CapabilityError,
     FailureKind,
     RunError,
+    SkyrlError,
     TrajectoryError,
     WeightSyncError,
 )
@@ -125,12 +126,18 @@ class VllmEngine:
                 "POST", GENERATE, body, timeout_s=self.deadlines.request_s
             )
         except Refused as error:
-            raise _lost(FailureKind.INFRASTRUCTURE, f"refused a request with {error}") from error
+            raise await self._why(error) from error
         except TimeoutError as error:
             raise _lost(FailureKind.TIMEOUT, str(error)) from error
         finally:
             self._running.pop(name).set_result(None)
         return completion(answer, version)
+
+    async def _why(self, error: Refused) -> SkyrlError:
+        """A refusal costs one trajectory, unless it is the server's last word."""
+        if error.status >= 500 and (why := await self._client.reason()):
+            return ServerError(f"the vLLM server at {self._client.url} failed: {why}")
+        return _lost(FailureKind.INFRASTRUCTURE, f"refused a request with {error}")
 
     async def logprobs(self, rows: Sequence[IntArray], *, temperature: float) -> list[FloatArray]:
         """[T] log-prob in nats of each row's tokens given those before; 0 at index 0.
@@ -165,7 +172,7 @@ class VllmEngine:
                 "POST", GENERATE, body, timeout_s=self.deadlines.request_s
             )
         except Refused as error:
-            raise _lost(FailureKind.INFRASTRUCTURE, f"refused to score with {error}") from error
+            raise await self._why(error) from error
         except TimeoutError as error:
             raise _lost(FailureKind.TIMEOUT, str(error)) from error
         positions = answer["prompt_logprobs"]
@@ -325,7 +332,7 @@ class VllmEngine:
 
     async def _connect(self) -> None:
         if self._server is not None:
-            await self._server.wait_until_ready(self._client, self.deadlines.start_s)
+            await self._server.wait_until_ready(self.deadlines.start_s)
         try:
             await self._order("/update_weight_version", {"new_version": str(self.version)})
         except ServerError as error:

