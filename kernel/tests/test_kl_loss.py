@@ -124,6 +124,8 @@ def test_trajectories_count_the_same_however_long_they_are() -> None:
 
 
 def test_what_is_masked_may_be_nan() -> None:
+    """SkyRL's masks may be fractions, which scale the estimate; here a token is trained on or not,
+    and what it counts is its weight."""
     spoiled = np.where(MASKS, REFERENCE, np.nan)
     assert kl_of(rows(spoiled)) == kl_of(rows())
 

@@ -106,6 +106,15 @@ def test_a_group_of_one_keeps_its_reward_where_nothing_is_normalised() -> None:
     assert group_advantages([5.0], normalize_std=False) == [5.0]
 
 
+def test_a_trajectory_alone_has_what_its_turns_earned() -> None:
+    """SkyRL's case of one row; its returns, equal to the advantages, nobody reads, so there are none."""
+    assert credited([judged([1, 2, 3])]) == [[pytest.approx(6 / 1.000001)]]
+    stage = advantage("grpo", {AlgorithmConfig: AlgorithmConfig()})
+    assert stage is not None
+    (((entry,),),) = stage([[judged([1, 2, 3])]])
+    assert entry.returns is None
+
+
 def test_every_trained_token_of_every_segment_has_its_trajectory_s_advantage() -> None:
     two = [[False, True, False, True], [False, False, True]]
     stage = advantage("grpo", {AlgorithmConfig: AlgorithmConfig(grpo_norm_by_std=False)})
