@@ -7,6 +7,7 @@ from running import skyrl
 
 from skyrl_kernel.config import AlgorithmConfig
 from skyrl_kernel.config.tree import Section
+from skyrl_kernel.errors import ConfigError
 from skyrl_kernel.plan import make_plan
 from skyrl_kernel.plugins import discover
 
@@ -113,3 +114,14 @@ def test_nothing_is_said_of_defaults_presets_and_what_was_asked_for() -> None:
     assert make_plan(["demo"], overrides=["trainer.algorithm.gamma=1.0"]).notes == []
     words = ["trainer.algorithm.overlong_buffer_len=0"]  # the preset's factor has nothing to do
     assert make_plan(["demo", "dapo"], overrides=words).notes == []
+
+
+def test_mini_batches_of_a_critic_matter_only_where_there_is_one() -> None:
+    word = "trainer.critic_mini_batch_size=256"  # as every launch script of SkyRL has it
+    assert make_plan(["demo"], overrides=[word]).notes == [
+        f"not read here: {word}; --dry-run says why"
+    ]
+    with pytest.raises(
+        ConfigError, match=r"256 is not trainer\.policy_mini_batch_size=16; policy and"
+    ):
+        make_plan(["demo", "ppo"], overrides=[word])

@@ -161,6 +161,7 @@ def make_plan(
     _refuse_missing_teacher(config, needs)
     if training:
         _refuse_several_rows(config, stages)
+        _refuse_critic_batches(config, needs)
         config = _with_idle(config, without_effect(layers, needs))
     return Plan(config=config, entries=tuple(entries), manager=manager, stages=stages)
 
@@ -354,6 +355,18 @@ def _refuse_missing_teacher(config: ResolvedConfig, needs: Collection[str]) -> N
         raise ConfigError(
             "there is no teacher to learn from: trainer.teacher.model.path is not set; name a model "
             "that has the policy's tokenizer"
+        )
+
+
+def _refuse_critic_batches(config: ResolvedConfig, needs: Collection[str]) -> None:
+    """Policy and critic step on the same mini-batches; without a critic the key means nothing."""
+    trainer = config.config.trainer
+    own, policy = trainer.critic_mini_batch_size, trainer.policy_mini_batch_size
+    if "values" in needs and own not in (None, policy):
+        raise ConfigError(
+            f"trainer.critic_mini_batch_size={own} is not trainer.policy_mini_batch_size={policy}; policy "
+            "and critic step on the same mini-batches, so set both to the same number or leave the "
+            "critic's out"
         )
 
 

@@ -159,7 +159,11 @@ IDLE: tuple[Idle, ...] = (
         )
     ),
     Idle(
-        keys=("trainer.critic.", f"{ALGORITHM}.value_head_prefix"),
+        keys=(
+            "trainer.critic.",
+            "trainer.critic_mini_batch_size",
+            f"{ALGORITHM}.value_head_prefix",
+        ),
         unless="values",
         text=f"of a critic, which no stage asks for; {_ESTIMATOR}=gae does",
     ),

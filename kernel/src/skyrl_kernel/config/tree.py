@@ -354,12 +354,6 @@ class TrainerConfig(Section):
                 f"trainer.policy_mini_batch_size={self.policy_mini_batch_size}; "
                 "set one so that it divides the other"
             )
-        if self.critic_mini_batch_size not in (None, self.policy_mini_batch_size):
-            raise ValueError(
-                f"trainer.critic_mini_batch_size={self.critic_mini_batch_size} is not "
-                f"trainer.policy_mini_batch_size={self.policy_mini_batch_size}; policy and critic step "
-                "on the same mini-batches, so set both to the same number or leave the critic's out"
-            )
         if self.max_ckpts_to_keep == 0 or self.max_ckpts_to_keep < -1:
             raise ValueError(
                 f"trainer.max_ckpts_to_keep={self.max_ckpts_to_keep} keeps no checkpoint to resume "
