@@ -119,6 +119,23 @@ def test_metrics_are_reduced_over_all_tokens_as_they_declare() -> None:
     assert result["policy_entropy"] == 1.0
 
 
+def test_a_spread_is_pooled_over_all_micro_batches() -> None:
+    """SkyRL's case, of four micro-batches: the population's deviation, from all 16 numbers."""
+    sums = MetricSums()
+    for values in (
+        [0.1, 0.3, 0.5, 0.2],
+        [1, 0.8, 0.6, 0.4],
+        [0.2, 0.2, 0.9, 0.7],
+        [0.3, 0.5, 0.1, 0.6],
+    ):
+        inputs, weights = packed([sample(0, [0, 1, 1, 1, 1])])
+        tensor = torch.tensor(values)
+        metrics = {kind: TokenMetric(values=tensor, reduction=kind) for kind in ("mean", "std")}
+        sums.add(inputs, LossTerms(terms={}, metrics=metrics), weights)
+    assert sums.result()["mean"] == pytest.approx(0.4625)
+    assert sums.result()["std"] == pytest.approx(0.275851, abs=1e-6)
+
+
 def test_metrics_without_tokens_are_left_out() -> None:
     sums = MetricSums()
     inputs, weights = packed([])
