@@ -54,6 +54,13 @@ def answer(**changed: Any) -> dict[str, Any]:
     return {"choices": [choice | changed]}
 
 
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    write_random_model(folder, tie_word_embeddings=True)
+    return folder
+
+
 # --- what is sent and what comes back ---------------------------------------------------------------
 
 
@@ -98,14 +105,14 @@ def test_another_answer_costs_its_trajectory(changed: dict[str, Any]) -> None:
     assert caught.value.kind is FailureKind.INFRASTRUCTURE
 
 
+def test_a_long_row_is_not_scored_at_another_temperature(model: Path) -> None:
+    row = np.zeros(2**17, dtype=np.int32)
+    engine = VllmEngine(NOWHERE, model)
+    with pytest.raises(ValueError, match="131072 tokens was to be scored"):
+        asyncio.run(engine.logprobs([row], temperature=0.5))
+
+
 # --- new weights on their way -----------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    write_random_model(folder, tie_word_embeddings=True)
-    return folder
 
 
 def test_the_names_of_a_model_directory_are_those_of_a_trainers_weights(tmp_path: Path) -> None:

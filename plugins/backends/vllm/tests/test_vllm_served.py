@@ -1,6 +1,7 @@
 """On a real server: the contract of engines, and log-probs that are Hugging Face's on the same weights."""
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -429,4 +430,11 @@ def test_the_demo_trains_with_an_engine_in_its_own_process(
     )
     assert done.returncode == 0, done.stdout + done.stderr
     lines = (tmp_path / "demo" / "metrics.jsonl").read_text().splitlines()
-    assert len(lines) == 3
+    steps = [json.loads(line) for line in lines]
+    assert [step["step"] for step in steps] == [1, 2, 3]
+    for step in steps:
+        assert step["failures/trajectories"] == 0
+        assert step["async/staleness_violation_count"] == 0
+        if not ahead:  # the sampler's log-probs are the trainer's, after each sync
+            assert step["policy/rollout_train_logprobs_abs_diff_max"] <= TOLERANCE
+    assert (max(step["async/staleness_max"] for step in steps) > 0) == bool(ahead)

@@ -34,7 +34,7 @@ _REGISTERED = "generate-tokens-"
 _ABORT_EVERY_S = 0.1
 """Between two orders to abort: one that comes before its request is not remembered by the server."""
 _MAX_SCORES = 2**24
-"""Log-probs in one answer; those of a temperature other than 1 need the whole vocabulary's."""
+"""Log-probs in one answer; a temperature other than 1 needs those of the whole vocabulary."""
 _SEEDS = 2**63 - 1
 
 
@@ -149,8 +149,20 @@ class VllmEngine:
             ValueError: Too many log-probs would have to be sent.
             TrajectoryError: The server refused a row, or gave no answer in time.
         """
+        if temperature not in (0, 1):
+            self._refuse_long(max(map(len, rows), default=0))
         await self._connected()
         return await _together([self._score(row, temperature) for row in rows])
+
+    def _refuse_long(self, tokens: int) -> None:
+        vocabulary = max(
+            (shape[0] for shape in (self._expected or {}).values() if shape), default=0
+        )
+        if tokens * vocabulary > _MAX_SCORES:
+            raise ValueError(
+                f"a row of {tokens} tokens was to be scored at another temperature than 1, for which "
+                f"{tokens * vocabulary} log-probs would be sent; at most {_MAX_SCORES} are"
+            )
 
     async def _score(self, row: IntArray, temperature: float) -> FloatArray:
         scores = np.zeros(len(row), dtype=np.float32)
@@ -422,8 +434,6 @@ def _at_temperature(
     """The token's log-prob at a temperature, of those at temperature 1; 0 takes 1."""
     if temperature in (0, 1):
         return position[token]["logprob"]
-    if len(position) > _MAX_SCORES:
-        raise ValueError("too many log-probs")
     all_of_them = np.array([one["logprob"] for one in position.values()]) / temperature
     top = all_of_them.max()
     return float(
