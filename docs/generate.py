@@ -121,8 +121,8 @@ value but false, 0 and null.
 """
 
 PRESETS_TEXT = """\
-What `--plugin NAME` sets, unless a file or the command line sets it otherwise. Two presets that
-differ on a key are refused, naming both.
+What `--plugin NAME` sets, unless a file or the command line sets it otherwise. Of presets that differ
+on a slot, that of the plugin which fills it wins; others that differ are refused, naming both.
 """
 
 
@@ -418,7 +418,7 @@ Each is a package of its own, and its page says the formula, the settings, the m
 run gave. `--plugin NAME` applies its preset; a key of the tables below takes its name without. They
 combine freely: `skyrl run --plugin demo --plugin rloo --plugin cispo`. How they compare on the
 built-in model: [results](results.md). How to write one: the hooks
-[`advantage`](../hooks.md#advantage) and [`loss`](../hooks.md#loss).
+[`advantage`](../hooks.md#advantagename-settings) and [`loss`](../hooks.md#lossname-settings).
 """
 
 ALGORITHM_SLOTS = (
