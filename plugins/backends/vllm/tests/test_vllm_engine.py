@@ -156,6 +156,18 @@ def test_staged_files_are_gone_afterwards(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_files_of_a_run_that_was_killed_are_removed_and_those_of_others_stay(
+    tmp_path: Path,
+) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for name in (f"skyrl-weights-{ended.pid}-x", "skyrl-weights-1-x", "skyrl-weights-mine-x"):
+        (tmp_path / name).mkdir()
+    Staging(1, None, tmp_path).remove()
+    left = {folder.name for folder in tmp_path.iterdir()}
+    assert left == {"skyrl-weights-1-x", "skyrl-weights-mine-x"}
+
+
 # --- a server that fails, played by one that listens for real ---------------------------------------
 
 

@@ -1,6 +1,7 @@
 """New weights on their way: files that the server can read, checked before it is told of them."""
 
 import json
+import os
 import shutil
 import struct
 import tempfile
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     import torch
 
 SHARED_MEMORY = Path("/dev/shm")
+_PREFIX = "skyrl-weights-"
+"""Begins the names of folders; the process id of the run and a random part follow."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -50,8 +53,9 @@ class Staging:
         self.files: list[StagedFile] = []
         self._expected = expected
         self._names: set[str] = set()
-        root = folder or (SHARED_MEMORY if SHARED_MEMORY.is_dir() else None)
-        self._folder = Path(tempfile.mkdtemp(prefix="skyrl-weights-", dir=root))
+        root = folder or (SHARED_MEMORY if SHARED_MEMORY.is_dir() else Path(tempfile.gettempdir()))
+        _remove_leftovers(root)
+        self._folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=root))
 
     @property
     def count(self) -> int:
@@ -114,6 +118,24 @@ class Staging:
             f"the update to policy version {self.version} was refused: {found}. The engine keeps "
             "its old weights; send every tensor once, as the trainer's weights() names them"
         )
+
+
+def _remove_leftovers(root: Path) -> None:
+    """Delete what runs that were killed in the middle of an update have left: a model each."""
+    for folder in root.glob(f"{_PREFIX}*-*"):
+        number = folder.name.removeprefix(_PREFIX).partition("-")[0]
+        if number.isdecimal() and not _is_alive(int(number)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is somebody else's
+        return True
+    return True
 
 
 def _crc32(path: Path) -> tuple[int, int]:
