@@ -142,7 +142,7 @@ def test_two_presets_that_clash_name_both_and_the_key_to_choose_by(lab):
         ({"trainer__run_name": "../elsewhere"}, "trainer.run_name='../elsewhere' names no folder in trainer.ckpt_path"),
         ({"generator__sampling_params__temperature": 0}, "samples the same completion every time, which trains nothing"),
         ({"generator__sampling_params__top_p": 0.9}, "top_p truncates what is sampled in training"),
-        ({"trainer__fully_async__enabled": True}, "generation does not run ahead of training. SkyRL has it, this project not yet: docs/roadmap.md"),
+        ({"trainer__fully_async__enabled": True}, "trainer.fully_async.enabled needs 'concurrent_generation', which no selected plugin offers."),
         ({"trainer__fsdp__device": "cuda:99"}, "trainer.fsdp.device='cuda:99' (command line): input should be"),
         ({"trainer__resume_mode": "from_path"}, "trainer.resume_path and trainer.resume_mode=from_path come together"),
     ],
