@@ -52,7 +52,7 @@ def refused(lab, *plugins, **changes):
 def test_an_unknown_plugin_is_answered_with_the_nearest_name_and_how_to_install(lab):
     complaint = refused(lab, "--plugin", "grop")
     assert complaint.startswith("no plugin named 'grop' is installed. Did you mean 'grpo'?")
-    assert "Installed: accuracy, agent," in complaint
+    assert "Installed: accuracy, advantage_batch_normalize, agent," in complaint
     assert "pip install skyrl-grop. 'skyrl plugins list' shows" in complaint
     assert len(complaint.splitlines()) == 1
 
@@ -256,7 +256,7 @@ def test_prompts_that_are_too_long_are_dropped_counted_and_reported(lab):
 
 def test_if_all_prompts_are_too_long_the_shortest_is_told(lab):
     complaint = refused(lab, trainer__max_prompt_length=3)
-    assert complaint.startswith("all 8 prompts of ")
+    assert complaint.startswith("data.train_data: all 8 prompts of ")
     # "Digits please 0" and the line's end are 16 tokens of one character
     assert complaint.endswith("the shortest has 16: raise trainer.max_prompt_length")
 
