@@ -131,7 +131,9 @@ def test_what_a_plugin_is_there_for_goes_before_what_another_s_preset_chooses(or
         ::order
     ]
     layers = merge_layers(presets, slots={"loss": [key]})
-    assert (layers.values[key], layers.origins[key]) == ("loss", "preset loss")
+    assert layers.values[key] == "loss"
+    lost = ["plain of method", "odd of other"][::order]
+    assert layers.origins[key] == f"preset loss, before {', '.join(lost)}"
     with pytest.raises(ConfigError, match="differ on"):
         merge_layers(presets, slots={"loss": [key], "other": [key]})
     assert merge_layers(presets, [], [f"{key}=mine"], slots={"loss": [key]}).get(key) == "mine"

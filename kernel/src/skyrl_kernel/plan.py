@@ -23,6 +23,7 @@ from skyrl_kernel.config import (
     unread_variables,
 )
 from skyrl_kernel.config.compat import shown
+from skyrl_kernel.config.layers import BEFORE
 from skyrl_kernel.config.rules import without_effect
 from skyrl_kernel.errors import CapabilityError, ConfigError, PluginSelectionError
 from skyrl_kernel.plugins import (
@@ -80,10 +81,20 @@ class Plan:
 
     @property
     def notes(self) -> list[str]:
-        """What was set and is not read, for the user of a run."""
+        """What was set or asked for and has no effect, for the user of a run."""
         names = [one.setting for one in self.config.not_read]
         names += [one.name for one in unread_variables() if one.name.startswith("SKYRL_")]
-        return [f"not read here: {', '.join(names)}; --dry-run says why"] if names else []
+        unread = [f"not read here: {', '.join(names)}; --dry-run says why"] if names else []
+        return [*unread, *self.overruled]
+
+    @property
+    def overruled(self) -> list[str]:
+        """What a preset chose in vain, since another plugin was named for the same slot."""
+        return [
+            f"{key} is that of {origin}, which has no effect there"
+            for key, origin in self.config.origins.items()
+            if BEFORE in origin
+        ]
 
     def selected(self, name: str, group: str) -> bool:
         """True if a plugin of that name and group is selected."""

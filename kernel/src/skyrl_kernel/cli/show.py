@@ -52,9 +52,10 @@ def _answers(plan: Plan) -> Iterator[str]:
     )
     yield from _section("not read", plan.config.not_read)
     yield from _section("environment variables not read", unread_variables())
+    yield from _section("overruled", plan.overruled)
 
 
-def _section(title: str, answers: Iterable[Answer]) -> Iterator[str]:
+def _section(title: str, answers: Iterable[Answer | str]) -> Iterator[str]:
     lines = [f"  {answer}" for answer in answers]
     if lines:
         yield from [title, *lines]

@@ -67,6 +67,10 @@ class Layers:
         )
 
 
+BEFORE = ", before "
+"""In an origin: whose preset wanted something else."""
+
+
 def merge_layers(
     presets: Sequence[tuple[str, Mapping[str, Any]]],
     files: Iterable[Path] = (),
@@ -112,6 +116,9 @@ def merge_layers(
         first, *others = owners or wished
         clashes += [_clash(key, first, other) for other in others if other[1] != first[1]][:1]
         values[key], origins[key] = first[1], f"preset {first[0]}"
+        lost = [f"{value} of {name}" for name, value in wished if value != first[1]]
+        if lost:
+            origins[key] += f"{BEFORE}{', '.join(lost)}"
     if clashes:
         raise ConfigError("\n".join(clashes))
     return Layers(values, origins)
