@@ -7,6 +7,7 @@ Only packages of this repository appear, whatever else is installed.
 """
 
 import json
+import re
 import sys
 import tomllib
 import types
@@ -59,6 +60,7 @@ def pages() -> dict[str, str]:
         "cli.md": cli_page(catalog),
         "../roadmap.md": roadmap_page(),
         "algorithms/README.md": algorithms_page(catalog),
+        **{f"algorithms/{page.name}": with_results(page.read_text()) for page in measured_pages()},
     }
 
 
@@ -465,6 +467,33 @@ def page_link(name: str) -> str:
         if page.name not in ("README.md", "results.md") and f"`{name}`" in introduction:
             return f"[`{name}`]({page.name})"
     return f"`{name}`"
+
+
+MEASURED = re.compile(r"(<!-- result: (\S+) -->\n).*?(<!-- end -->)", re.S)
+"""Where a page has what the benchmark's row of that name gave."""
+
+
+def measured_pages() -> list[Path]:
+    """The pages with a place for a result."""
+    return [page for page in sorted(ALGORITHMS.glob("*.md")) if MEASURED.search(page.read_text())]
+
+
+def with_results(page: str) -> str:
+    """The page, its results those of benchmarks/algorithms.json."""
+    rows = json.loads((ROOT / "benchmarks" / "algorithms.json").read_text())["rows"]
+    return MEASURED.sub(lambda found: f"{found[1]}{result(rows[found[2]])}\n{found[3]}", page)
+
+
+def result(row: dict[str, Any]) -> str:
+    """One sentence about five seeds."""
+    seeds = row["seeds"].values()
+    gains = [one["final"] - one["start"] for one in seeds]
+    start, final = (sum(one[key] for one in seeds) / len(seeds) for key in ("start", "final"))
+    return (
+        f"`skyrl run {row['typed']}`, {len(seeds)} seeds: held-out exact match {start:.3f} → "
+        f"{final:.3f} on average, a gain of {min(gains):.3f} at least and {max(gains):.3f} at most "
+        "([all seeds and curves](results.md))."
+    )
 
 
 # --- cli.md -----------------------------------------------------------------------------
