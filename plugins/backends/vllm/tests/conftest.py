@@ -59,7 +59,8 @@ class Servers:
         if self._server is not None and key == self._key and self._server.gone() is None:
             return self._server
         self.stop()
-        flags = ("--dtype", "float32", "--max-num-seqs", "64")
+        # Eager: compiling takes longer than all tests; the runs of the demo compile.
+        flags = ("--dtype", "float32", "--max-num-seqs", "64", "--enforce-eager")
         server = Server(model, flags, log=self.log, variables=variables)
         self._key, self._server = key, server
 

@@ -229,6 +229,7 @@ def test_a_request_that_hangs_or_is_refused_costs_its_trajectory(model: Path) ->
 @pytest.mark.parametrize(
     ("path", "state"),
     [
+        ("/pause", "policy version 1 was lost: the vLLM server at"),
         ("/start_weight_update", "keeps the weights of version 0"),
         ("/update_weights", "keeps the weights of version 0"),
         ("/finish_weight_update", "has neither the old weights nor the new ones"),

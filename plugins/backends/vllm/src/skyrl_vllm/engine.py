@@ -299,12 +299,12 @@ class VllmEngine:
         """Nothing computes between the first changed weight and the new version."""
         if self._broken:
             raise WeightSyncError(self._broken)
-        pauses = not self._is_paused
-        if pauses:
-            await self._order("/pause?mode=keep")
+        resumes = pauses = not self._is_paused
         files = [file.told() for file in staging.files]
         state = f"keeps the weights of version {self.version}"
         try:
+            if pauses:
+                await self._order("/pause?mode=keep")
             await self._update("/start_weight_update")
             await self._update(
                 "/update_weights", {"update_info": {"files": files, "count": staging.count}}
@@ -320,9 +320,10 @@ class VllmEngine:
                 self._broken = message
             raise WeightSyncError(message) from error
         except ServerError as error:
+            resumes = False
             raise WeightSyncError(f"policy version {staging.version} was lost: {error}") from error
         finally:
-            if pauses and not self._broken:
+            if resumes and not self._broken:
                 await self._order("/resume")
 
     async def _update(self, path: str, body: Mapping[str, Any] | None = None) -> None:

@@ -17,6 +17,8 @@ import time
 
 PATIENCE_S = 10.0
 """Between asking the server to end and ending it."""
+GRACE_S = 5.0
+"""For its engine processes, after the server has ended."""
 GROUP_LINE = "skyrl_vllm.guard: started process group "
 """Begins the first line of the output; the number follows."""
 _PR_SET_PDEATHSIG = 1
@@ -30,7 +32,11 @@ def main(command: list[str]) -> int:
     print(f"{GROUP_LINE}{child.pid}", flush=True)
     threading.Thread(target=_watch, args=(child,), daemon=True).start()
     code = child.wait()
-    end_group(child.pid)  # engine processes that a killed server left behind
+    # Engine processes give back their shared memory now; those that a killed server left do not end.
+    deadline = time.monotonic() + GRACE_S
+    while _is_there(child.pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    end_group(child.pid)
     return code if code >= 0 else 128 - code
 
 
@@ -40,11 +46,19 @@ def end_group(group: int) -> None:
         os.killpg(group, signal.SIGKILL)
 
 
+def _is_there(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 def _watch(child: "subprocess.Popen[bytes]") -> None:
     while os.read(sys.stdin.fileno(), 65536):
         pass
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(child.pid, signal.SIGTERM)
+        os.kill(child.pid, signal.SIGTERM)  # it ends its engine processes itself, in good order
     deadline = time.monotonic() + PATIENCE_S
     while child.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
