@@ -74,7 +74,7 @@ def metrics_of(name: str) -> Iterator[str]:
     from skyrl_kernel.torch import LossInputs
 
     words = [f"trainer.algorithm.policy_loss_type={name}", "trainer.algorithm.use_kl_loss=false"]
-    plan = make_plan(["demo"], overrides=words)
+    plan = make_plan(["dpo" if name == "dpo" else "demo"], overrides=words)
     loss = plan.stages["loss"].value
     count = torch.arange(4)
     half = torch.full((4,), -0.5)

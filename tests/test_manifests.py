@@ -18,6 +18,10 @@ CHEAP = {"make_runtime", "make_reduction"} | {slot.hook for slot in STAGES}
 each = pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.qualified)
 
 
+TEACHER = "trainer.teacher.model.path=teacher"
+"""What distillation has to be told; nobody looks for it before a run begins."""
+
+
 @each
 def test_the_names_in_the_table_and_the_entry_points_are_usable(entry: PluginEntry) -> None:
     assert entry.problems == ()
@@ -33,7 +37,7 @@ def test_the_config_sections_are_those_of_the_module(entry: PluginEntry) -> None
 
 @each
 def test_the_slots_are_those_that_the_module_answers(entry: PluginEntry) -> None:
-    plan = make_plan([entry.qualified])  # with its config sections
+    plan = make_plan([entry.qualified], overrides=[TEACHER])  # with its config sections
     module = importlib.import_module(entry.value)
     hooks = {
         hook: (function, options)
@@ -55,5 +59,5 @@ def test_the_slots_are_those_that_the_module_answers(entry: PluginEntry) -> None
 @each
 def test_a_run_can_be_planned_with_it(entry: PluginEntry) -> None:
     """So the keys and values of its preset exist, and what it needs is installed."""
-    plan = make_plan([entry.qualified])
+    plan = make_plan([entry.qualified], overrides=[TEACHER])
     assert entry in plan.entries

@@ -173,6 +173,11 @@ def test_a_row_without_a_pair_is_found_before_the_run(tmp_path: Path) -> None:
         load(tmp_path, good, {"prompt": USER, "response": "42"})
 
 
+def test_the_loss_is_refused_where_an_engine_samples() -> None:
+    with pytest.raises(ConfigError, match=r"generator\.rollout=agent makes none; use --plugin dpo"):
+        make_plan(["demo"], [], ["trainer.algorithm.policy_loss_type=dpo"])
+
+
 @pytest.mark.parametrize("key", ["n_samples_per_prompt", "eval_n_samples_per_prompt"])
 def test_another_number_of_samples_than_two_is_refused(key: str) -> None:
     with pytest.raises(ConfigError, match=rf"generator\.{key}=3.*set generator\.{key}=2"):

@@ -70,8 +70,20 @@ def advantage(name: str) -> Advantage | None:
 
 @hookimpl
 def loss(name: str, settings: Settings) -> Loss | None:
-    """The loss of ``trainer.algorithm.policy_loss_type=dpo``."""
-    return make_loss(settings[DpoConfig]) if name == NAME else None
+    """The loss of ``trainer.algorithm.policy_loss_type=dpo``.
+
+    Raises:
+        ConfigError: The rows are no pairs: what an engine samples has no better side.
+    """
+    if name != NAME:
+        return None
+    rollout = settings[GeneratorConfig].rollout
+    if rollout != NAME:
+        raise ConfigError(
+            f"trainer.algorithm.policy_loss_type=dpo compares the two answers of a pair, and "
+            f"generator.rollout={rollout} makes none; use --plugin dpo, which sets both"
+        )
+    return make_loss(settings[DpoConfig])
 
 
 @hookimpl
