@@ -105,8 +105,9 @@ def _introduction(rows: Numbers, limits: Limits) -> str:
 **{passed} of {len(promised)} pass**: on every seed, the exact match of the greedy answer on \
 {problems} held-out problems gains at least {limits.gain:g} over the start. The seed is the model's \
 as well as the run's. All have the demo's prompts, samples per prompt and steps; the seeds, the \
-model and the demo's setting were chosen for GRPO before the others were there, so this says that \
-each learns, not which is best. The standard error of one number is at most \
+model and the demo's setting were chosen for GRPO before the others were there (PPO's critic alone \
+has a learning rate that was looked for in such runs), so this says that each learns, not which is \
+best. The standard error of one number is at most \
 {0.5 / problems**0.5:.3f}."""
 
 
@@ -204,7 +205,7 @@ def _turns_text(limits: Limits) -> str:
 `builtin:tiny-retry@SEED` may answer again when the env says that its first answer is wrong. The \
 **rescue rate** is the fraction of those wrong at first that are right in the end; here it must \
 also rise by at least {limits.rescue_rise:g} on every seed. *first* is the exact match of the first \
-answer alone."""
+answer alone. How the model is taught was chosen of two ways by what GRPO made of them on seed 0."""
 
 
 def _turns_table(rows: Numbers, limits: Limits) -> str:
