@@ -239,6 +239,8 @@ def _validate(
                 problems[message if names_it else f"{subject}{message}"] = []
                 continue
             wanted = problems.setdefault(subject, [])
+            if one["type"] == "list_type" and isinstance(one["input"], str):
+                message += f"""; write {key}="['{one["input"]}']\""""
             wanted.append(f"{message[0].lower()}{message[1:]}")
         lines = [head + " or ".join(dict.fromkeys(tail)) for head, tail in problems.items()]
         raise ConfigError("\n".join(lines)) from error

@@ -127,7 +127,10 @@ class AdvantageContract:
         @given(st.floats(-10, 10), st.integers(2, 8))
         def check(reward: float, size: int) -> None:
             for rows in self._credit([_group([[reward]] * size), _group([[0.0], [1.0]])])[0]:
-                assert not any(entry.advantages.any() for entry in rows)
+                assert not any(entry.advantages.any() for entry in rows), (
+                    "equal_rewards_give_nothing is promised: a group of equal rewards is credited with "
+                    "0; set it to False if the baseline is not the group's own"
+                )
 
         check()
 
