@@ -112,7 +112,7 @@ def _read_hub(source: str) -> list[Row]:
             "Face hub"
         )
     try:
-        import datasets  # type: ignore[import-not-found,unused-ignore]
+        import datasets
     except ImportError as error:
         raise DataError(
             f"data '{source}': no such file, and no selected plugin offers it. If it is a name on "
