@@ -57,7 +57,7 @@ class _Watched:
 def test_a_key_is_called_idle_where_the_plugin_does_not_read_it(hook: str, name: str) -> None:
     words = [f"{HOOKS[hook]}={name}", "trainer.teacher.model.path=builtin:tiny"]
     words += [f"{ALGORITHM}.{key}={value}" for key, value in OTHER_VALUES.items()]
-    plan = make_plan(["demo"], overrides=words)
+    plan = make_plan(["dpo" if name == "dpo" else "demo"], overrides=words)
     settings = Watched(plan.config)
     plan.manager.resolve(hook, name, name=name, settings=settings)
     idle = {answer.name.removeprefix(f"{ALGORITHM}.") for answer in plan.config.not_read}

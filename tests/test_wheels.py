@@ -67,7 +67,7 @@ def test_wheels_list_check_and_plan_a_run_outside_the_workspace(
     listed = json.loads(user.run("skyrl", "plugins", "list", "--json", cwd=tmp_path).stdout)
     expected = {
         point
-        for name in ("skyrl-kernel", *RUN_SET)
+        for name in ("skyrl-kernel", *RUN_SET, "skyrl-reductions")  # which skyrl-grpo needs
         for points in project(PACKAGES[name])["entry-points"].values()
         for point in points
     }

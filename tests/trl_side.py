@@ -250,7 +250,10 @@ def read_rows(
 
 
 def _plan(models: Models, plugins: Sequence[str], changes: Mapping[str, Any]) -> Plan:
-    values = _BASE | {"trainer.policy.model.path": str(models.old), **changes}
+    paths = dict.fromkeys(
+        ("trainer.policy.model.path", "trainer.teacher.model.path"), str(models.old)
+    )
+    values = _BASE | paths | changes
     return make_plan(
         [*plugins, "fsdp"],
         overrides=[f"{key}={json.dumps(value)}" for key, value in values.items()],

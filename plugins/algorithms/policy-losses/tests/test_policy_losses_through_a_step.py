@@ -78,6 +78,7 @@ def stages(estimator: str, loss: str, **changes: object) -> tuple[Advantage, Los
         ["demo"],
         overrides=[
             "data.val_data=[]",
+            "trainer.teacher.model.path=builtin:tiny",
             *(f"trainer.algorithm.{key}={str(value).lower()}" for key, value in words.items()),
         ],
     )
