@@ -7,6 +7,7 @@ from skyrl_kernel.testing.contracts import AdvantageContract
 
 
 class TestDistillation(AdvantageContract):
+    reads_rewards = False
     knows_groups = False
     ignores_reward_shift = True
 

@@ -6,6 +6,7 @@ from skyrl_sft import cross_entropy, uniform
 
 
 class TestSft(AlgorithmContract):
+    reads_rewards = False
     knows_groups = False
     is_policy_gradient = False
     needs_advantages = False

@@ -36,6 +36,8 @@ class AdvantageContract:
 
     knows_groups = True
     """False if a trajectory's advantage does not depend on the others of its group."""
+    reads_rewards = True
+    """False if it credits by something else, such as a teacher's log-probs."""
     ignores_reward_shift = False
     """True if the same number added to every reward of the batch changes nothing."""
     equal_rewards_give_nothing = False
@@ -133,6 +135,16 @@ class AdvantageContract:
                 )
 
         check()
+
+    def test_what_single_tokens_earned_counts_as_reward(self) -> None:
+        """Such as a KL penalty: `Scored.total_reward` or `Scored.rewards_by_token` has it."""
+        if not self.reads_rewards:
+            pytest.skip("reads no rewards")
+        fined, free, other = _group([[1.0], [1.0], [0.0]])
+        mask = fined.trajectory.segments[0].loss_mask
+        fined = replace(fined, token_rewards=(np.where(mask, np.float32(-0.25), np.float32(0)),))
+        ((one,), (two,), _) = self._credit([[fined, free, other]])[0]
+        assert one.advantages[mask].mean() < two.advantages[mask].mean()
 
     def test_a_better_trajectory_is_not_credited_less(self) -> None:
         """Within a group that differs in nothing but the reward."""
