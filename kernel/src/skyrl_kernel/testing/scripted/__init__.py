@@ -164,7 +164,7 @@ def advantage(name: str) -> Advantage | None:
 
 
 def _centred(group: Sequence[Scored]) -> list[tuple[TokenAdvantages, ...]]:
-    totals = [one.trajectory.reward.total for one in group if one.trajectory.reward is not None]
+    totals = [one.total_reward for one in group]
     mean = sum(totals) / len(totals) if totals else 0.0
     return [
         tuple(
