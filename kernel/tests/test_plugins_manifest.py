@@ -15,6 +15,7 @@ def test_every_key_of_a_table_is_read() -> None:
             "config": ["trainer.double"],
             "needs": ["a"],
             "offers": ["b", "c"],
+            "reads": ["trainer.algorithm.gamma", "trainer.algorithm.kl_ctrl."],
             "preset": {"trainer.strategy": "double"},
         }
     )
@@ -23,6 +24,10 @@ def test_every_key_of_a_table_is_read() -> None:
     assert manifest.config == ("trainer.double",)
     assert (manifest.needs, manifest.offers) == (("a",), ("b", "c"))
     assert manifest.preset == {"trainer.strategy": "double"}
+    keys = ("gamma", "kl_ctrl.type", "kl_ctrl", "lambd")
+    read = [manifest.is_reader(f"trainer.algorithm.{key}") for key in keys]
+    assert read == [True, True, False, False]
+    assert parse_manifest({}).reads is None
 
 
 def test_a_preset_means_the_same_with_quoted_and_with_nested_keys() -> None:

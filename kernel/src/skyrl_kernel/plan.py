@@ -34,7 +34,9 @@ from skyrl_kernel.plugins import (
     check_capabilities,
     discover,
 )
+from skyrl_kernel.plugins.wording import listed
 from skyrl_kernel.slots import (
+    ALGORITHMS,
     BACKENDS,
     ENVS,
     LOGGERS,
@@ -52,6 +54,7 @@ ANY_ENV = "any_env"
 """Offered by an env plugin that answers for every env that no installed plugin is called."""
 
 ENGINE_KEY = "generator.inference_engine.backend"
+REDUCTION_KEY = "trainer.algorithm.loss_reduction"
 ASYNC_KEY = "trainer.fully_async.enabled"
 CONCURRENT = "concurrent_generation"
 """Offered by an engine that generates while the trainer trains."""
@@ -173,8 +176,27 @@ def make_plan(
     if training:
         _refuse_several_rows(config, stages)
         _refuse_critic_batches(config, needs)
-        config = _with_idle(config, without_effect(layers, needs))
+        config = _with_idle(
+            config, without_effect(layers, needs, partial(_would_read, catalog, layers, stages))
+        )
     return Plan(config=config, entries=tuple(entries), manager=manager, stages=stages)
+
+
+def _would_read(
+    catalog: Catalog, layers: Layers, stages: Mapping[str, Resolved], key: str
+) -> str | None:
+    """Who would read a key that only some plugins read, if none of those that take part does."""
+    able = [entry for entry in catalog if entry.manifest.is_reader(key)]
+    reduction = slot_value(layers, REDUCTION_KEY, None)
+    parts = [
+        *(one for stage in stages.values() for one in (stage.provider, *stage.wrappers)),
+        *catalog.named(reduction, (ALGORITHMS, PLUGINS)),
+    ]
+    decide = [stages[hook].provider for hook in ("advantage", "loss")]
+    is_open = any(entry.manifest.reads is None for entry in decide)
+    if not able or is_open or any(part.manifest.is_reader(key) for part in parts):
+        return None
+    return f"read by {listed([one.name for one in able])}"
 
 
 def _with_idle(config: ResolvedConfig, idle: Iterable[Answer]) -> ResolvedConfig:

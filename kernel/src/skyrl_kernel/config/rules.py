@@ -55,89 +55,28 @@ def _is_on(switch: str, layers: Layers) -> bool:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Idle:
-    """Settings that change nothing where other settings are as they are."""
+    """Settings that change nothing where other settings are as they are.
+
+    What only some plugins read they say themselves: ``reads`` in ``plugin.toml``.
+    """
 
     keys: tuple[str, ...]
     """Dotted keys; one that ends in a dot stands for all below it."""
     where: tuple[str, ...] = ()
-    """``KEY=NAME|NAME``, all of which hold; names of plugins elsewhere, which may read them, do not."""
+    """``KEY=VALUE|VALUE``, all of which hold."""
     unless: str = ""
     """A score: if a stage needs it, they are read."""
     text: str
     """What reads them."""
 
 
-_GROUPED = "grpo|rloo|maxrl|reinforce++_baseline|no_op|distillation|dpo|uniform"
-_CLIPS = "regular|gspo|gspo_sequence|rollout_is|clip_cov"
-_CLIPS_NOT = "cispo|sapo|dppo|importance_sampling|kl_cov|cross_entropy|dpo"
-_ESTIMATOR, _LOSS = f"{ALGORITHM}.advantage_estimator", f"{ALGORITHM}.policy_loss_type"
-_SAMPLING = f"{ALGORITHM}.dynamic_sampling.type"
+_ESTIMATOR = f"{ALGORITHM}.advantage_estimator"
 
 IDLE: tuple[Idle, ...] = (
-    Idle(
-        keys=(f"{ALGORITHM}.gamma",),
-        where=(f"{_ESTIMATOR}={_GROUPED}",),
-        text=f"read with {_ESTIMATOR}=gae and reinforce++",
-    ),
-    Idle(
-        keys=(f"{ALGORITHM}.lambd", f"{ALGORITHM}.value_clip"),
-        where=(f"{_ESTIMATOR}={_GROUPED}|reinforce++",),
-        text=f"read with {_ESTIMATOR}=gae",
-    ),
-    Idle(
-        keys=(f"{ALGORITHM}.grpo_norm_by_std",),
-        where=(f"{_ESTIMATOR}=gae|reinforce++|{_GROUPED.removeprefix('grpo|')}",),
-        text=f"read with {_ESTIMATOR}=grpo",
-    ),
-    Idle(
-        keys=(f"{ALGORITHM}.eps_clip_low", f"{ALGORITHM}.eps_clip_high"),
-        where=(f"{_LOSS}={_CLIPS_NOT}",),
-        text=f"read with {_LOSS}={_CLIPS.replace('|', ', ')} and dual_clip",
-    ),
-    Idle(
-        keys=(f"{ALGORITHM}.clip_ratio_c",),
-        where=(f"{_LOSS}={_CLIPS}|{_CLIPS_NOT}",),
-        text=f"read with {_LOSS}=dual_clip",
-    ),
-    Idle(
-        keys=(f"{ALGORITHM}.max_seq_len",),
-        where=(f"{ALGORITHM}.loss_reduction=token_mean|sequence_mean|prompt_mean",),
-        text=f"read with {ALGORITHM}.loss_reduction=seq_mean_token_sum_norm",
-    ),
-    Idle(
-        keys=(f"{ALGORITHM}.kl_loss_coef", f"{ALGORITHM}.kl_estimator_type"),
-        unless="ref_logprobs",
-        text=f"read with {ALGORITHM}.use_kl_loss=true or use_kl_in_reward=true",
-    ),
-    Idle(
-        keys=(f"{ALGORITHM}.kl_ctrl.",),
-        where=(f"{ALGORITHM}.use_kl_in_reward=false",),
-        text=f"read with {ALGORITHM}.use_kl_in_reward=true",
-    ),
     Idle(
         keys=(f"{ALGORITHM}.kl_ctrl.kl_target", f"{ALGORITHM}.kl_ctrl.horizon"),
         where=(f"{ALGORITHM}.kl_ctrl.type=fixed",),
         text=f"read with {ALGORITHM}.kl_ctrl.type=adaptive",
-    ),
-    Idle(
-        keys=(f"{ALGORITHM}.entropy_loss_coef",),
-        where=(f"{ALGORITHM}.use_entropy_loss=false",),
-        text=f"read with {ALGORITHM}.use_entropy_loss=true",
-    ),
-    Idle(
-        keys=(f"{ALGORITHM}.zero_variance_filter_tol",),
-        where=(f"{ALGORITHM}.zero_variance_filter=false", f"{_SAMPLING}=null|keep_all"),
-        text=f"read with {ALGORITHM}.zero_variance_filter=true, and {_SAMPLING}=filter and replace",
-    ),
-    Idle(
-        keys=(f"{ALGORITHM}.dynamic_sampling.min_replace_ratio",),
-        where=(f"{_SAMPLING}=null|keep_all|filter",),
-        text=f"read with {_SAMPLING}=replace",
-    ),
-    Idle(
-        keys=(f"{ALGORITHM}.overlong_buffer_penalty_factor",),
-        where=(f"{ALGORITHM}.overlong_buffer_len=0",),
-        text=f"read with {ALGORITHM}.overlong_buffer_len above 0, or auto",
     ),
     *(
         Idle(
@@ -180,28 +119,35 @@ IDLE: tuple[Idle, ...] = (
 )
 
 
-def without_effect(layers: Layers, needs: Collection[str]) -> list[Answer]:
+def without_effect(
+    layers: Layers, needs: Collection[str], unread: Callable[[str], str | None]
+) -> list[Answer]:
     """What was set, though not by a preset, to more than its default, and changes nothing.
 
     Args:
         layers: What was set.
         needs: Scores that the stages ask for.
+        unread: Takes a key; who would read it, if nobody of this run does, else None.
     """
-    found: dict[str, Answer] = {}
-    for idle in IDLE:
-        if idle.unless in needs or not all(_is_on(one, layers) for one in idle.where):
+    found = []
+    for key, value in layers.values.items():
+        text = unread(key) or _idle(key, layers, needs)
+        origin = layers.origins[key]
+        if text is None or origin.startswith("preset "):
             continue
-        for key, value in layers.values.items():
-            if key in found or not any(
-                key == one or (one.endswith(".") and key.startswith(one)) for one in idle.keys
-            ):
-                continue
-            origin = layers.origins[key]
-            if origin.startswith("preset ") or layers.asked(key) == Layers({}, {}).asked(key):
-                continue
-            row = Row(name=key, status="not read", text=idle.text)
-            found[key] = Answer(name=key, value=value, origin=origin, row=row)
-    return list(found.values())
+        if layers.asked(key) != Layers({}, {}).asked(key):
+            row = Row(name=key, status="not read", text=text)
+            found.append(Answer(name=key, value=value, origin=origin, row=row))
+    return found
+
+
+def _idle(key: str, layers: Layers, needs: Collection[str]) -> str | None:
+    for idle in IDLE:
+        if not any(key == one or (one.endswith(".") and key.startswith(one)) for one in idle.keys):
+            continue
+        if idle.unless not in needs and all(_is_on(one, layers) for one in idle.where):
+            return idle.text
+    return None
 
 
 # --- one value ------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ is allowed in it, so that a misspelt key is a message and not a silence::
     config = ["trainer.algorithm.grpo"]                 # sections that the plugin owns
     needs = ["sampler_logprobs"]                        # capabilities asked of others
     offers = []                                         # capabilities given to others
+    reads = ["trainer.algorithm.grpo_norm_by_std"]      # keys of the kernel that are for few plugins
     [grpo.preset]                                       # applied by --plugin grpo
     "trainer.algorithm.advantage_estimator" = "grpo"
 
@@ -50,12 +51,22 @@ class Manifest:
     """Capabilities that some selected plugin must offer."""
     offers: tuple[str, ...] = ()
     """Capabilities that the plugin brings."""
+    reads: tuple[str, ...] | None = None
+    """Keys of the kernel's own sections that it reads and most plugins do not, so that a run can
+    say of a setting that nothing reads it; one that ends in a dot stands for all below it. None
+    leaves open what is read."""
     preset: Mapping[str, Any] = field(default_factory=dict)
     """Dotted config key → value, applied by ``--plugin``."""
 
+    def is_reader(self, key: str) -> bool:
+        """True if ``reads`` has the key."""
+        return any(
+            key == one or (one.endswith(".") and key.startswith(one)) for one in self.reads or ()
+        )
+
 
 _LISTS = ("slots", "config", "needs", "offers")
-_KEYS = ("summary", *_LISTS, "preset")
+_KEYS = ("summary", *_LISTS, "reads", "preset")
 
 
 def read_tables(path: Path) -> dict[str, Any]:
@@ -91,6 +102,7 @@ def parse_manifest(table: object) -> Manifest:
         raise ManifestError(f"preset must be a table, found {preset!r}")
     return Manifest(
         summary=summary,
+        reads=_strings("reads", table["reads"]) if "reads" in table else None,
         preset=_flat(preset),
         **{key: _strings(key, table.get(key, [])) for key in _LISTS},
     )
