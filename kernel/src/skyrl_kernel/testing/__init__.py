@@ -2,6 +2,8 @@
 
 - `contracts`: a suite to subclass for each kind: env, engine, trainer, algorithm, observer.
 - `scripted`: fakes that run the whole stack without torch or a model.
+- `byte_tokenizer`: a token per byte.
+- `groups`: judged trajectories, for algorithms.
 - `distributions`: installed packages made in a folder.
 - `clock`: an event loop in which waiting takes no time.
 """

@@ -20,7 +20,6 @@ from skyrl_kernel.errors import ConfigError, DataError, FailureKind, TrajectoryE
 from skyrl_kernel.plan import make_plan
 from skyrl_kernel.protocols import Advantage, RolloutContext
 from skyrl_kernel.records import (
-    IntArray,
     Message,
     Prompt,
     Sampling,
@@ -30,30 +29,8 @@ from skyrl_kernel.records import (
     StopReason,
     Trajectory,
 )
+from skyrl_kernel.testing.byte_tokenizer import ByteTokenizer
 from skyrl_kernel.testing.scripted import CharTokenizer
-
-TURN, END = 256, 300
-
-
-class Bytes:
-    """One token per byte; every turn is ``TURN role newline text END``."""
-
-    eos_token_ids = frozenset({END})
-
-    def encode(self, text: str) -> IntArray:
-        return np.array(list(text.encode()), dtype=np.int32)
-
-    def encode_chat(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> IntArray:
-        ids: list[int] = []
-        for message in messages:
-            ids += [TURN, *f"{message['role']}\n{message['content']}".encode(), END]
-        if add_generation_prompt:
-            ids += [TURN, *b"assistant\n"]
-        return np.array(ids, dtype=np.int32)
-
-    def decode(self, tokens: IntArray, *, skip_special_tokens: bool = True) -> str:
-        names = {TURN: "<", END: ">"}
-        return "".join(names.get(int(t)) or chr(t) for t in tokens)
 
 
 def said(role: str, text: str) -> dict[str, str]:
@@ -71,9 +48,9 @@ def row(prompt: Sequence[Message] = (), **extras: object) -> Prompt:
 def texts(prompt: Prompt) -> list[tuple[str, str]]:
     """Of each side the whole row, and what of it is learned."""
     found = []
-    for (segment,) in pair_rows(prompt, Bytes()):
+    for (segment,) in pair_rows(prompt, ByteTokenizer()):
         trained = segment.tokens[segment.loss_mask]
-        found.append((Bytes().decode(segment.tokens), Bytes().decode(trained)))
+        found.append((ByteTokenizer().decode(segment.tokens), ByteTokenizer().decode(trained)))
     return found
 
 
@@ -96,7 +73,7 @@ def test_a_pair_is_two_answers_to_one_prompt_however_it_is_written(prompt: Promp
         ("<user\n6*7><assistant\n48>", "48>"),
     ]
     assert list(prompt_of(prompt)) == USER
-    assert prompt_tokens(prompt, Bytes()) == len("<user\n6*7><assistant\n")
+    assert prompt_tokens(prompt, ByteTokenizer()) == len("<user\n6*7><assistant\n")
 
 
 def test_every_answer_behind_what_both_share_is_learned() -> None:
@@ -122,7 +99,7 @@ def test_every_answer_behind_what_both_share_is_learned() -> None:
 )
 def test_a_row_without_a_pair_says_what_it_lacks(prompt: Prompt, told: str) -> None:
     with pytest.raises(ValueError, match=told):
-        pair_rows(prompt, Bytes())
+        pair_rows(prompt, ByteTokenizer())
 
 
 def context(sample: int) -> RolloutContext:
@@ -133,7 +110,7 @@ def context(sample: int) -> RolloutContext:
         seed=0,
         sampling=Sampling(),
         engine=nobody,
-        tokenizer=Bytes(),
+        tokenizer=ByteTokenizer(),
         host_env=nobody,
         max_prompt_tokens=100,
         max_input_tokens=100,
@@ -144,7 +121,7 @@ def context(sample: int) -> RolloutContext:
 def test_sample_0_is_the_preferred_answer() -> None:
     prompt = row(USER, chosen="42", rejected="48")
     read = [asyncio.run(read_side(prompt, context(sample))) for sample in (0, 1)]
-    assert [Bytes().decode(one.segments[0].tokens[-3:-1]) for one in read] == ["42", "48"]
+    assert [ByteTokenizer().decode(one.segments[0].tokens[-3:-1]) for one in read] == ["42", "48"]
     assert [one.id for one in read] == ["0:3/0", "0:3/1"]
     assert all(one.turns == () and one.segments[0].logprobs is None for one in read)
     with pytest.raises(TrajectoryError, match=r"row 0:3: .*'chosen'") as caught:

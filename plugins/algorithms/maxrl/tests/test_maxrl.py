@@ -1,6 +1,6 @@
 """MaxRL against numbers worked out by hand, and what must not change it."""
 
-from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,17 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skyrl_kernel.protocols import Advantage
-from skyrl_kernel.records import (
-    Prompt,
-    Reward,
-    Scored,
-    Scores,
-    Segment,
-    StopReason,
-    Trajectory,
-    Turn,
-)
 from skyrl_kernel.testing.contracts import AdvantageContract
+from skyrl_kernel.testing.groups import judged_group
 from skyrl_maxrl import advantage, relative_advantages
 
 counts = st.tuples(st.integers(0, 8), st.integers(0, 8)).filter(lambda pair: sum(pair) > 1)
@@ -33,25 +24,6 @@ class TestMaxrl(AdvantageContract):
         stage = advantage("maxrl")
         assert stage is not None
         return stage
-
-
-def judged(reward: float, token_rewards: Sequence[float]) -> Scored:
-    """A trajectory of one turn with two trained tokens."""
-    segment = Segment(
-        tokens=np.zeros(3, np.int32), num_prompt_tokens=1, loss_mask=np.array([False, True, True])
-    )
-    return Scored(
-        trajectory=Trajectory(
-            prompt=Prompt(uid="p", messages=(), env_class="any"),
-            sample=0,
-            segments=(segment,),
-            turns=(Turn(segment=0, start=1, stop=3, reward=reward, action=""),),
-            stop_reason=StopReason.STOP,
-            reward=Reward(turns=(reward,)),
-        ),
-        scores=(Scores(),),
-        token_rewards=(np.array(token_rewards, np.float32),),
-    )
 
 
 # --- worked numbers -----------------------------------------------------------------
@@ -83,10 +55,12 @@ def test_what_single_tokens_earned_counts_in_the_total() -> None:
     """A KL penalty in the reward; the first token is not trained on."""
     stage = advantage("maxrl")
     assert stage is not None
-    group = [judged(2, (-9, -0.5, -0.5)), judged(3, (0, 0, 0))]
+    fined, free = judged_group([[2.0], [3.0]])
+    penalty = np.array([0, 0, -9, -0.5, -0.5], np.float32)
+    fined = replace(fined, token_rewards=(penalty,))
     # totals 2 - 0.5 - 0.5 and 3, mean 2: ±1 / 2.000001
-    for (row,), expected in zip(stage([group])[0], [[0, -0.5, -0.5], [0, 0.5, 0.5]], strict=True):
-        assert row.advantages.tolist() == pytest.approx(expected, abs=1e-5)
+    for (row,), expected in zip(stage([[fined, free]])[0], [-0.5, 0.5], strict=True):
+        assert row.advantages.tolist() == pytest.approx([0, 0, 0, expected, expected], abs=1e-5)
 
 
 def test_another_name_is_not_answered() -> None:

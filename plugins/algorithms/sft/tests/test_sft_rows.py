@@ -9,34 +9,11 @@ import pytest
 
 from skyrl_kernel.errors import FailureKind, TrajectoryError
 from skyrl_kernel.protocols import RolloutContext
-from skyrl_kernel.records import IntArray, Message, Prompt, Sampling, Segment
+from skyrl_kernel.records import Message, Prompt, Sampling, Segment
+from skyrl_kernel.testing.byte_tokenizer import ByteTokenizer
 from skyrl_sft.config import SftConfig
 from skyrl_sft.plugin import Reader, no_reward
 from skyrl_sft.rows import cut, token_rows
-
-TURN, END = 256, 300
-"""Start of a turn, and its end."""
-
-
-class Bytes:
-    """One token per byte; every turn is ``TURN role newline text END``."""
-
-    eos_token_ids = frozenset({END})
-
-    def encode(self, text: str) -> IntArray:
-        return np.array(list(text.encode()), dtype=np.int32)
-
-    def encode_chat(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> IntArray:
-        ids: list[int] = []
-        for message in messages:
-            ids += [TURN, *f"{message['role']}\n{message['content']}".encode(), END]
-        if add_generation_prompt:
-            ids += [TURN, *b"assistant\n"]
-        return np.array(ids, dtype=np.int32)
-
-    def decode(self, tokens: IntArray, *, skip_special_tokens: bool = True) -> str:
-        names = {TURN: "<", END: ">"}
-        return "".join(names.get(int(t)) or chr(t) for t in tokens)
 
 
 def said(role: str, text: str) -> dict[str, str]:
@@ -52,13 +29,15 @@ def row(prompt: Sequence[Message] = (), **extras: object) -> Prompt:
 
 
 def read(prompt: Prompt, **config: Any) -> tuple[Segment, ...]:
-    return token_rows(prompt, SftConfig(**config), Bytes())
+    return token_rows(prompt, SftConfig(**config), ByteTokenizer())
 
 
 def texts(prompt: Prompt, **config: Any) -> tuple[str, str]:
     """The whole row, and what of it is learned."""
     (segment,) = read(prompt, **config)
-    return Bytes().decode(segment.tokens), Bytes().decode(segment.tokens[segment.loss_mask])
+    return ByteTokenizer().decode(segment.tokens), ByteTokenizer().decode(
+        segment.tokens[segment.loss_mask]
+    )
 
 
 # --- what is learned -----------------------------------------------------------------------------
@@ -136,7 +115,7 @@ def test_everything_of_tokens_without_a_mask_is_learned_where_that_was_asked_for
 
 def test_a_long_row_is_cut_and_learned_as_far_as_it_goes() -> None:
     config = SftConfig(max_length=3)
-    rows = token_rows(row(input_ids=[5, 6, 7, 9], loss_mask=[0, 0, 1, 1]), config, Bytes())
+    rows = token_rows(row(input_ids=[5, 6, 7, 9], loss_mask=[0, 0, 1, 1]), config, ByteTokenizer())
     (segment,) = cut(rows, config)
     assert segment.tokens.tolist() == [5, 6, 7]
     assert segment.loss_mask.tolist() == [False, False, True]
@@ -187,7 +166,7 @@ def context() -> RolloutContext:
         seed=0,
         sampling=Sampling(),
         engine=nobody,
-        tokenizer=Bytes(),
+        tokenizer=ByteTokenizer(),
         host_env=nobody,
         max_prompt_tokens=100,
         max_input_tokens=100,
@@ -216,8 +195,8 @@ def test_a_row_without_anything_to_learn_is_the_task_s_fault() -> None:
 def test_a_row_is_measured_up_to_its_first_learned_token() -> None:
     reader = Reader(SftConfig(max_length=4))
     ids: dict[str, Any] = {"input_ids": [1, 2, 3, 4, 5], "loss_mask": [0, 0, 1, 1, 1]}
-    assert reader.measure(10, row(**ids), Bytes()) == 2
+    assert reader.measure(10, row(**ids), ByteTokenizer()) == 2
     late = ids | {"loss_mask": [0, 0, 0, 0, 1]}
-    assert reader.measure(3, row(**late), Bytes()) == 4  # left out: longer than 3
+    assert reader.measure(3, row(**late), ByteTokenizer()) == 4  # left out: longer than 3
     with pytest.raises(ValueError, match="none to learn"):
-        reader.measure(4, row(**late), Bytes())
+        reader.measure(4, row(**late), ByteTokenizer())

@@ -13,6 +13,14 @@ from skyrl_kernel.records import IntArray
 from skyrl_kernel.testing.contracts import CriticContract, TrainerContract
 from skyrl_kernel.torch import LossInputs, LossTerms
 
+SMALL = {
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "micro_train_batch_size_per_gpu": 2,
+    "micro_forward_batch_size_per_gpu": 2,
+    "policy": {"optimizer_config": {"lr": 1e-2, "weight_decay": 0.1}},
+}
+
 
 class TestFsdp(TrainerContract):
     @pytest.fixture(autouse=True)
@@ -20,14 +28,7 @@ class TestFsdp(TrainerContract):
         self.folder = llama
 
     def make(self) -> Trainer:
-        config = TrainerConfig(
-            bf16=False,
-            gradient_checkpointing=False,
-            micro_train_batch_size_per_gpu=2,
-            micro_forward_batch_size_per_gpu=2,
-            policy={"optimizer_config": {"lr": 1e-2, "weight_decay": 0.1}},
-        )
-        return FsdpTrainer({"policy": self.folder}, config)
+        return FsdpTrainer({"policy": self.folder}, TrainerConfig(**SMALL))
 
     def rows(self) -> Sequence[IntArray]:
         return [np.arange(7, 7 + length, dtype=np.int32) for length in (4, 7, 5, 11)]
@@ -58,11 +59,7 @@ class TestFsdpWithCritic(CriticContract):
 
     def make(self) -> Trainer:
         config = TrainerConfig(
-            bf16=False,
-            gradient_checkpointing=False,
-            micro_train_batch_size_per_gpu=2,
-            micro_forward_batch_size_per_gpu=2,
-            policy={"optimizer_config": {"lr": 1e-2, "weight_decay": 0.1}},
+            **SMALL,
             critic={"optimizer_config": {"lr": 1e-2, "weight_decay": 0.1, "num_warmup_steps": 2}},
         )
         return FsdpTrainer({"policy": self.folder, "value": self.folder}, config)

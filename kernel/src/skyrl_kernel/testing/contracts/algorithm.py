@@ -11,17 +11,11 @@ import pytest
 from skyrl_kernel.batch import credit
 from skyrl_kernel.protocols import Advantage, Loss
 from skyrl_kernel.records import (
-    Prompt,
-    Reward,
     Scored,
-    Scores,
-    Segment,
-    StopReason,
     TokenAdvantages,
-    Trajectory,
-    Turn,
 )
 from skyrl_kernel.testing.contracts.minibatch import gradients, random_minibatch
+from skyrl_kernel.testing.groups import judged_group
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,22 +45,22 @@ class AdvantageContract:
         """Groups of one, of equal rewards, of several turns and, if it takes them, several segments."""
         advantage = self.advantage()
         groups = [
-            _group([[0.0], [1.0], [0.5]]),
-            _group([[1.0], [1.0]]),
-            _group([[0.25]]),
-            _group([[0.0, 1.0], [0.5, 0.5]]),
-            _group([[1.0], [-3.0]], num_segments=1 if advantage.needs_one_row else 2),
+            judged_group([[0.0], [1.0], [0.5]]),
+            judged_group([[1.0], [1.0]]),
+            judged_group([[0.25]]),
+            judged_group([[0.0, 1.0], [0.5, 0.5]]),
+            judged_group([[1.0], [-3.0]], num_segments=1 if advantage.needs_one_row else 2),
         ]
         credit(advantage, groups, masked=())
 
     def test_an_empty_batch_and_an_empty_group_are_no_error(self) -> None:
         """Every trajectory of a group may have been lost."""
         assert self._credit([]) == []
-        assert [len(group) for group in self._credit([_group([[1.0], [0.0]]), []])] == [2, 0]
+        assert [len(group) for group in self._credit([judged_group([[1.0], [0.0]]), []])] == [2, 0]
 
     def test_nothing_that_comes_in_is_changed(self) -> None:
         """The same records are written to the run folder."""
-        groups = [_group([[0.0], [1.0]])]
+        groups = [judged_group([[0.0], [1.0]])]
         before = copy.deepcopy(groups)
         self._credit(groups)
         for one, two in zip(groups[0], before[0], strict=True):
@@ -76,12 +70,12 @@ class AdvantageContract:
 
     def test_equal_inputs_give_equal_advantages(self) -> None:
         """No hidden random numbers, no state of the call before."""
-        groups = [_group([[0.0], [1.0], [0.25]])]
+        groups = [judged_group([[0.0], [1.0], [0.25]])]
         _assert_equal(self._credit(groups), self._credit(groups))
 
     def test_the_order_within_a_group_and_of_groups_changes_nothing(self) -> None:
         """Trajectories arrive in no particular order."""
-        first, second = _group([[0.0], [1.0], [0.25]]), _group([[2.0], [1.0], [1.0]])
+        first, second = judged_group([[0.0], [1.0], [0.25]]), judged_group([[2.0], [1.0], [1.0]])
         straight = self._credit([first, second])
         turned = self._credit([second[::-1], first[::-1]])
         _assert_equal(straight, [group[::-1] for group in turned[::-1]])
@@ -92,7 +86,7 @@ class AdvantageContract:
 
         @given(_rewards(st), st.randoms(use_true_random=False))
         def check(rewards: list[list[list[float]]], random: Any) -> None:
-            groups = [_group(one) for one in rewards]
+            groups = [judged_group(one) for one in rewards]
             order = random.sample(range(len(groups)), len(groups))
             inner = [random.sample(range(len(group)), len(group)) for group in groups]
             turned = self._credit([[groups[g][i] for i in inner[g]] for g in order])
@@ -115,8 +109,8 @@ class AdvantageContract:
             if self.knows_groups:  # a group of one has nothing to be compared with
                 rewards = [one for one in rewards if len(one) > 1]
                 shifted = [one for one in shifted if len(one) > 1]
-            straight = self._credit([_group(one) for one in rewards])
-            _assert_equal(straight, self._credit([_group(one) for one in shifted]), atol=1e-4)
+            straight = self._credit([judged_group(one) for one in rewards])
+            _assert_equal(straight, self._credit([judged_group(one) for one in shifted]), atol=1e-4)
 
         check()
 
@@ -128,7 +122,9 @@ class AdvantageContract:
 
         @given(st.floats(-10, 10), st.integers(2, 8))
         def check(reward: float, size: int) -> None:
-            for rows in self._credit([_group([[reward]] * size), _group([[0.0], [1.0]])])[0]:
+            for rows in self._credit(
+                [judged_group([[reward]] * size), judged_group([[0.0], [1.0]])]
+            )[0]:
                 assert not any(entry.advantages.any() for entry in rows), (
                     "equal_rewards_give_nothing is promised: a group of equal rewards is credited with "
                     "0; set it to False if the baseline is not the group's own"
@@ -140,7 +136,7 @@ class AdvantageContract:
         """Such as a KL penalty: `Scored.total_reward` or `Scored.rewards_by_token` has it."""
         if not self.reads_rewards:
             pytest.skip("reads no rewards")
-        fined, free, other = _group([[1.0], [1.0], [0.0]])
+        fined, free, other = judged_group([[1.0], [1.0], [0.0]])
         mask = fined.trajectory.segments[0].loss_mask
         fined = replace(fined, token_rewards=(np.where(mask, np.float32(-0.25), np.float32(0)),))
         ((one,), (two,), _) = self._credit([[fined, free, other]])[0]
@@ -148,7 +144,7 @@ class AdvantageContract:
 
     def test_a_better_trajectory_is_not_credited_less(self) -> None:
         """Within a group that differs in nothing but the reward."""
-        ((worse,), (middle,), (better,)) = self._credit([_group([[0.0], [0.5], [1.0]])])[0]
+        ((worse,), (middle,), (better,)) = self._credit([judged_group([[0.0], [0.5], [1.0]])])[0]
         means = [entry.advantages[entry.loss_mask].mean() for entry in (worse, middle, better)]
         assert means == sorted(means)
         if self.knows_groups:
@@ -291,43 +287,6 @@ class LossContract:
 
 class AlgorithmContract(AdvantageContract, LossContract):
     """Both, for a plugin that brings both."""
-
-
-def _group(rewards: Sequence[Sequence[float]], num_segments: int = 1) -> list[Scored]:
-    """A trajectory per entry, with a turn of two tokens per reward and one token between turns."""
-    prompt = Prompt(uid="0:0", messages=(), env_class="any")
-    members = []
-    for sample, turns in enumerate(rewards):
-        mask = np.array([False, False] + [False, True, True] * len(turns))
-        count = len(mask)
-        rng = np.random.default_rng(sample)
-        segment = Segment(
-            tokens=rng.integers(0, 50, count).astype(np.int32),
-            num_prompt_tokens=2,
-            loss_mask=mask,
-            logprobs=np.where(mask, -0.5, 0).astype(np.float32),
-            versions=np.where(mask, 0, -1).astype(np.int32),
-        )
-        zeros = np.zeros(count, dtype=np.float32)
-        scores = Scores(
-            old_logprobs=segment.logprobs,
-            ref_logprobs=segment.logprobs,
-            teacher_logprobs=segment.logprobs,
-            values=zeros,
-        )
-        trajectory = Trajectory(
-            prompt=prompt,
-            sample=sample,
-            segments=(segment,) * num_segments,
-            turns=tuple(
-                Turn(segment=num_segments - 1, start=3 * i + 3, stop=3 * i + 5, reward=r, action="")
-                for i, r in enumerate(turns)
-            ),
-            stop_reason=StopReason.STOP,
-            reward=Reward(turns=tuple(turns)),
-        )
-        members.append(Scored(trajectory=trajectory, scores=(scores,) * num_segments))
-    return members
 
 
 Given = Callable[..., Callable[[Callable[..., None]], Callable[[], None]]]
