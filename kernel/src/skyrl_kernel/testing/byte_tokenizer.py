@@ -17,7 +17,7 @@ class ByteTokenizer:
         >>> tokenizer = ByteTokenizer()
         >>> chat = [{"role": "user", "content": "hi"}]
         >>> tokenizer.decode(tokenizer.encode_chat(chat, add_generation_prompt=True))
-        '<user\\nhi><assistant\\n'
+        '<user\nhi><assistant\n'
     """
 
     eos_token_ids = frozenset({END})
