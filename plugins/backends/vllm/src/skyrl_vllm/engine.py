@@ -122,16 +122,21 @@ class VllmEngine:
         version = self.version
         self._running[name] = asyncio.get_running_loop().create_future()
         try:
-            answer = await self._client.ask(
+            answer = await self._answer(body)
+        finally:
+            self._running.pop(name).set_result(None)
+        return completion(answer, version)
+
+    async def _answer(self, body: Mapping[str, Any]) -> Any:
+        """What the server says to one request."""
+        try:
+            return await self._client.ask(
                 "POST", GENERATE, body, timeout_s=self.deadlines.request_s
             )
         except Refused as error:
             raise await self._why(error) from error
         except TimeoutError as error:
             raise _lost(FailureKind.TIMEOUT, str(error)) from error
-        finally:
-            self._running.pop(name).set_result(None)
-        return completion(answer, version)
 
     async def _why(self, error: Refused) -> SkyrlError:
         """A refusal costs one trajectory, unless it is the server's last word."""
@@ -179,15 +184,7 @@ class VllmEngine:
             },
             "output_mode": "tokens",
         }
-        try:
-            answer = await self._client.ask(
-                "POST", GENERATE, body, timeout_s=self.deadlines.request_s
-            )
-        except Refused as error:
-            raise await self._why(error) from error
-        except TimeoutError as error:
-            raise _lost(FailureKind.TIMEOUT, str(error)) from error
-        positions = answer["prompt_logprobs"]
+        positions = (await self._answer(body))["prompt_logprobs"]
         for place, token in enumerate(row.tolist()[1:], start=1):
             scores[place] = _at_temperature(positions[place], str(token), temperature)
         return scores
