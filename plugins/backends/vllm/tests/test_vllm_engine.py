@@ -5,7 +5,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,11 @@ from skyrl_transformers.loading import distinct_tensors
 from skyrl_transformers.testing import write_random_model
 from skyrl_vllm import plugin
 from skyrl_vllm.client import ServerError
-from skyrl_vllm.engine import Deadlines, VllmEngine, completion, sampling_params
+from skyrl_vllm.engine import VllmEngine, completion, sampling_params
+from skyrl_vllm.fleet import Deadlines, Fleet
 from skyrl_vllm.server import Server
-from skyrl_vllm.staging import Staging, stored_shapes
+from skyrl_vllm.transports.files import Files
+from skyrl_vllm.updates import Shapes, Updates, stored_shapes
 
 PROMPT = np.array([5, 6], dtype=np.int32)
 NOWHERE = "http://127.0.0.1:1"
@@ -123,37 +125,55 @@ def test_the_names_of_a_model_directory_are_those_of_a_trainers_weights(tmp_path
     assert stored_shapes(tmp_path / "nothing") is None
 
 
-def test_what_does_not_fit_the_model_is_refused_before_the_server_hears_of_it(
-    tmp_path: Path,
-) -> None:
-    expected = {"a": (2,), "b": (1, 3)}
+class Shelf:
+    """A transport that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, torch.Tensor] = {}
+
+    async def open(self, fleet: Fleet) -> None:
+        pass
+
+    async def begin(self) -> None:
+        self.kept = {}
+
+    async def move(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        self.kept |= dict(weights)
+
+    async def arrive(self) -> None:
+        pass
+
+    async def load(self, version: int) -> None:
+        pass
+
+    async def forget(self) -> None:
+        self.kept = {}
+
+    def close(self) -> None:
+        pass
+
+
+def test_what_does_not_fit_the_model_is_refused_before_any_server_loads_it() -> None:
+    expected: Shapes = {"a": (2,), "b": (1, 3)}
     a, b = torch.zeros(2), torch.zeros(1, 3)
 
-    def staged(*weights: tuple[str, torch.Tensor]) -> Staging:
-        staging = Staging(7, expected, tmp_path)
-        staging.add(weights)
-        return staging
+    async def update(*weights: tuple[str, torch.Tensor]) -> None:
+        updates = Updates(Fleet([NOWHERE]), Shelf(), expected, version=6)
+        await updates.begin(7)
+        await updates.apply(weights)
+        await updates.arrive(7)
+        await updates.load()
+        assert updates.version == 7
 
-    staged(("b", b), ("a", a)).check_complete()  # in any order
+    asyncio.run(update(("b", b), ("a", a)))  # in any order
     for weights, match in (
         ([("c", a)], "the tensor 'c' is not in the engine's model, which has a, b"),
         ([("a", b)], r"'a' has shape \(1, 3\), the engine's has \(2,\)"),
         ([("a", a), ("a", a)], "'a' came twice"),
+        ([("a", a)], r"version 7 was refused: 1 of its 2 tensors are .*: b"),
     ):
         with pytest.raises(WeightSyncError, match=match):
-            staged(*weights)
-    with pytest.raises(
-        WeightSyncError, match=r"version 7 was refused: 1 of its 2 tensors are .*: b"
-    ):
-        staged(("a", a)).check_complete()
-
-
-def test_staged_files_are_gone_afterwards(tmp_path: Path) -> None:
-    staging = Staging(1, None, tmp_path)
-    staging.add([("a", torch.zeros(2))])
-    assert list(tmp_path.glob("*/*.safetensors"))
-    staging.remove()
-    assert not list(tmp_path.iterdir())
+            asyncio.run(update(*weights))
 
 
 def test_files_of_a_run_that_was_killed_are_removed_and_those_of_others_stay(
@@ -163,7 +183,7 @@ def test_files_of_a_run_that_was_killed_are_removed_and_those_of_others_stay(
     ended.wait()
     for name in (f"skyrl-weights-{ended.pid}-x", "skyrl-weights-1-x", "skyrl-weights-mine-x"):
         (tmp_path / name).mkdir()
-    Staging(1, None, tmp_path).remove()
+    asyncio.run(Files(tmp_path).open(Fleet([NOWHERE])))
     left = {folder.name for folder in tmp_path.iterdir()}
     assert left == {"skyrl-weights-1-x", "skyrl-weights-mine-x"}
 
@@ -241,11 +261,14 @@ def test_an_update_that_hangs_or_is_refused_says_which_weights_are_there(
 ) -> None:
     weights = {name: torch.zeros(shape) for name, shape in (stored_shapes(model) or {}).items()}
 
-    async def use(engine: VllmEngine) -> None:
+    async def update(engine: VllmEngine) -> None:
         await engine.begin_update(1)
         await engine.apply_update(weights.items())
+        await engine.finish_update(1)
+
+    async def use(engine: VllmEngine) -> None:
         with pytest.raises(WeightSyncError, match=state):
-            await engine.finish_update(1)
+            await update(engine)
         assert engine.version == 0
 
     against(only(path, reply), model, use)
@@ -253,7 +276,7 @@ def test_an_update_that_hangs_or_is_refused_says_which_weights_are_there(
 
 def test_an_abort_that_does_not_stop_is_an_error(model: Path) -> None:
     async def use(engine: VllmEngine) -> None:
-        engine.deadlines = Deadlines(request_s=5, control_s=0.3)
+        engine._fleet.deadlines = Deadlines(request_s=5, control_s=0.3)
         task = asyncio.ensure_future(engine.generate([request()]))
         await asyncio.sleep(0.1)
         with pytest.raises(ServerError, match=r"1 requests .* still run 0.3 s after"):
@@ -281,7 +304,7 @@ def test_an_abort_names_requests_as_the_server_registered_them(model: Path) -> N
         return web.json_response({})
 
     async def use(engine: VllmEngine) -> None:
-        engine.deadlines = Deadlines(request_s=5, control_s=5)
+        engine._fleet.deadlines = Deadlines(request_s=5, control_s=5)
         task = asyncio.ensure_future(engine.generate([request()]))
         await asyncio.sleep(0.1)
         await engine.abort()

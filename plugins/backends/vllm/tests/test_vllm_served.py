@@ -25,7 +25,7 @@ from skyrl_transformers.loading import distinct_tensors, load_causal_lm
 from skyrl_vllm.client import ServerError
 from skyrl_vllm.engine import Deadlines, VllmEngine
 from skyrl_vllm.server import Server
-from skyrl_vllm.staging import Staging
+from skyrl_vllm.transports.files import Files
 
 T = TypeVar("T")
 TOLERANCE = 1e-4
@@ -257,11 +257,10 @@ def test_prompts_that_fill_several_steps_are_taken_whole(tied: Case) -> None:
 def test_a_damaged_update_is_an_error_and_the_old_weights_stay(
     tied: Case, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    check = Staging.check_complete
+    announce = Files.announce
 
-    def damage(self: Staging) -> None:
-        check(self)
-        path = self.files[0].path
+    async def damage(self: Files, parcel: Mapping[str, Any]) -> None:
+        path = Path(parcel["files"][0]["path"])
         content = bytearray(path.read_bytes())
         if fault == "missing":
             path.unlink()
@@ -270,11 +269,12 @@ def test_a_damaged_update_is_an_error_and_the_old_weights_stay(
         else:
             content[-100] ^= 1
             path.write_bytes(content)
+        await announce(self, parcel)
 
     async def use(engine: VllmEngine) -> None:
         before = await engine.logprobs(PROMPTS, temperature=1.0)
         tied.perturb(4)
-        monkeypatch.setattr(Staging, "check_complete", damage)
+        monkeypatch.setattr(Files, "announce", damage)
         with pytest.raises(WeightSyncError, match="keeps the weights of version 0"):
             await tied.push(engine, 1)
         monkeypatch.undo()
@@ -354,8 +354,8 @@ def test_the_build_without_the_fix_is_caught(
         modules={
             "unfixed": """
                 def register():
-                    import skyrl_vllm.transfer
-                    skyrl_vllm.transfer.repack = lambda model: None
+                    import skyrl_vllm.inside.receiver
+                    skyrl_vllm.inside.receiver.repack = lambda model: None
             """
         },
     )

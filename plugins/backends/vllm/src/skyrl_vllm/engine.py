@@ -1,19 +1,15 @@
 """The kernel's engine protocol in vLLM's requests."""
 
 import asyncio
-import ipaddress
 import itertools
 import uuid
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import urlsplit
 
 import numpy as np
 
 from skyrl_kernel.errors import (
-    CapabilityError,
     FailureKind,
     RunError,
     SkyrlError,
@@ -22,8 +18,11 @@ from skyrl_kernel.errors import (
 )
 from skyrl_kernel.records import Completion, FloatArray, GenerateRequest, IntArray, Sampling
 from skyrl_vllm.client import Client, Refused, ServerError
+from skyrl_vllm.fleet import Deadlines, Fleet
 from skyrl_vllm.server import Server
-from skyrl_vllm.staging import Shapes, Staging, stored_shapes
+from skyrl_vllm.transports import Transport
+from skyrl_vllm.transports.files import Files
+from skyrl_vllm.updates import Updates, stored_shapes
 
 if TYPE_CHECKING:
     import torch
@@ -36,20 +35,6 @@ _ABORT_EVERY_S = 0.1
 _MAX_SCORES = 2**24
 """Log-probs in one answer; a temperature other than 1 needs those of the whole vocabulary."""
 _SEEDS = 2**63 - 1
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Deadlines:
-    """Seconds after which a call has failed."""
-
-    start_s: float = 600.0
-    """Of the server, until it is ready."""
-    request_s: float = 3600.0
-    """Of one completion, with the wait for its turn."""
-    update_s: float = 600.0
-    """Of one call that an update consists of."""
-    control_s: float = 60.0
-    """Of everything else: pause, resume, abort."""
 
 
 class VllmEngine:
@@ -74,20 +59,25 @@ class VllmEngine:
         deadlines: Deadlines | None = None,
     ) -> None:
         self.version = 0
-        self.deadlines = deadlines or Deadlines()
+        self._fleet = Fleet([server], connections=max_rows, deadlines=deadlines)
         self._server = server if isinstance(server, Server) else None
-        url = server.url if isinstance(server, Server) else server
-        gone = self._server.gone if self._server else None
-        self._client = Client(url, connections=max_rows, gone=gone)
-        self._expected: Shapes | None = stored_shapes(model)
+        self._expected = stored_shapes(model)
+        self._make_transport: Callable[[], Transport] = Files
+        self._updates = Updates(self._fleet, Files(), self._expected)
         self._ready: asyncio.Task[None] | None = None
         self._running: dict[str, asyncio.Future[None]] = {}
         self._names = itertools.count()
         self._name = uuid.uuid4().hex[:12]
-        self._aborts = 0
         self._is_paused = False
-        self._staging: Staging | None = None
-        self._broken: str | None = None
+
+    @property
+    def deadlines(self) -> Deadlines:
+        """Of every call."""
+        return self._fleet.deadlines
+
+    @property
+    def _client(self) -> Client:
+        return self._fleet.clients[0]
 
     # --- generation --------------------------------------------------------------------
 
@@ -206,7 +196,7 @@ class VllmEngine:
                     f"{len(waiting)} requests to the vLLM server at {self._client.url} still run "
                     f"{self.deadlines.control_s:g} s after they were aborted"
                 )
-            await self._order(
+            await self._fleet.order(
                 "/abort_requests", {"request_ids": [_REGISTERED + n for n in waiting]}
             )
             await asyncio.wait(waiting.values(), timeout=_ABORT_EVERY_S)
@@ -214,21 +204,21 @@ class VllmEngine:
     async def pause(self) -> None:
         """Stop computing after the current step; requests stay."""
         await self._connected()
-        await self._order("/pause?mode=keep")
+        await self._fleet.order("/pause?mode=keep")
         self._is_paused = True
 
     async def resume(self) -> None:
         """Go on."""
         await self._connected()
-        await self._order("/resume")
+        await self._fleet.order("/resume")
         self._is_paused = False
 
     async def close(self) -> None:
         """End running requests; end the server, if this run started it."""
         if self._ready is not None:
             self._ready.cancel()
-        self._forget_update()
         try:
+            await self._updates.forget()
             if self._running and not (self._server and self._server.gone()):
                 await self.abort()
                 if self._is_paused:
@@ -236,100 +226,56 @@ class VllmEngine:
         except (RunError, TimeoutError):
             pass  # it is about to end anyway
         finally:
-            await self._client.close()
-            if self._server is not None:
-                await asyncio.to_thread(self._server.close)
+            self._updates.close()
+            await self._fleet.close()
 
     # --- weights -----------------------------------------------------------------------
 
+    def carry(self, make: Callable[[], Transport]) -> None:
+        """Bring weights through another transport from the next update on."""
+        if make is self._make_transport:
+            return
+        self._updates.close()
+        self._make_transport = make
+        self._updates = Updates(self._fleet, make(), self._expected, version=self.version)
+
     async def begin_update(self, version: int) -> None:
-        """Get ready for the weights of ``version``; an update begun before is forgotten."""
-        self._forget_update()
+        """Get ready for the weights of ``version``; an update begun before is forgotten.
+
+        Raises:
+            WeightSyncError: The server refused.
+            CapabilityError: The transport cannot reach it.
+        """
         await self._connected()
-        _refuse_elsewhere(self._client.url)
-        self._staging = Staging(version, self._expected)
+        await self._updates.begin(version)
 
     async def apply_update(self, weights: "Iterable[tuple[str, torch.Tensor]]") -> None:
-        """Write some or all tensors where the server will find them; it computes on meanwhile.
+        """Bring some or all tensors on their way; the server computes on meanwhile.
 
         Raises:
             WeightSyncError: No update was begun, or a tensor does not fit. The update
                 is over; the old weights stay.
         """
-        staging, self._staging = self._staging, None
-        if staging is None:
-            raise WeightSyncError(
-                "weights arrived before an update was begun, or after one was refused; "
-                "call begin_update first"
-            )
-        try:
-            await asyncio.to_thread(staging.add, weights)
-        except BaseException:
-            staging.remove()
-            raise
-        self._staging = staging
+        await self._updates.apply(weights)
 
     async def finish_update(self, version: int) -> None:
-        """Commit: the server reads and checks all files, then loads them between two steps.
+        """Commit, between two steps of the server.
 
         Raises:
             WeightSyncError: Tensors are missing, ``version`` is not the one begun, or the
                 server refused. The update is over; the message says which weights it has.
         """
-        staging, self._staging = self._staging, None
-        if staging is None or staging.version != version:
-            begun = "none was begun" if staging is None else f"version {staging.version} was begun"
-            if staging is not None:
-                staging.remove()
-            raise WeightSyncError(
-                f"an update to policy version {version} was finished, but {begun}. The engine "
-                f"stays at version {self.version}; begin and finish with the same version"
-            )
+        await self._updates.arrive(version)
+        was_paused = self._is_paused
         try:
-            staging.check_complete()
-            await self._load(staging)
-        finally:
-            staging.remove()
-        self.version = version
-
-    async def _load(self, staging: Staging) -> None:
-        """Nothing computes between the first changed weight and the new version."""
-        if self._broken:
-            raise WeightSyncError(self._broken)
-        resumes = pauses = not self._is_paused
-        files = [file.told() for file in staging.files]
-        state = f"keeps the weights of version {self.version}"
-        try:
-            if pauses:
-                await self._order("/pause?mode=keep")
-            await self._update("/start_weight_update")
-            await self._update(
-                "/update_weights", {"update_info": {"files": files, "count": staging.count}}
-            )
-            state = "has neither the old weights nor the new ones; start it again"
-            await self._update("/finish_weight_update", {"weight_version": str(staging.version)})
-        except (Refused, TimeoutError) as error:
-            message = (
-                f"the update to policy version {staging.version} failed: the vLLM server at "
-                f"{self._client.url} gave {error}. It {state}"
-            )
-            if "neither" in state:
-                self._broken = message
-            raise WeightSyncError(message) from error
+            if not was_paused:
+                await self.pause()
+            await self._updates.load()
+            self.version = version
+            if not was_paused:
+                await self.resume()
         except ServerError as error:
-            resumes = False
-            raise WeightSyncError(f"policy version {staging.version} was lost: {error}") from error
-        finally:
-            if resumes and not self._broken:
-                await self._order("/resume")
-
-    async def _update(self, path: str, body: Mapping[str, Any] | None = None) -> None:
-        await self._client.ask("POST", path, body, timeout_s=self.deadlines.update_s)
-
-    def _forget_update(self) -> None:
-        staging, self._staging = self._staging, None
-        if staging is not None:
-            staging.remove()
+            raise WeightSyncError(f"policy version {version} was lost: {error}") from error
 
     # --- the server --------------------------------------------------------------------
 
@@ -344,7 +290,7 @@ class VllmEngine:
         if self._server is not None:
             await self._server.wait_until_ready(self.deadlines.start_s)
         try:
-            await self._order("/update_weight_version", {"new_version": str(self.version)})
+            await self._fleet.order("/update_weight_version", {"new_version": str(self.version)})
         except ServerError as error:
             if self._server is not None:
                 raise
@@ -352,16 +298,7 @@ class VllmEngine:
                 f"{error}. generator.inference_engine.external_server_urls must name a vLLM server "
                 "that was started with the variable VLLM_SERVER_DEV_MODE=1 and --enable-scale-out "
                 '--logprobs-mode processed_logprobs --max-logprobs -1 --weight-transfer-config \'{"backend": '
-                '"skyrl_file"}\', where skyrl-vllm is installed'
-            ) from error
-
-    async def _order(self, path: str, body: Mapping[str, Any] | None = None) -> None:
-        """Tell the server something that it must be able to do."""
-        try:
-            await self._client.ask("POST", path, body, timeout_s=self.deadlines.control_s)
-        except (Refused, TimeoutError) as error:
-            raise ServerError(
-                f"the vLLM server at {self._client.url} failed in {path}: {error}"
+                '"skyrl_files"}\', where skyrl-vllm is installed'
             ) from error
 
 
@@ -449,19 +386,6 @@ async def _together(calls: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         raise
-
-
-def _refuse_elsewhere(url: str) -> None:
-    host = urlsplit(url).hostname or ""
-    try:
-        is_here = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        is_here = host == "localhost"
-    if not is_here:
-        raise CapabilityError(
-            f"the vLLM server at {url} is on another machine, and weights are passed on in files; use "
-            "one on this machine"
-        )
 
 
 def _lost(kind: FailureKind, what: str) -> TrajectoryError:

@@ -23,7 +23,8 @@ def make_engine(name: str, settings: Settings, model: Path) -> Engine | None:
     """
     if name != NAME:
         return None
-    from skyrl_vllm.engine import Deadlines, VllmEngine
+    from skyrl_vllm.engine import VllmEngine
+    from skyrl_vllm.fleet import Deadlines
     from skyrl_vllm.server import Server
 
     generator, trainer = settings[GeneratorConfig], settings[TrainerConfig]

