@@ -1,33 +1,49 @@
-"""The transformers engine keeps the contract of engines."""
+"""The transformers engine keeps the contract of engines, with a tied head and with one of its own."""
 
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
-from skyrl_kernel.protocols import Engine
-from skyrl_kernel.records import IntArray
-from skyrl_kernel.testing.contracts import EngineContract
+from skyrl_kernel.protocols import Engine, Tokenizer
+from skyrl_kernel.testing.contracts import LogProbContract, ModelEngineContract
 from skyrl_transformers.engine import TransformersEngine
-from skyrl_transformers.loading import distinct_tensors
-from skyrl_transformers.testing import write_random_model
+from skyrl_transformers.tokenizer import HuggingFaceTokenizer
 
 
-class TestTransformers(EngineContract):
-    @pytest.fixture(autouse=True)
-    def _models(self, llama: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-        self.folder = llama
-        self.tmp_path_factory = tmp_path_factory
+class Subject:
+    """Both models' engines."""
+
+    folder: Path
 
     def make(self) -> Engine:
-        return TransformersEngine(self.folder, max_rows=3)
+        engine = TransformersEngine(self.folder, max_rows=16)
+        self.computed = 0
+        engine._weights().register_forward_hook(self.count, with_kwargs=True)
+        return engine
 
-    def prompts(self) -> Sequence[IntArray]:
-        return [np.arange(5, 5 + length, dtype=np.int32) for length in (4, 9)]
+    def count(self, module, args, kwargs, output) -> None:
+        self.computed += len(kwargs["input_ids"])
 
-    def other_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        folder = self.tmp_path_factory.mktemp("other")
-        other = write_random_model(folder, seed=9, tie_word_embeddings=True)
-        yield from distinct_tensors(other).items()
+    def reference(self) -> torch.nn.Module:
+        return AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32)
+
+    def tokenizer(self) -> Tokenizer:
+        return HuggingFaceTokenizer(self.folder)
+
+    def tokens_computed(self, engine: Engine) -> int:
+        """Rows that went through the module."""
+        return self.computed
+
+
+class TestTied(Subject, ModelEngineContract):
+    @pytest.fixture(autouse=True)
+    def _folder(self, llama: Path) -> None:
+        self.folder = llama
+
+
+class TestUntied(Subject, LogProbContract):
+    @pytest.fixture(autouse=True)
+    def _folder(self, qwen2: Path) -> None:
+        self.folder = qwen2

@@ -23,7 +23,12 @@ from skyrl_kernel.testing.contracts.algorithm import (
     AlgorithmContract,
     LossContract,
 )
-from skyrl_kernel.testing.contracts.engine import EngineContract
+from skyrl_kernel.testing.contracts.engine import (
+    EngineContract,
+    LogProbContract,
+    ModelEngineContract,
+    ServedEngineContract,
+)
 from skyrl_kernel.testing.contracts.env import EnvContract
 from skyrl_kernel.testing.contracts.observer import LoggerContract, ObserverContract
 from skyrl_kernel.testing.contracts.sink import SinkContract
@@ -35,9 +40,12 @@ __all__ = [
     "CriticContract",
     "EngineContract",
     "EnvContract",
+    "LogProbContract",
     "LoggerContract",
     "LossContract",
+    "ModelEngineContract",
     "ObserverContract",
+    "ServedEngineContract",
     "SinkContract",
     "TrainerContract",
 ]

@@ -116,8 +116,15 @@ class ScriptedEngine:
         self._going.set()
 
     async def begin_update(self, version: int) -> None:
-        """Get ready; an update begun before is forgotten."""
-        self._begun, self._received = version, None
+        """Get ready; an update begun before is forgotten.
+
+        Raises:
+            WeightSyncError: The weights are newer.
+        """
+        self._begun = self._received = None
+        if version < self.version:
+            raise WeightSyncError(f"version {version} was begun after version {self.version}")
+        self._begun = version
 
     async def apply_update(self, weights: "Iterable[tuple[str, torch.Tensor]]") -> None:
         """Receive the one number.

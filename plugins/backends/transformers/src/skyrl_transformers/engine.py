@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from skyrl_kernel.errors import WeightSyncError
+from skyrl_kernel.errors import FailureKind, TrajectoryError, WeightSyncError
 from skyrl_kernel.records import Completion, FloatArray, GenerateRequest, IntArray
 from skyrl_kernel.torch import row_logprobs
 from skyrl_transformers.decode import Counters, Decoding, in_order
@@ -80,10 +80,12 @@ class TransformersEngine:
 
         Raises:
             ValueError: A request has no tokens.
+            TrajectoryError: One has more tokens than the model has positions.
             NonFiniteError: The model computes NaN or infinity.
         """
         if any(len(request.tokens) == 0 for request in requests):
             raise ValueError("a request has no tokens; every prompt needs at least one")
+        self._refuse_long(max((len(request.tokens) for request in requests), default=0))
         aborts = self._aborts
         results: dict[int, Completion] = {}
         for numbers in in_order(requests, self._max_rows):
@@ -93,7 +95,7 @@ class TransformersEngine:
 
     async def _decode(self, requests: list[GenerateRequest], aborts: int) -> list[Completion]:
         module, tokenizer = self._weights(), self._text()
-        limits = np.array([self._room(module, request) for request in requests], dtype=np.int64)
+        limits = np.array([self._room(request) for request in requests], dtype=np.int64)
         rules = StopRules(
             [request.sampling for request in requests],
             tokenizer.eos_token_ids,
@@ -144,7 +146,17 @@ class TransformersEngine:
         self._is_paused = False
 
     async def begin_update(self, version: int) -> None:
-        """Get ready for the weights of ``version``; an update begun before is forgotten."""
+        """Get ready for the weights of ``version``; an update begun before is forgotten.
+
+        Raises:
+            WeightSyncError: The engine has newer weights.
+        """
+        self._update = None
+        if version < self.version:
+            raise WeightSyncError(
+                f"an update to policy version {version} was begun, and the engine has version "
+                f"{self.version} already; versions never go back"
+            )
         self._update = version if self._is_shared else WeightUpdate(self._weights(), version)
 
     async def apply_update(self, weights: Iterable[tuple[str, Tensor]]) -> None:
@@ -203,13 +215,28 @@ class TransformersEngine:
             self._tokenizer = HuggingFaceTokenizer(self._path)
         return self._tokenizer
 
-    def _room(self, module: PreTrainedModel, request: GenerateRequest) -> int:
+    def _room(self, request: GenerateRequest) -> int:
         """Most tokens of the completion, at least 1."""
-        config = module.config.get_text_config()
-        positions: int | None = getattr(config, "max_position_embeddings", None)
+        positions = self._positions()
         if positions is None:
             return request.sampling.max_tokens
         return max(1, min(request.sampling.max_tokens, positions - len(request.tokens)))
+
+    def _positions(self) -> int | None:
+        """Most tokens of a row; None if the model does not say."""
+        config = self._weights().config.get_text_config()
+        positions: int | None = getattr(config, "max_position_embeddings", None)
+        return positions
+
+    def _refuse_long(self, tokens: int) -> None:
+        positions = self._positions() if tokens else None
+        if positions is not None and tokens > positions:
+            raise TrajectoryError(
+                FailureKind.INFRASTRUCTURE,
+                f"the transformers engine was asked to continue {tokens} tokens, and the model has "
+                f"{positions} positions; lower generator.max_input_length",
+                "transformers",
+            )
 
     def _precision(self, module: PreTrainedModel) -> contextlib.AbstractContextManager[object]:
         if not self._bf16:

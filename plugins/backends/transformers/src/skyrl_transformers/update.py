@@ -26,7 +26,7 @@ class WeightUpdate:
         """Copy some of the tensors aside.
 
         Raises:
-            WeightSyncError: A name is unknown or came twice, or a shape differs.
+            WeightSyncError: A name is unknown or came twice, or a shape or kind of number differs.
         """
         for name, tensor in weights:
             if name not in self._targets:
@@ -41,6 +41,10 @@ class WeightUpdate:
                 raise self._refusal(
                     f"the tensor '{name}' has shape {tuple(tensor.shape)}, "
                     f"the engine's has {tuple(target.shape)}"
+                )
+            if tensor.is_floating_point() != target.is_floating_point():
+                raise self._refusal(
+                    f"the tensor '{name}' holds {tensor.dtype}, the engine's {target.dtype}"
                 )
             self._received[name] = tensor.detach().to(target.device, target.dtype, copy=True)
 

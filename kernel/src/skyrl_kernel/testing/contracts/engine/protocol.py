@@ -1,42 +1,20 @@
-"""What an engine must keep."""
+"""What the kernel relies on in every engine, whatever it generates with."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import pytest
 
 from skyrl_kernel.errors import WeightSyncError
 from skyrl_kernel.protocols import Engine
-from skyrl_kernel.records import Completion, GenerateRequest, IntArray, Sampling
-
-if TYPE_CHECKING:
-    import torch
-
-T = TypeVar("T")
+from skyrl_kernel.records import Completion, GenerateRequest
+from skyrl_kernel.testing.contracts.engine.subject import EngineSubject
 
 
-class EngineContract:
+class EngineContract(EngineSubject):
     """Subclass and override `make`, `prompts` and `other_weights`."""
-
-    tolerance = 1e-4
-    """Most nats between a sampled log-prob and the same token's from `Engine.logprobs`."""
-    has_random_sampling = True
-    """False for an engine whose completions do not depend on the seed."""
-
-    def make(self) -> Engine:
-        """An engine with weights, the same ones every time."""
-        raise NotImplementedError("override make()")
-
-    def prompts(self) -> Sequence[IntArray]:
-        """At least two different prompts, of different lengths."""
-        raise NotImplementedError("override prompts()")
-
-    def other_weights(self) -> "Iterable[tuple[str, torch.Tensor]]":
-        """All tensors of another model of the same shape, by Hugging Face name."""
-        raise NotImplementedError("override other_weights()")
 
     def test_it_keeps_the_protocol(self) -> None:
         """All methods are there, and the initial weights have version 0."""
@@ -80,16 +58,16 @@ class EngineContract:
     def test_other_seeds_give_other_completions(self) -> None:
         """Otherwise a group would be one trajectory many times."""
         if not self.has_random_sampling:
-            return
+            pytest.skip("not checked: seeds, as the engine samples nothing (has_random_sampling)")
         prompt = self.prompts()[0]
-        requests = [_request(prompt, 12, seed=seed) for seed in range(8)]
+        requests = [self._request(prompt, 12, seed=seed) for seed in range(8)]
         completions = self._use(lambda engine: engine.generate(requests))
         assert len({tuple(one.tokens.tolist()) for one in completions}) > 1
 
     def test_temperature_zero_ignores_the_seed(self) -> None:
         """Evaluation is greedy by default, and must not vary."""
         prompt = self.prompts()[0]
-        requests = [_request(prompt, 6, seed=seed, temperature=0.0) for seed in (1, 2)]
+        requests = [self._request(prompt, 6, seed=seed, temperature=0.0) for seed in (1, 2)]
         first, second = self._use(lambda engine: engine.generate(requests))
         assert first.tokens.tolist() == second.tokens.tolist()
 
@@ -118,9 +96,7 @@ class EngineContract:
         async def use(engine: Engine) -> tuple[list[np.ndarray], list[np.ndarray], Completion]:
             rows = list(self.prompts())
             before = await engine.logprobs(rows, temperature=1.0)
-            await engine.begin_update(7)
-            await engine.apply_update(self.other_weights())
-            await engine.finish_update(7)
+            await self._update(engine, 7)
             after = await engine.logprobs(rows, temperature=1.0)
             (completion,) = await engine.generate(self._requests(4)[:1])
             assert engine.version == 7
@@ -151,6 +127,24 @@ class EngineContract:
             assert engine.version == 0
             for b, a in zip(before, after, strict=True):
                 np.testing.assert_array_equal(b, a)
+
+        self._use(use)
+
+    def test_an_update_that_is_older_than_the_weights_is_an_error(self) -> None:
+        """It has been overtaken on its way: versions never go back."""
+
+        async def use(engine: Engine) -> None:
+            await self._update(engine, 2)
+            rows = list(self.prompts())
+            before = await engine.logprobs(rows, temperature=1.0)
+            with pytest.raises(WeightSyncError):
+                await self._update(engine, 1)
+            assert engine.version == 2
+            after = await engine.logprobs(rows, temperature=1.0)
+            for b, a in zip(before, after, strict=True):
+                np.testing.assert_array_equal(b, a)
+            await self._update(engine, 3)
+            assert engine.version == 3
 
         self._use(use)
 
@@ -185,31 +179,19 @@ class EngineContract:
 
         self._use(use)
 
+    async def _update(self, engine: Engine, version: int) -> None:
+        await engine.begin_update(version)
+        await engine.apply_update(self.other_weights())
+        await engine.finish_update(version)
+
     def _requests(self, max_tokens: int, temperature: float = 1.0) -> list[GenerateRequest]:
         """Two of each prompt."""
         return [
-            _request(prompt, max_tokens, seed=seed, temperature=temperature)
+            self._request(prompt, max_tokens, seed=seed, temperature=temperature)
             for prompt in self.prompts()
             for seed in (1, 2)
         ]
 
-    def _use(self, use: Callable[[Engine], Awaitable[T]]) -> T:
-        async def main() -> T:
-            engine = self.make()
-            try:
-                return await use(engine)
-            finally:
-                await engine.close()
-
-        return asyncio.run(main())
-
 
 async def _generate(engine: Engine, *, requests: Sequence[GenerateRequest]) -> list[Completion]:
     return await engine.generate(requests)
-
-
-def _request(
-    prompt: IntArray, max_tokens: int, *, seed: int, temperature: float = 1.0
-) -> GenerateRequest:
-    sampling = Sampling(max_tokens=max_tokens, temperature=temperature)
-    return GenerateRequest(tokens=prompt, sampling=sampling, seed=seed)
