@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 
 import algorithms_report
+import engines_report
 import gpu_report
 import learning_report
 import speed_report
@@ -21,6 +22,7 @@ ALGORITHMS = HERE / "algorithms.json"
 ALGORITHMS_PAGE = DOCS / "reference" / "algorithms" / "results.md"
 ALGORITHMS_PICTURE = DOCS / "images" / "algorithms.png"
 SPEED = HERE / "speed.json"
+ENGINES = HERE / "engines.json"
 GPU = HERE / "gpu.json"
 SUITE = HERE / "suite.json"
 TITLE = """\
@@ -28,7 +30,7 @@ TITLE = """\
 
 Written by `make bench`, `make bench-learning`, `make test-all` and, where there is a GPU, \
 `python benchmarks/gpu.py`; the numbers are in `speed.json`, `learning.json`, `algorithms.json`, \
-`suite.json` and `gpu.json` beside this page.
+`engines.json`, `suite.json` and `gpu.json` beside this page.
 """
 
 
@@ -47,6 +49,9 @@ def write() -> None:
         parts.append(algorithms_report.section(algorithms))
     if SPEED.exists():
         parts.append(speed_report.section(json.loads(SPEED.read_text())))
+    parts.append(
+        engines_report.section(json.loads(ENGINES.read_text()) if ENGINES.exists() else None)
+    )
     parts.append(gpu_report.section(json.loads(GPU.read_text()) if GPU.exists() else None))
     if SUITE.exists():
         import suite  # which imports this module
