@@ -14,7 +14,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 PARALLEL := -n auto --maxprocesses 8 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all test-engines lint fix docs bench bench-learning pin clean
+.PHONY: help install demo test test-all test-engines lint fix docs bench bench-engines bench-learning pin clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,7 +40,6 @@ test-engines: $(ENGINES)/.installed ## Run the tests of engines that need an env
 
 $(ENGINES)/.installed: Makefile .ci/install-engines .ci/uv-settings .ci/members.py $(MEMBERS:%=%/pyproject.toml)
 	@.ci/install-engines "$(PYTHON)"
-	@touch $@
 
 lint: $(INSTALLED) ## Check style, format and types
 	$(BIN)/ruff check .
@@ -56,7 +55,16 @@ docs: $(INSTALLED) ## Write the generated pages, check all pages against the cod
 	$(PYTEST) tests/test_docs.py $(ARGS)
 
 bench: $(INSTALLED) ## Measure speed and memory into benchmarks/RESULTS.md (minutes)
-	$(BIN)/python benchmarks/bench.py
+	@missed=0; $(BIN)/python benchmarks/bench.py || missed=1; \
+	$(MAKE) --no-print-directory bench-engines || missed=1; exit $$missed
+
+bench-engines: $(INSTALLED) ## The part of it that needs vLLM; without vLLM's CPU build it says so
+	@if $(MAKE) --no-print-directory $(ENGINES)/.installed; then \
+		missed=0; $(ENGINES)/bin/python benchmarks/engines.py $(ARGS) || missed=1; \
+		$(BIN)/python benchmarks/report.py; exit $$missed; \
+	else \
+		echo "bench-engines: not run: $(ENGINES) could not be made; what it needs is said above" >&2; \
+	fi
 
 bench-learning: $(INSTALLED) ## Train five seeds and the controls into benchmarks/RESULTS.md (long)
 	$(BIN)/python benchmarks/learning.py

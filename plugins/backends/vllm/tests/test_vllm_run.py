@@ -1,0 +1,82 @@
+"""Whole runs of `skyrl` with vLLM: one server, that each run attaches to by its address."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from skyrl_tiny.plugin import tiny
+
+TOLERANCE = 1e-4
+"""Most nats between a sampled log-prob and the trainer's, with the same weights."""
+TARGET, SAMPLES = 8, 4
+
+
+@pytest.fixture
+def url(servers: Any) -> str:
+    """Of a server that has the built-in model."""
+    return str(servers.start(tiny(0)).url)
+
+
+def run(url: str, folder: Path, *words: str, steps: int = 3) -> subprocess.CompletedProcess[str]:
+    """`skyrl run` of the demo's model and task, attached to a server."""
+    return subprocess.run(
+        command(url, folder, *words, steps=steps),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def command(url: str, folder: Path, *words: str, steps: int = 3) -> list[str]:
+    return [
+        *(str(Path(sys.executable).with_name("skyrl")), "run", "--plugin", "demo"),
+        "generator.inference_engine.backend=vllm",
+        "generator.inference_engine.run_engines_locally=false",
+        f"generator.inference_engine.external_server_urls=[{url}]",
+        "trainer.placement.colocate_all=false",
+        *(f"trainer.train_batch_size={TARGET}", f"trainer.policy_mini_batch_size={TARGET}"),
+        f"generator.n_samples_per_prompt={SAMPLES}",
+        *(f"trainer.max_training_steps={steps}", f"trainer.ckpt_path={folder}"),
+        *("trainer.eval_before_train=false", "trainer.eval_interval=-1"),
+        *words,
+    ]
+
+
+def metrics(folder: Path) -> list[Mapping[str, float]]:
+    """Of the steps, in order."""
+    lines = (folder / "demo" / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@pytest.mark.smoke
+def test_the_server_has_the_trainers_weights_at_every_step(url: str, tmp_path: Path) -> None:
+    done = run(url, tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    steps = metrics(tmp_path)
+    assert [step["step"] for step in steps] == [1, 2, 3]
+    for step in steps:
+        assert step["failures/trajectories"] == 0
+        assert step["async/staleness_max"] == 0
+        assert 0 < step["policy/rollout_train_logprobs_abs_diff_max"] <= TOLERANCE
+    assert len({step["policy/policy_loss"] for step in steps}) == 3  # it trains
+
+
+@pytest.mark.smoke
+def test_generation_runs_ahead_of_training_and_never_further_than_the_bound(
+    url: str, tmp_path: Path
+) -> None:
+    ahead = ["trainer.fully_async.enabled=true", "trainer.fully_async.max_staleness_steps=2"]
+    done = run(url, tmp_path, *ahead, steps=6)
+    assert done.returncode == 0, done.stdout + done.stderr
+    steps = metrics(tmp_path)
+    assert [step["step"] for step in steps] == [1, 2, 3, 4, 5, 6]
+    assert 0 < max(step["async/staleness_max"] for step in steps) <= 2
+    assert all(step["async/staleness_violation_count"] == 0 for step in steps)
+    assert all(step["failures/trajectories"] == 0 for step in steps)
