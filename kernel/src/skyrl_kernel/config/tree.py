@@ -252,6 +252,9 @@ class TrainerConfig(Section):
     max_training_steps: Positive | None = None
     """Steps after which the run ends whatever ``epochs`` says."""
     seed: Annotated[int, Field(ge=0)] = 42
+    max_tokens_per_microbatch: int = -1
+    """Most tokens of one pass, padding included, in place of both numbers of rows; a longer row is
+    computed by itself. 0 or less: rows are counted."""
     """Of everything random."""
     max_prompt_length: Positive = 512
     """Prompts of more tokens are dropped and counted."""
@@ -330,6 +333,11 @@ class TrainerConfig(Section):
     @classmethod
     def _is_a_folder(cls, path: str | None, info: ValidationInfo) -> str | None:
         if path is not None and "://" in path:
+    @property
+    def tokens_per_pass(self) -> int | None:
+        """``max_tokens_per_microbatch``; None if rows are counted."""
+        return self.max_tokens_per_microbatch if self.max_tokens_per_microbatch > 0 else None
+
             raise ValueError(
                 f"trainer.{info.field_name}='{path}' is an address; runs are written to folders: mount the "
                 "storage and name its folder, or copy the run folder when the run has ended"

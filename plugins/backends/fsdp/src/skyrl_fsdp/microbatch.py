@@ -1,7 +1,8 @@
 """Cuts a mini-batch into micro-batches, and runs one through the model.
 
-What a loss must see whole (its atom) is never split. Rows of similar length
-share a micro-batch, so that little is padded; `skyrl_fsdp.packing` saves the rest.
+What a loss must see whole (its atom) is never split. Counted in rows, rows of
+similar length share a micro-batch, so that little is padded; counted in tokens
+(`skyrl_fsdp.budget`), short rows fill up what long ones leave.
 
 Shapes: B rows of one micro-batch, T tokens, N trained tokens, V vocabulary.
 """
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from skyrl_fsdp.budget import fill
 from skyrl_fsdp.critic import Critic
 from skyrl_fsdp.packing import Layout, lay_out
 from skyrl_kernel.records import IntArray, TrainingSample
@@ -40,23 +42,35 @@ def trained(batch: Sequence[TrainingSample]) -> list[TrainingSample]:
 
 
 def split(
-    samples: Sequence[TrainingSample], atom: Literal["trajectory", "group"], max_rows: int
+    samples: Sequence[TrainingSample],
+    atom: Literal["trajectory", "group"],
+    *,
+    max_rows: int,
+    max_tokens: int | None = None,
+    packs: bool = False,
 ) -> list[list[TrainingSample]]:
-    """Micro-batches of at most ``max_rows`` rows, or of one atom that has more.
+    """Micro-batches within a bound; an atom that exceeds it is one by itself.
 
     Args:
-        samples: Rows of a mini-batch.
+        samples: Rows of a mini-batch, each with a trained token.
         atom: What stays together.
         max_rows: ``trainer.micro_train_batch_size_per_gpu``.
+        max_tokens: ``trainer.max_tokens_per_microbatch``: counts instead of ``max_rows``.
+        packs: As in `forward`: what is counted is what it computes.
 
     Returns:
-        Every sample once, shorter ones first.
+        Every sample once.
     """
     atoms: dict[int, list[TrainingSample]] = defaultdict(list)
     for sample in samples:
         atoms[sample.trajectory if atom == "trajectory" else sample.group].append(sample)
+    together = sorted(atoms.values(), key=lambda rows: max(map(_computed, rows)))
+    if max_tokens is not None:
+        lengths = [[_computed(row) for row in rows] for rows in together]
+        filled = fill(lengths, max_tokens, packs=packs)
+        return [[row for place in places for row in together[place]] for places in filled]
     batches: list[list[TrainingSample]] = []
-    for rows in sorted(atoms.values(), key=lambda rows: max(_length(row) for row in rows)):
+    for rows in together:
         if batches and len(batches[-1]) + len(rows) <= max_rows:
             batches[-1].extend(rows)
         else:
@@ -130,9 +144,7 @@ def forward_values(
 
 def _laid_out(samples: Sequence[TrainingSample], device: torch.device, packs: bool) -> Layout:
     """The ids of everything that predicts a trained token."""
-    return lay_out(
-        [sample.tokens[: _length(sample) - 1] for sample in samples], device, packs=packs
-    )
+    return lay_out([sample.tokens[: _computed(sample)] for sample in samples], device, packs=packs)
 
 
 def _predicting(samples: Sequence[TrainingSample], layout: Layout) -> tuple[IntArray, IntArray]:
@@ -142,6 +154,6 @@ def _predicting(samples: Sequence[TrainingSample], layout: Layout) -> tuple[IntA
     return np.repeat(layout.row, counts), places + np.repeat(layout.start, counts)
 
 
-def _length(sample: TrainingSample) -> int:
-    """Tokens up to the last trained one."""
-    return int(np.flatnonzero(sample.loss_mask)[-1]) + 1
+def _computed(sample: TrainingSample) -> int:
+    """Tokens of a row that are computed: those before its last trained one."""
+    return int(np.flatnonzero(sample.loss_mask)[-1])

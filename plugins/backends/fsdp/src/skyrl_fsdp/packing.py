@@ -57,9 +57,7 @@ class Layout:
 
 def lay_out(rows: Sequence[IntArray], device: torch.device, *, packs: bool) -> Layout:
     """Token rows packed where that is asked for, saves a row, and needs no huge mask; else padded."""
-    longest = max(map(len, rows))
-    bins = first_fit_decreasing(list(map(len, rows)), longest) if packs else ()
-    if 0 < len(bins) < len(rows) and len(bins) * longest**2 <= _MAX_MASK:
+    if bins := _bins(list(map(len, rows)), packs):
         return pack_rows(rows, bins, device)
     return Layout(
         ids=right_pad(rows, device),
@@ -67,6 +65,23 @@ def lay_out(rows: Sequence[IntArray], device: torch.device, *, packs: bool) -> L
         row=np.arange(len(rows), dtype=np.int32),
         start=np.zeros(len(rows), dtype=np.int32),
     )
+
+
+def places(lengths: Sequence[int], *, packs: bool) -> int:
+    """Places of the forward pass that `lay_out` makes of rows so long, B × T.
+
+    Example:
+        >>> places([3, 1, 2], packs=True), places([3, 1, 2], packs=False)
+        (6, 9)
+    """
+    return (len(_bins(lengths, packs)) or len(lengths)) * max(lengths)
+
+
+def _bins(lengths: Sequence[int], packs: bool) -> list[list[int]]:
+    """Which token rows share a row; empty where they are better padded."""
+    longest = max(lengths)
+    bins = first_fit_decreasing(lengths, longest) if packs else []
+    return bins if len(bins) < len(lengths) and len(bins) * longest**2 <= _MAX_MASK else []
 
 
 def pack_rows(

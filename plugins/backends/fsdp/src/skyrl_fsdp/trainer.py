@@ -117,7 +117,8 @@ class FsdpTrainer:
 
         Of the role ``value``: the value before each token.
         """
-        model, max_rows = self._model(role), self._config.micro_forward_batch_size_per_gpu
+        model, budget = self._model(role), self._config.tokens_per_pass
+        max_rows = len(rows) if budget else self._config.micro_forward_batch_size_per_gpu
 
         def logits(ids: Tensor) -> Tensor:
             out: Tensor = model(input_ids=ids, use_cache=False).logits
@@ -125,9 +126,16 @@ class FsdpTrainer:
 
         with self._precision():
             if isinstance(model, Critic):
-                return row_values(model, rows, device=self._device, max_rows=max_rows)
+                return row_values(
+                    model, rows, device=self._device, max_rows=max_rows, max_tokens=budget
+                )
             return row_logprobs(
-                logits, rows, temperature=temperature, device=self._device, max_rows=max_rows
+                logits,
+                rows,
+                temperature=temperature,
+                device=self._device,
+                max_rows=max_rows,
+                max_tokens=budget,
             )
 
     def update(
@@ -185,7 +193,13 @@ class FsdpTrainer:
     ) -> tuple[float, MetricSums]:
         """Gradients of the whole mini-batch; returns the objective and the metrics."""
         module = self.module(POLICY)
-        micro_batches = split(samples, loss.atom, self._config.micro_train_batch_size_per_gpu)
+        micro_batches = split(
+            samples,
+            loss.atom,
+            max_rows=self._config.micro_train_batch_size_per_gpu,
+            max_tokens=self._config.tokens_per_pass,
+            packs=self._packs,
+        )
         seed = self._loss_seed()
         columns = self._prepare(module, micro_batches, loss, temperature, seed)
         total, sums = 0.0, MetricSums()
