@@ -116,6 +116,36 @@ def watch(folder, moment):
 '''
 
 
+STALE = """
+import copy
+
+from skyrl_kernel.hookspecs import hookimpl
+
+@hookimpl(wrapper=True)
+def sync_weights():
+    inner = yield
+    first = []
+
+    async def sync(trainer, engine, version):
+        await inner(trainer, engine, version)
+        first.append(first[0] if first else copy.deepcopy(trainer.module("policy")))
+        engine.share(first[0])
+
+    return sync
+"""
+"""An engine that answers as if it had the newest weights, and samples from the first ones."""
+
+
+def install_stale(site: Path) -> None:
+    """The plugin ``stale``, as a distribution."""
+    make_distribution(
+        site,
+        "skyrl-stale",
+        modules={"skyrl_stale": STALE},
+        entry_points={"skyrl.plugins": {"stale": "skyrl_stale"}},
+    )
+
+
 def install_sabotage(site: Path) -> None:
     """The plugin ``sabotage``, as a distribution."""
     make_distribution(

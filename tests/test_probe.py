@@ -1,14 +1,18 @@
-"""The probe: engine and trainer must agree on the same tokens."""
+"""Engine and trainer must agree on the same tokens: the probe, and what every step measures."""
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from running import Lab, probe_installed
+from sabotage import install_stale
 
 from skyrl_fsdp.trainer import FsdpTrainer
 from skyrl_kernel.config import TrainerConfig
 from skyrl_kernel.errors import WeightSyncError
+from skyrl_kernel.plugins import discover
 from skyrl_kernel.probe import probe
 from skyrl_transformers.engine import TransformersEngine
 from skyrl_transformers.testing import write_random_model
@@ -33,3 +37,61 @@ def test_other_weights_are_an_error_that_names_the_version(tmp_path: Path) -> No
     trainer, engine = models(tmp_path, same=False)
     with pytest.raises(WeightSyncError, match=r"policy version 3, engine and trainer differ by"):
         asyncio.run(probe(trainer, engine, ROWS, 3, "float32"))
+
+
+MISMATCH = "policy/rollout_train_logprobs_abs_diff"
+ALGORITHM = "trainer__algorithm__"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},  # old log-probs are the sampler's, which shares the trainer's weights
+        {f"{ALGORITHM}recompute_old_logprobs": True},
+        {"generator__sampling_params__temperature": 0.7},
+        # a loss that asks for no old log-probs
+        {f"{ALGORITHM}policy_loss_type": "cispo", f"{ALGORITHM}cispo__cispo_anchor": "rollout"},
+        {f"{ALGORITHM}policy_loss_type": "rollout_is"},
+    ],
+    ids=str,
+)
+def test_every_step_tells_how_far_engine_and_trainer_differ(
+    changes: dict[str, Any], random_model: Path, tmp_path: Path
+) -> None:
+    with probe_installed(tmp_path / "site"):
+        lab = Lab(random_model, tmp_path)
+        outcome = lab.run(**changes)
+    assert outcome.code == 0, outcome.err
+    steps = [line for line in lab.at().read_metrics() if line["step"] > 0]
+    assert len(steps) == 4
+    for line in steps:
+        assert line[f"{MISMATCH}_mean"] <= line[f"{MISMATCH}_max"] <= 1e-4  # float32, equal weights
+        assert line[f"{MISMATCH}_min"] >= 0
+        assert line[f"{MISMATCH}_std"] >= 0
+
+
+@pytest.mark.parametrize("recompute", [None, True])
+def test_an_engine_that_keeps_old_weights_is_told_and_stops_the_run(
+    recompute: bool | None, random_model: Path, tmp_path: Path
+) -> None:
+    changes = {
+        f"{ALGORITHM}recompute_old_logprobs": recompute,
+        "trainer__ckpt_interval": 1,
+        "trainer__logprobs_diff__warn_above": 0.001,
+    }
+    with probe_installed(tmp_path / "site") as site:
+        install_stale(site)
+        discover(refresh=True)
+        lab = Lab(random_model, tmp_path)
+        assert "engine and trainer differ" not in lab.run("fresh", **changes).out
+        told = lab.run("told", "--plugin", "stale", **changes)
+        assert told.code == 0, told.err
+        assert "step 2: engine and trainer differ by 0." in told.out
+        stopped = lab.run(
+            "stopped", "--plugin", "stale", trainer__logprobs_diff__stop_above=0.001, **changes
+        )
+    assert stopped.code == 1
+    assert stopped.err.startswith("skyrl: step 2: engine and trainer differ by 0.")
+    assert len(stopped.err.splitlines()) == 1
+    assert [path.name for path in lab.at("stopped").checkpoints.iterdir()] == ["global_step_1"]
+    assert [line["step"] for line in lab.at("stopped").read_metrics()] == [0, 1, 2]

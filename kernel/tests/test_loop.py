@@ -2,6 +2,7 @@
 
 import ast
 import itertools
+import json
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import skyrl_kernel.loop
 from skyrl_kernel.errors import (
     FailureBudgetError,
     HookError,
+    LogprobsDiffError,
     PluginError,
     RunError,
     WeightSyncError,
@@ -100,6 +102,20 @@ def sync_weights():
     return only_once
 """
 
+STALE = """
+from skyrl_kernel.hookspecs import hookimpl
+
+@hookimpl(wrapper=True)
+def sync_weights():
+    inner = yield
+    async def says_so(trainer, engine, version):
+        if version == 0:
+            await inner(trainer, engine, version)
+        engine.version = version
+    return says_so
+"""
+"""An engine that keeps its first weights and says that it has the newest."""
+
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
@@ -109,6 +125,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             "on_eval": SATISFIED.format(hook="on_eval_end(evaluation)", event="evaluation.step"),
             "on_save": SATISFIED.format(hook="on_checkpoint(step)", event="step"),
             "forgets": FORGETS,
+            "stale": STALE,
             "remembers": REMEMBERS,
             "shouts": SELECT.format(name="shouts", verdict="Drop", rule="no_variance"),
             "drops": SELECT.format(name="drops", verdict="drop", rule="no_variance"),
@@ -126,6 +143,13 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def trajectories(result: RunResult, step: int) -> list[dict]:
     return read_trajectories(result.folder / "trajectories" / f"step_{step}.parquet", timings=False)
+
+
+def warnings_of(result: RunResult) -> list[str]:
+    """What the run said about itself by its last checkpoint."""
+    state = result.folder / "checkpoints" / f"global_step_{result.step}" / "state.json"
+    said: list[str] = json.loads(state.read_text())["warnings"]
+    return said
 
 
 def round_of(first: int) -> list[str]:
@@ -449,6 +473,39 @@ def test_too_many_failures_end_the_run_and_name_the_most_common(tmp_path: Path) 
 def test_a_sync_that_brings_no_new_weights_ends_the_run(tmp_path: Path) -> None:
     with pytest.raises(WeightSyncError, match=r"policy version 1 the engine says .* version 0"):
         run_scripted(tmp_path, NO_EVALUATION, plugins=["forgets"])
+
+
+MISMATCH = "policy/rollout_train_logprobs_abs_diff_mean"
+
+
+def far() -> Script:
+    """One sample of two is right, and the first update moves every log-prob by 0.5 nats, as far as they go."""
+    return Script(rate=100.0, reply=lambda ask: "2" if ask.number % 2 else ask.text[-1])
+
+
+@pytest.mark.usefixtures("site")
+def test_a_stale_engine_is_warned_of_and_ends_the_run_while_the_last_checkpoint_stays(
+    tmp_path: Path,
+) -> None:
+    words = (NO_EVALUATION, "trainer.ckpt_interval=1", "trainer.logprobs_diff.warn_above=0.01")
+    fresh = run_scripted(tmp_path / "fresh", *words, script=far())
+    assert [line[MISMATCH] for line in read_metrics(fresh)] == [0, 0, 0, 0]
+    assert not any("differ by" in text for text in warnings_of(fresh))
+
+    stale = run_scripted(tmp_path / "a", *words, script=far(), plugins=["stale"])
+    assert [line[MISMATCH] > 0.1 for line in read_metrics(stale)] == [False, True, True, True]
+    assert "step 2: engine and trainer differ by 0.5 nats" in warnings_of(stale)[0]
+
+    with pytest.raises(LogprobsDiffError, match=r"^step 2: .*0\.5 nats .*stop_above=0\.2\."):
+        run_scripted(
+            tmp_path / "b",
+            *words,
+            "trainer.logprobs_diff.stop_above=0.2",
+            script=far(),
+            plugins=["stale"],
+        )
+    (checkpoint,) = (tmp_path / "b").rglob("global_step_*/state.json")
+    assert checkpoint.parent.name == "global_step_1"
 
 
 @pytest.mark.usefixtures("site")

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from skyrl_kernel.errors import LogprobsDiffError
 from skyrl_kernel.protocols import CreditedGroup
 from skyrl_kernel.records import (
     Prompt,
@@ -108,3 +109,37 @@ def test_nearly_equal_rewards_are_not_constant_and_a_single_one_is(
     rewards: tuple[float, ...],
 ) -> None:
     assert bool(warnings([group(*rewards)])) == (len(rewards) == 1)
+
+
+# --- engine and trainer -------------------------------------------------------------------------
+
+
+def said_of(difference: float | None, warn_above: float | None) -> list[str]:
+    return Sentinels(warn_above).check(
+        3, [group(0.0, 1.0)], [CHANGED], rewarded=True, difference=difference
+    )
+
+
+def test_a_difference_between_engine_and_trainer_is_said_above_the_bound() -> None:
+    (warning,) = said_of(0.25, 0.1)
+    assert warning.startswith(
+        "step 3: engine and trainer differ by 0.25 nats per trained token on average "
+        "(policy/rollout_train_logprobs_abs_diff_mean), more than trainer.logprobs_diff.warn_above=0.1"
+    )
+    assert said_of(0.1, 0.1) == said_of(None, 0.1) == said_of(9.0, None) == []
+    assert len(said_of(float("nan"), 0.1)) == 1
+
+
+def test_a_difference_above_the_second_bound_is_an_error_with_causes_and_remedies() -> None:
+    sentinels = Sentinels(0.1, 1.0)
+    for difference in (None, 0.5, 1.0):
+        sentinels.refuse(7, difference)
+    with pytest.raises(
+        LogprobsDiffError,
+        match=r"^step 7: .* 1\.5 nats .*stop_above=1\. Likely causes: .*weight_sync_backend.*"
+        r"precision.*temperature.*max_staleness_steps.*The last checkpoint is kept",
+    ):
+        sentinels.refuse(7, 1.5)
+    with pytest.raises(LogprobsDiffError, match="differ by nan nats"):
+        sentinels.refuse(7, float("nan"))
+    Sentinels(0.1, None).refuse(7, 1.5)

@@ -369,7 +369,8 @@ def make_session(
     same_weights = "same_weights" in plan.stages["sync_weights"].provider.manifest.offers
     same_logprobs = same_weights and not config.trainer.bf16 and temperature == sampled_at
     recompute = algorithm.recompute_old_logprobs
-    sentinels = Sentinels()
+    bounds = config.trainer.logprobs_diff
+    sentinels = Sentinels(bounds.warn_above, bounds.stop_above)
     if state:
         sentinels.load_state_dict(state["sentinels"])
     name = algorithm.loss_reduction

@@ -79,6 +79,10 @@ class WeightSyncError(RunError):
     """The engine does not hold the weights that the trainer sent."""
 
 
+class LogprobsDiffError(RunError):
+    """Engine and trainer differ by more than ``trainer.logprobs_diff.stop_above`` on what is trained on."""
+
+
 class FailureBudgetError(RunError):
     """More trajectories failed than ``trainer.max_failed_frac`` allows.
 

@@ -9,7 +9,12 @@ from skyrl_kernel.producer import Batch
 from skyrl_kernel.protocols import CreditedGroup
 from skyrl_kernel.records import UpdateResult
 from skyrl_kernel.rollout_metrics import generation_metrics, group_time_metrics, merge_metrics
-from skyrl_kernel.score_metrics import kl_metrics, mismatch_metrics
+from skyrl_kernel.score_metrics import (
+    MISMATCH,
+    kl_metrics,
+    mismatch_metrics,
+    mismatch_of_update,
+)
 from skyrl_kernel.session import Session
 
 
@@ -23,10 +28,12 @@ class Measured:
 
     def complete(self, results: Sequence[UpdateResult], clock: Clock) -> dict[str, float]:
         """Everything that is told of the step, the evaluation and the seconds of its stages aside."""
+        is_known = f"{MISMATCH}_mean" in self.numbers
         return {
             **self.numbers,
             "trainer/tokens_per_second_per_gpu": self.num_tokens / clock.seconds["step"],
             **metrics.update_metrics(results),
+            **({} if is_known else mismatch_of_update(results[0])),
         }
 
 

@@ -43,6 +43,8 @@ MAY_CHANGE = frozenset(
         "trainer.log_path",
         "trainer.logger",
         "trainer.logger_timeout_s",
+        "trainer.logprobs_diff.stop_above",
+        "trainer.logprobs_diff.warn_above",
         "trainer.max_ckpts_to_keep",
         "trainer.max_failed_frac",
         "trainer.max_training_steps",

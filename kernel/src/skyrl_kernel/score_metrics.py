@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from skyrl_kernel.protocols import CreditedGroup
-from skyrl_kernel.records import FloatArray
+from skyrl_kernel.records import FloatArray, UpdateResult
 
+MISMATCH = "policy/rollout_train_logprobs_abs_diff"
+_OF_UPDATE = "minibatch_rollout_logprobs_abs_diff"
 _MAX_LOG_RATIO, _MAX_K3 = 20.0, 10.0
 """As in `skyrl_kernel.torch.kl`, with which a test compares."""
 
@@ -43,19 +45,36 @@ def kl_metrics(groups: Sequence[CreditedGroup], estimator: str) -> dict[str, flo
 def mismatch_metrics(groups: Sequence[CreditedGroup]) -> dict[str, float]:
     """``policy/rollout_train_logprobs_abs_diff_…``: |old − sampler| per token, nats.
 
-    Nothing where old log-probs are the sampler's own, or nothing was sampled.
+    Nothing where the trainer has not computed old log-probs (`mismatch_of_update`
+    knows them then), or nothing was sampled.
     """
     pairs = list(_trained_pairs(groups, "old_logprobs", None))
     if not pairs:
         return {}
     old, sampler = _flat(pairs)
     differences = np.abs(old - sampler)
-    name = "policy/rollout_train_logprobs_abs_diff"
     return {
-        f"{name}_mean": float(differences.mean()),
-        f"{name}_std": float(differences.std()),
-        f"{name}_min": float(differences.min()),
-        f"{name}_max": float(differences.max()),
+        f"{MISMATCH}_mean": float(differences.mean()),
+        f"{MISMATCH}_std": float(differences.std()),
+        f"{MISMATCH}_min": float(differences.min()),
+        f"{MISMATCH}_max": float(differences.max()),
+    }
+
+
+def mismatch_of_update(first: UpdateResult) -> dict[str, float]:
+    """The same of a step's first mini-batch, which its update computes before it moves a weight.
+
+    Nothing where nothing was sampled, or the trainer does not tell.
+
+    Example:
+        >>> told = {"minibatch_rollout_logprobs_abs_diff_mean": 0.01, "grad_norm": 1.0}
+        >>> mismatch_of_update(UpdateResult(metrics=told, weights_changed=True))
+        {'policy/rollout_train_logprobs_abs_diff_mean': 0.01}
+    """
+    return {
+        f"{MISMATCH}{name.removeprefix(_OF_UPDATE)}": value
+        for name, value in first.metrics.items()
+        if name.startswith(_OF_UPDATE)
     }
 
 

@@ -2,14 +2,22 @@
 
 from collections.abc import Sequence
 
+from skyrl_kernel.errors import LogprobsDiffError
 from skyrl_kernel.protocols import CreditedGroup
 from skyrl_kernel.records import UpdateResult
 
 
 class Sentinels:
-    """Watches steps for silent failures; each warning is given when it begins and as it doubles."""
+    """Watches steps for silent failures; each warning is given when it begins and as it doubles.
 
-    def __init__(self) -> None:
+    Args:
+        warn_above: ``trainer.logprobs_diff.warn_above``.
+        stop_above: ``trainer.logprobs_diff.stop_above``.
+    """
+
+    def __init__(self, warn_above: float | None = None, stop_above: float | None = None) -> None:
+        self._warn_above = warn_above
+        self._stop_above = stop_above
         self._streaks: dict[str, int] = {}
 
     def check(
@@ -19,6 +27,7 @@ class Sentinels:
         results: Sequence[UpdateResult],
         *,
         rewarded: bool,
+        difference: float | None = None,
     ) -> list[str]:
         """Warnings about this step, in full sentences.
 
@@ -27,6 +36,7 @@ class Sentinels:
             groups: What it trained on.
             results: Its updates.
             rewarded: False for data that no reward judged (SFT).
+            difference: Nats per trained token between engine and trainer; None if nothing was sampled.
         """
         reward = _only_reward(groups)
         trained = any(
@@ -42,6 +52,7 @@ class Sentinels:
             "constant rewards": rewarded and reward is not None and not credited,
             "nothing to train on": not trained,
             "unchanged weights": not any(result.weights_changed for result in results),
+            "log-probs differ": _exceeds(difference, self._warn_above),
         }
         earned = "" if reward is None else f"{reward:g}"
         texts = {
@@ -50,6 +61,8 @@ class Sentinels:
             "nothing to train on": "every token of the batch is masked: the step trains on nothing",
             "unchanged weights": "the optimizer left every weight as it was; look at the learning rate, "
             "the advantages and the loss mask",
+            "log-probs differ": f"{_told(difference)}, more than trainer.logprobs_diff.warn_above="
+            f"{self._warn_above}. {_CAUSES}",
         }
         warnings = []
         for name, is_so in found.items():
@@ -60,6 +73,19 @@ class Sentinels:
                 warnings.append(f"step {step}: {texts[name]}{since}")
         return warnings
 
+    def refuse(self, step: int, difference: float | None) -> None:
+        """End a run whose engine samples from another model than the trainer trains.
+
+        Raises:
+            LogprobsDiffError: ``difference`` is above ``stop_above``.
+        """
+        if _exceeds(difference, self._stop_above):
+            raise LogprobsDiffError(
+                f"step {step}: {_told(difference)}, more than trainer.logprobs_diff.stop_above="
+                f"{self._stop_above:g}. {_CAUSES}. The last checkpoint is kept, and nothing of this step is "
+                "in it; trainer.logprobs_diff.stop_above=null goes on whatever the difference"
+            )
+
     def state_dict(self) -> dict[str, int]:
         """How long each has been so."""
         return dict(self._streaks)
@@ -67,6 +93,28 @@ class Sentinels:
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on counting."""
         self._streaks = dict(state)
+
+
+_CAUSES = (
+    "Likely causes: weights that did not arrive (generator.inference_engine.weight_sync_backend), an engine "
+    "in another precision than trainer.bf16, log-probs at another temperature "
+    "(trainer.algorithm.temperature, generator.sampling_params.temperature), or a policy that moved far in "
+    "few steps (lower the learning rate or trainer.fully_async.max_staleness_steps, or set "
+    "trainer.algorithm.off_policy_correction)"
+)
+
+
+def _exceeds(difference: float | None, bound: float | None) -> bool:
+    """A difference that is no number exceeds every bound."""
+    return difference is not None and bound is not None and not difference <= bound
+
+
+def _told(difference: float | None) -> str:
+    nats = "" if difference is None else f"{difference:.3g}"
+    return (
+        f"engine and trainer differ by {nats} nats per trained token on average "
+        "(policy/rollout_train_logprobs_abs_diff_mean)"
+    )
 
 
 def _only_reward(groups: Sequence[CreditedGroup]) -> float | None:

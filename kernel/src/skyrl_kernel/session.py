@@ -47,6 +47,7 @@ from skyrl_kernel.records import (
 from skyrl_kernel.rollout.driver import Rollouts
 from skyrl_kernel.run.checkpoint import save_checkpoint
 from skyrl_kernel.run.folder import RunFolder
+from skyrl_kernel.score_metrics import MISMATCH
 from skyrl_kernel.sentinels import Sentinels
 
 P = ParamSpec("P")
@@ -199,10 +200,17 @@ class Session:
         results: Sequence[UpdateResult],
         numbers: dict[str, float],
     ) -> None:
-        """Write the step's files and tell the observers."""
+        """Write the step's files and tell the observers.
+
+        Raises:
+            LogprobsDiffError: See `Sentinels.refuse`.
+        """
         trajectories = [one for group in batch.groups for one in group.trajectories]
         rewarded = any(one.turns for one in trajectories)
-        for warning in self.sentinels.check(step, credited, results, rewarded=rewarded):
+        difference = numbers.get(f"{MISMATCH}_mean")
+        for warning in self.sentinels.check(
+            step, credited, results, rewarded=rewarded, difference=difference
+        ):
             self.warn(warning)
         self.report_failures(batch.failures)
         self.folder.append_metrics(step, numbers)
@@ -211,6 +219,7 @@ class Session:
             step=step, total_steps=self.total_steps, metrics=numbers, trajectories=trajectories
         )
         self.observe("on_step_end", step=info)
+        self.sentinels.refuse(step, difference)
 
     def report_evaluation(
         self,

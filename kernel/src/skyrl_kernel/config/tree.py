@@ -215,6 +215,36 @@ class AlgorithmConfig(Section):
     """What is taken at the end of that buffer, in task units."""
 
 
+class PlacementConfig(Section):
+    """``trainer.placement``: what computes on which devices."""
+
+    colocate_all: bool = True
+    """Trainer and engines take turns on the same GPUs; false gives engines GPUs of their own."""
+
+
+class LogprobsDiffConfig(Section):
+    """``trainer.logprobs_diff``: how far engine and trainer may differ on what is trained on.
+
+    Both bound ``policy/rollout_train_logprobs_abs_diff_mean``. Equal weights give up to 1e-4 in
+    float32 and a few 1e-2 in bfloat16; generation that runs ahead adds what the policy moved.
+    """
+
+    warn_above: Annotated[float, Field(gt=0)] | None = 0.1
+    """Nats per token, mean of a step, above which the run says so; null: never."""
+    stop_above: Annotated[float, Field(gt=0)] | None = 1.0
+    """Nats per token, mean of a step, above which the run ends with an error; null: never."""
+
+    @model_validator(mode="after")
+    def _warns_first(self) -> "LogprobsDiffConfig":
+        warn, stop = self.warn_above, self.stop_above
+        if warn is not None and stop is not None and stop < warn:
+            raise ValueError(
+                f"trainer.logprobs_diff.stop_above={stop:g} is below warn_above={warn:g}, so the run would "
+                "end before it warns; raise it, or lower the other"
+            )
+        return self
+
+
 class FullyAsyncConfig(Section):
     """``trainer.fully_async``: generation running ahead of training."""
 
@@ -316,6 +346,10 @@ class TrainerConfig(Section):
     """The frozen model to learn from."""
     algorithm: AlgorithmConfig = Field(default_factory=AlgorithmConfig)
     """Advantage and loss."""
+    placement: PlacementConfig = Field(default_factory=PlacementConfig)
+    """Devices."""
+    logprobs_diff: LogprobsDiffConfig = Field(default_factory=LogprobsDiffConfig)
+    """How far engine and trainer may differ."""
     fully_async: FullyAsyncConfig = Field(default_factory=FullyAsyncConfig)
     """Generation ahead of training."""
 
