@@ -47,6 +47,21 @@ def test_no_more_groups_begin_than_the_run_needs() -> None:
     assert begun(admission) == 1
 
 
+def test_with_a_bound_of_3_a_group_begins_when_one_of_3_has_ended() -> None:
+    admission = Admission(target=4, max_staleness=1, total=100, most_running=3)
+    assert begun(admission) == 3
+    assert admission.capacity == 0
+    admission.end()
+    admission.end()
+    assert begun(admission) == 2
+    for _ in range(3):
+        admission.end()
+    assert begun(admission) == 3  # (version 0 + 1 + staleness 1) × 4 = 8 have begun
+    for _ in range(3):
+        admission.end()
+    assert admission.capacity == 0
+
+
 def test_groups_are_numbered_over_the_whole_run() -> None:
     admission = Admission(target=2, max_staleness=0, total=10, version=3, begun=7, dropped=1)
     assert (admission.capacity, admission.begin(), admission.begin()) == (2, 7, 8)
@@ -63,6 +78,18 @@ def test_waiting_ends_when_something_changes() -> None:
         begun(admission)
         loop = asyncio.get_running_loop()
         loop.call_later(5, admission.advance)
+        await admission.wait()
+        return loop.time()
+
+    assert run_without_waiting(main()) == 5
+
+
+def test_waiting_ends_when_a_group_does() -> None:
+    async def main() -> float:
+        admission = Admission(target=2, max_staleness=0, total=9, most_running=1)
+        begun(admission)
+        loop = asyncio.get_running_loop()
+        loop.call_later(5, admission.end)
         await admission.wait()
         return loop.time()
 

@@ -206,10 +206,10 @@ def test_all_unknown_keys_are_named_at_once() -> None:
 def test_a_section_takes_no_value() -> None:
     with pytest.raises(
         ConfigError,
-        match=r"'trainer\.fully_async' \(command line\) is a section and takes no value; it has the "
-        r"keys trainer\.fully_async\.enabled, trainer\.fully_async\.max_staleness_steps$",
+        match=r"'trainer\.logprobs_diff' \(command line\) is a section and takes no value; it has the "
+        r"keys trainer\.logprobs_diff\.stop_above, trainer\.logprobs_diff\.warn_above$",
     ):
-        resolve("trainer.fully_async=true")
+        resolve("trainer.logprobs_diff=true")
     with pytest.raises(ConfigError, match=r"and \d\d more$"):
         resolve("trainer=1")
 
@@ -386,3 +386,18 @@ def test_every_key_is_described() -> None:
         return found
 
     assert undescribed(Config, "") == []
+
+
+def test_generation_ahead_replaces_groups_only_where_a_filter_finds_some() -> None:
+    words = ["trainer.fully_async.enabled=true", "trainer.fully_async.sample_full_batch=true"]
+    with pytest.raises(ConfigError, match=r"sample_full_batch=true replaces .* set both, or leave"):
+        resolve(*words)
+    resolve(*words, "trainer.algorithm.zero_variance_filter=true")
+    resolve(words[1])  # in a synchronous run it is not read
+
+
+def test_a_run_warns_before_it_stops() -> None:
+    words = ["trainer.logprobs_diff.warn_above=0.5", "trainer.logprobs_diff.stop_above=0.2"]
+    with pytest.raises(ConfigError, match=r"stop_above=0\.2 is below warn_above=0\.5"):
+        resolve(*words)
+    resolve(words[0], "trainer.logprobs_diff.stop_above=null")

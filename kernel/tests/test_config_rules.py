@@ -172,10 +172,6 @@ BROKEN = [
         r"double-count the ratio to the sampler",
     ),
     ([f"{CORRECTION}.token_mask_is_threshold_low=0.5"], r"come together: set both or neither$"),
-    (
-        ["trainer.fully_async.enabled=true", "trainer.fully_async.sample_full_batch=true"],
-        r"needs trainer\.algorithm\.zero_variance_filter=true$",
-    ),
 ]
 
 

@@ -241,6 +241,37 @@ def test_a_run_trains_on_no_group_without_differences(site: Path) -> None:
         assert np.concatenate(weights) == pytest.approx([0.25] * 4)
 
 
+def test_ahead_of_training_groups_without_differences_are_replaced_where_a_full_batch_is_asked_for(
+    site: Path,
+) -> None:
+    # Every other prompt has no differences; 2 prompts a step of 8, so 4 steps take two epochs.
+    rows = [
+        {"prompt": [{"role": "user", "content": f"{i}"}], "answer": answer}
+        for i, answer in enumerate(["never", "0"] * 4)
+    ]
+    data = site / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = [ALL[0], f"data.train_data=['{data}']", "data.val_data=[]", "data.shuffle=false"]
+    words += ["trainer.fully_async.enabled=true", "trainer.fully_async.max_staleness_steps=1"]
+    full = "trainer.fully_async.sample_full_batch=true"
+    masked, replaced = (
+        read_metrics(
+            run_scripted(
+                site / name, *words, *more, script=Script(reply=lambda ask: str(ask.number % 2))
+            )
+        )
+        for name, more in (("masked", []), ("replaced", [full]))
+    )
+    for line in masked:
+        assert (line["generate/groups_masked"], line["generate/groups_dropped"]) == (1, 0)
+        assert line["loss/trained_tokens"] == 4
+    for line in replaced:
+        assert (line["generate/groups_masked"], line["generate/groups_dropped"]) == (0, 2)
+        assert line["reward/num_zero_variance_filtered"] == 4
+        assert line["loss/trained_tokens"] == 8
+        assert line["async/staleness_max"] <= 1
+
+
 def test_a_run_trains_on_nothing_that_was_cut_off_and_gives_it_no_reward(site: Path) -> None:
     script = Script(reply=lambda ask: "0" if ask.number % 2 else "0" * 99)
     result = run_scripted(site, *ALL[1:], "data.val_data=[]", script=script)

@@ -246,6 +246,37 @@ def test_with_staleness_generation_overlaps_training(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("site")
+@pytest.mark.parametrize("workers", [1, 3])
+def test_ahead_of_training_no_more_groups_are_generated_at_a_time_than_asked_for(
+    tmp_path: Path, workers: int
+) -> None:
+    script = Script(latency_s=lambda ask: 0.002)
+    bound = f"trainer.fully_async.num_parallel_generation_workers={workers}"
+    result = run_scripted(tmp_path, NO_EVALUATION, *ASYNC, bound, script=script)
+
+    running = most = 0
+    for event in script.events:
+        running += {"ask": 1, "answer": -1}.get(event.split()[0], 0)
+        most = max(most, running)
+    assert most == 2 * workers  # two samples a group; admission alone allows 6 groups
+    assert result.step == 4
+
+
+@pytest.mark.usefixtures("site")
+def test_cached_keys_and_values_are_forgotten_after_each_sync_if_asked_for(tmp_path: Path) -> None:
+    clear = "trainer.fully_async.clear_kv_cache_on_weight_sync=true"
+    for name, words, expected in (
+        ("a", (*ASYNC, clear), ["sync", "forget"] * 5),
+        ("b", ASYNC, ["sync"] * 5),
+        ("c", (clear,), ["sync"] * 5),
+    ):
+        script = Script()
+        run_scripted(tmp_path / name, NO_EVALUATION, *words, script=script)
+        kinds = [event.split()[0] for event in script.events]
+        assert [kind for kind in kinds if kind in {"sync", "forget"}] == expected
+
+
+@pytest.mark.usefixtures("site")
 def test_without_staleness_nothing_is_asked_while_the_trainer_trains(tmp_path: Path) -> None:
     script = Script()
     script.on_update = lambda number: script.note("update ends")

@@ -159,6 +159,42 @@ def test_staleness_needs_an_engine_that_generates_while_the_trainer_trains() -> 
         )
 
 
+AHEAD = "trainer.fully_async"
+
+
+def test_forgetting_cached_keys_needs_an_engine_that_can() -> None:
+    words = [f"{AHEAD}.enabled=true", f"{AHEAD}.clear_kv_cache_on_weight_sync=true"]
+    plan(*words)
+    with pytest.raises(
+        CapabilityError, match=r"clear_kv_cache_on_weight_sync=true needs 'forgets_cache'.*scripted"
+    ):
+        plan(*words, "environment.env_class=dice", plugins=("grpo", "fsdp", "transformers"))
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["max_staleness_steps=2"], "of generation ahead of training"),
+        (["sample_full_batch=true"], "of generation ahead of training"),
+        # batches of 2, 4 steps ahead: 2 × 5 = 10
+        (
+            ["enabled=true", "num_parallel_generation_workers=768"],
+            " = 10 groups run at most, so it",
+        ),
+        (["enabled=true", "num_parallel_generation_workers=10"], None),
+        (["enabled=true", "max_staleness_steps=2"], None),
+    ],
+)
+def test_a_setting_of_generation_ahead_that_changes_nothing_is_told(
+    words: list[str], told: str | None
+) -> None:
+    unread = plan(*(f"{AHEAD}.{word}" for word in words)).config.not_read
+    assert [answer.name for answer in unread] == [f"{AHEAD}.{words[-1].partition('=')[0]}"] * bool(
+        told
+    )
+    assert all(told in str(answer) for answer in unread)
+
+
 @pytest.mark.parametrize("word", ["top_p=0.9", "top_k=5", "min_p=0.1"])
 def test_truncated_sampling_is_refused_in_training_and_allowed_in_evaluation(word: str) -> None:
     with pytest.raises(ConfigError, match=rf"sampling_params\.{word.partition('=')[0]} truncates"):

@@ -32,6 +32,8 @@ class World:
     seed: int = 0
     target: int = 2
     max_staleness: int = 0
+    workers: int | None = None
+    """Most groups at a time."""
     select: Select = lambda groups, target, rng: _verdicts(["keep"] * len(groups))
     max_rounds: int = 0
     max_failed_frac: float = 0.5
@@ -48,6 +50,7 @@ class World:
         admission = Admission(
             target=self.target,
             max_staleness=self.max_staleness,
+            most_running=self.workers,
             total=order.total_steps * self.target,
         )
         if state is not None:
@@ -137,6 +140,7 @@ worlds = st.builds(
     seed=st.integers(0, 10**6),
     target=st.integers(1, 4),
     max_staleness=st.integers(0, 3),
+    workers=st.none() | st.integers(1, 6),
     select=st.one_of(st.just(World.select), st.builds(by_hash, st.integers(0, 10**6))),
 )
 
@@ -160,6 +164,7 @@ def test_no_group_is_trained_on_that_is_staler_than_allowed_and_all_come_in_orde
     # every group that began was trained on or dropped, once, in the order of beginning
     assert consumed == sorted(world.begun) == list(range(len(consumed)))
     assert world.most_running <= world.target * (1 + world.max_staleness)
+    assert world.workers is None or world.most_running <= world.workers
 
 
 @settings(max_examples=40, deadline=None)

@@ -16,6 +16,7 @@ class Admission:
     Args:
         target: Groups of one step.
         max_staleness: Most versions between a group's first token and its training.
+        most_running: Most groups that run at a time; None: as many as may begin.
         total: Undropped groups of the whole run; no more are begun.
         version: Policy version now.
         begun: Groups begun so far, over the whole run.
@@ -35,6 +36,7 @@ class Admission:
         target: int,
         max_staleness: int,
         total: int,
+        most_running: int | None = None,
         version: int = 0,
         begun: int = 0,
         dropped: int = 0,
@@ -42,6 +44,8 @@ class Admission:
         self.target = target
         self.total = total
         self.max_staleness = max_staleness
+        self.most_running = most_running
+        self.running = 0
         self.version = version
         self.begun = begun
         self.dropped = dropped
@@ -51,7 +55,10 @@ class Admission:
     def capacity(self) -> int:
         """Groups that may begin now."""
         allowed = min((self.version + 1 + self.max_staleness) * self.target, self.total)
-        return max(allowed + self.dropped - self.begun, 0)
+        capacity = allowed + self.dropped - self.begun
+        if self.most_running is not None:
+            capacity = min(capacity, self.most_running - self.running)
+        return max(capacity, 0)
 
     async def wait(self) -> None:
         """Return when a group may begin."""
@@ -63,7 +70,13 @@ class Admission:
         """Count one group as begun; returns its index."""
         assert self.capacity, "wait() first"
         self.begun += 1
+        self.running += 1
         return self.begun - 1
+
+    def end(self) -> None:
+        """One begun group has been generated, or was given up."""
+        self.running -= 1
+        self._changed.set()
 
     def drop(self, count: int) -> None:
         """``count`` begun groups will not be trained on; as many others may begin."""

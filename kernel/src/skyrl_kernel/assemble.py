@@ -330,7 +330,7 @@ def make_session(
     """Make everything that the loop calls, and bring it to where the run begins."""
     plan, order = prepared.plan, prepared.order
     config = plan.tree
-    state = start.state
+    state, ahead = start.state, config.trainer.fully_async
     first_step = int(state["step"]) + 1 if state else 1
     if state:
         _refuse_other_batch_size(state["producer"], first_step - 1, config.trainer.train_batch_size)
@@ -344,6 +344,7 @@ def make_session(
     admission = Admission(
         target=config.trainer.train_batch_size,
         max_staleness=config.trainer.max_staleness,
+        most_running=ahead.num_parallel_generation_workers if ahead.enabled else None,
         total=order.total_steps * config.trainer.train_batch_size,
         version=first_step - 1,
         begun=int(state["producer"]["begun"]) if state else 0,

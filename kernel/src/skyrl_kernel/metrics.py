@@ -55,12 +55,13 @@ def failure_metrics(batch: Batch) -> dict[str, float]:
 
 
 def filter_metrics(batch: Batch) -> dict[str, float]:
-    """``reward/num_zero_variance_filtered``: trajectories of groups masked for equal rewards."""
+    """``reward/num_zero_variance_filtered``: trajectories of groups masked or dropped for equal rewards."""
+    reasons = [(group, batch.masked.get(group.index)) for group in batch.groups]
     count = sum(
         [
             len(group.trajectories)
-            for group in batch.groups
-            if batch.masked.get(group.index) == EQUAL_REWARDS
+            for group, reason in [*reasons, *batch.dropped]
+            if reason == EQUAL_REWARDS
         ]
     )
     return {"reward/num_zero_variance_filtered": float(count)}

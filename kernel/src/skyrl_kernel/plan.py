@@ -58,6 +58,8 @@ REDUCTION_KEY = "trainer.algorithm.loss_reduction"
 ASYNC_KEY = "trainer.fully_async.enabled"
 CONCURRENT = "concurrent_generation"
 """Offered by an engine that generates while the trainer trains."""
+FORGETS = "forgets_cache"
+"""Offered by an engine that is a `skyrl_kernel.protocols.Forgets`."""
 SERVED = "served"
 """Offered by an engine in a process of its own, so that it may also be attached to by address."""
 SYNC_KEY = "generator.inference_engine.weight_sync_backend"
@@ -212,6 +214,11 @@ def _engine_needs(config: Config) -> dict[str, tuple[str, ...]]:
     needs: dict[str, tuple[str, ...]] = {}
     if config.trainer.max_staleness:
         needs[ASYNC_KEY] = (CONCURRENT,)
+    ahead = config.trainer.fully_async
+    if ahead.enabled and ahead.clear_kv_cache_on_weight_sync:
+        needs["trainer.fully_async.clear_kv_cache_on_weight_sync=true"] = (FORGETS,)
+    if not config.trainer.placement.colocate_all:
+        needs["trainer.placement.colocate_all=false"] = (SERVED,)
     if not engine.run_engines_locally:
         needs["generator.inference_engine.run_engines_locally=false"] = (SERVED,)
     if engine.external_server_urls:

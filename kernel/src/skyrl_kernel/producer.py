@@ -2,7 +2,7 @@
 
 | who | consumes | produces | waits for | woken by |
 |---|---|---|---|---|
-| `Producer._begin_groups` | prompts | running groups | admission | `drop`, `advance` |
+| `Producer._begin_groups` | prompts | running groups | admission | `drop`, `advance`, a group that ends |
 | a group | env and engine calls | a judged `Group` | its trajectories | env and engine |
 | `Producer.batch` | groups, in order | one batch | the next group | the group |
 """
@@ -101,7 +101,9 @@ class Producer:
             state = self._prompts.state_dict()
             prompt = self._prompts.next()
             index = admission.begin()
-            self._running.append((state, self._begin(prompt, index, admission.version + 1)))
+            task = self._begin(prompt, index, admission.version + 1)
+            task.add_done_callback(lambda _: admission.end())
+            self._running.append((state, task))
             self._more.set()
 
     async def _next_group(self) -> Group:

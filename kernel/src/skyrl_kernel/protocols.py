@@ -128,6 +128,20 @@ class Engine(Protocol):
 
 
 @runtime_checkable
+class Forgets(Protocol):
+    """What an engine adds to `Engine` that offers the capability ``forgets_cache``."""
+
+    async def forget_cache(self) -> None:
+        """Drop all cached keys and values, those of running requests too.
+
+        The requests go on: what they need is computed again with the weights that the
+        engine holds now. Called after each weight sync, with
+        ``trainer.fully_async.clear_kv_cache_on_weight_sync=true``.
+        """
+        ...
+
+
+@runtime_checkable
 class Trainer(Protocol):
     """Owns models by role (``policy``, ``reference``, …) and the optimizers of those it trains.
 

@@ -39,6 +39,7 @@ MAY_CHANGE = frozenset(
         "trainer.eval_before_train",
         "trainer.eval_interval",
         "trainer.export_path",
+        "trainer.fully_async.num_parallel_generation_workers",
         "trainer.hf_save_interval",
         "trainer.log_path",
         "trainer.logger",

@@ -16,7 +16,7 @@ from skyrl_kernel.admission import Admission
 from skyrl_kernel.batch import Scorer
 from skyrl_kernel.clock import Clock
 from skyrl_kernel.config import TrainerConfig
-from skyrl_kernel.errors import SkyrlError, StopRun, WeightSyncError, is_disk_full
+from skyrl_kernel.errors import HookError, SkyrlError, StopRun, WeightSyncError, is_disk_full
 from skyrl_kernel.feed import Feed
 from skyrl_kernel.plan import Plan
 from skyrl_kernel.probe import INTERVAL, probe
@@ -28,6 +28,7 @@ from skyrl_kernel.protocols import (
     Engine,
     EvalInfo,
     Evaluate,
+    Forgets,
     Loss,
     Reduction,
     StepInfo,
@@ -114,6 +115,15 @@ class Session:
         self.updates_per_step = (
             self.epochs_per_batch * config.train_batch_size // config.policy_mini_batch_size
         )
+        ahead = config.fully_async
+        self.forgets: Forgets | None = None
+        if ahead.enabled and ahead.clear_kv_cache_on_weight_sync:
+            if not isinstance(self.engine, Forgets):
+                raise HookError(
+                    f"the engine '{self.plan.tree.generator.inference_engine.backend}' offers 'forgets_cache' "
+                    "and has no method forget_cache; see skyrl_kernel.protocols.Forgets"
+                )
+            self.forgets = self.engine
         if not self.engine.lockstep:
             self._thread = ThreadPoolExecutor(1, "skyrl-trainer")
 
@@ -139,6 +149,8 @@ class Session:
             WeightSyncError: The engine holds another version, or other weights.
         """
         await self.sync_weights(self.trainer, self.engine, version)
+        if self.forgets is not None:
+            await self.forgets.forget_cache()
         if self.engine.version != version:
             raise WeightSyncError(
                 f"after the sync of policy version {version} the engine says that it has version "

@@ -21,6 +21,7 @@ ENGINE = "generator.inference_engine"
 POLICY = "trainer.policy"
 ALGORITHM = "trainer.algorithm"
 CORRECTION = f"{ALGORITHM}.off_policy_correction"
+AHEAD = "trainer.fully_async"
 
 
 def broken_rules(layers: Layers) -> list[str]:
@@ -112,6 +113,16 @@ IDLE: tuple[Idle, ...] = (
         text=f"of a teacher, which no stage asks for; {_ESTIMATOR}=distillation does",
     ),
     Idle(
+        keys=(f"{ENGINE}.num_engines",),
+        where=(f"{ENGINE}.run_engines_locally=false",),
+        text=f"of engines that the run starts; those of {ENGINE}.external_server_urls stay as they are",
+    ),
+    Idle(
+        keys=(f"{AHEAD}.",),
+        where=(f"{AHEAD}.enabled=false",),
+        text=f"of generation ahead of training, which {AHEAD}.enabled=true switches on",
+    ),
+    Idle(
         keys=("trainer.ref.model.path",),
         unless="ref_logprobs",
         text="of a reference, which no stage asks for",
@@ -147,7 +158,20 @@ def _idle(key: str, layers: Layers, needs: Collection[str]) -> str | None:
             continue
         if idle.unless not in needs and all(_is_on(one, layers) for one in idle.where):
             return idle.text
-    return None
+    return _more_than_begin(layers) if key == f"{AHEAD}.num_parallel_generation_workers" else None
+
+
+def _more_than_begin(layers: Layers) -> str | None:
+    """A bound on groups that admission never reaches."""
+    asked = layers.asked
+    batch, ahead = asked("trainer.train_batch_size"), asked(f"{AHEAD}.max_staleness_steps")
+    most = asked(f"{AHEAD}.num_parallel_generation_workers")
+    if not _are_numbers(batch, ahead, most) or most <= batch * (ahead + 1):
+        return None
+    return (
+        f"trainer.train_batch_size × ({AHEAD}.max_staleness_steps + 1) = {batch * (ahead + 1)} groups run "
+        "at most, so it bounds nothing"
+    )
 
 
 # --- one value ------------------------------------------------------------------------------------
@@ -490,14 +514,6 @@ def _correction(asked: Asked) -> Iterator[str]:
         )
 
 
-def _asynchronous(asked: Asked) -> Iterator[str]:
-    if not asked("trainer.fully_async.enabled"):
-        return
-    filters = f"{ALGORITHM}.zero_variance_filter"
-    if asked("trainer.fully_async.sample_full_batch") and not asked(filters):
-        yield f"trainer.fully_async.sample_full_batch=true needs {filters}=true"
-
-
 RULES: tuple[Rule, ...] = (
     _values,
     _loader,
@@ -515,5 +531,4 @@ RULES: tuple[Rule, ...] = (
     _kl,
     _estimator,
     _correction,
-    _asynchronous,
 )

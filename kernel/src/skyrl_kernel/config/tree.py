@@ -252,6 +252,14 @@ class FullyAsyncConfig(Section):
     """False is synchronous training: ``max_staleness_steps`` counts as 0."""
     max_staleness_steps: Annotated[int, Field(ge=0)] = 4
     """Most steps between the weights that began a trajectory and those that it trains."""
+    num_parallel_generation_workers: Positive | None = None
+    """Most groups generated at a time; null: all that ``max_staleness_steps`` allows. SkyRL: 768."""
+    sample_full_batch: bool = False
+    """Groups that ``trainer.algorithm.zero_variance_filter`` finds are dropped, and others generated in
+    their place; false masks them."""
+    clear_kv_cache_on_weight_sync: bool = False
+    """Running requests compute their keys and values again after each weight sync; false keeps those of
+    the weights before."""
 
 
 class TrainerConfig(Section):
@@ -400,6 +408,12 @@ class TrainerConfig(Section):
             raise ValueError(
                 f"trainer.max_ckpts_to_keep={self.max_ckpts_to_keep} keeps no checkpoint to resume "
                 "from; use -1 for all, or 1 or more"
+            )
+        ahead = self.fully_async
+        if ahead.enabled and ahead.sample_full_batch and not self.algorithm.zero_variance_filter:
+            raise ValueError(
+                "trainer.fully_async.sample_full_batch=true replaces the groups that "
+                "trainer.algorithm.zero_variance_filter=true finds; set both, or leave it out"
             )
         if (self.resume_mode == "from_path") != (self.resume_path is not None):
             raise ValueError(

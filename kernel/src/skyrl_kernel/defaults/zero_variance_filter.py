@@ -1,14 +1,15 @@
 """Groups whose rewards are all equal are not trained on, around any selection.
 
 They stay in the batch, masked: no tokens of theirs count in the loss or in its
-normalisation, and no others are generated for them.
+normalisation, and no others are generated for them. With
+``trainer.fully_async.sample_full_batch`` they are dropped, and others are.
 """
 
 from collections.abc import Generator, Sequence
 
 import numpy as np
 
-from skyrl_kernel.config.tree import AlgorithmConfig
+from skyrl_kernel.config.tree import AlgorithmConfig, FullyAsyncConfig
 from skyrl_kernel.hookspecs import hookimpl
 from skyrl_kernel.protocols import Select, Settings
 from skyrl_kernel.records import EQUAL_REWARDS, Group, Selection, Verdict
@@ -16,16 +17,17 @@ from skyrl_kernel.records import EQUAL_REWARDS, Group, Selection, Verdict
 
 @hookimpl(wrapper=True)
 def select(settings: Settings) -> Generator[None, Select | None, Select | None]:
-    """Mask such groups, where ``trainer.algorithm.zero_variance_filter`` asks for it."""
+    """Mask or drop such groups, where ``trainer.algorithm.zero_variance_filter`` asks for it."""
     inner = yield
-    algorithm = settings[AlgorithmConfig]
+    algorithm, ahead = settings[AlgorithmConfig], settings[FullyAsyncConfig]
     if inner is None or not algorithm.zero_variance_filter:
         return inner
-    return filtered(inner, algorithm.zero_variance_filter_tol)
+    replaces = ahead.enabled and ahead.sample_full_batch
+    return filtered(inner, algorithm.zero_variance_filter_tol, "drop" if replaces else "mask")
 
 
-def filtered(inner: Select, tolerance: float) -> Select:
-    """``inner``, with ``mask`` for what it would keep but whose rewards spread at most ``tolerance``."""
+def filtered(inner: Select, tolerance: float, refusal: Verdict = "mask") -> Select:
+    """``inner``, with ``refusal`` for what it would keep but whose rewards spread at most ``tolerance``."""
 
     def decide(candidates: Sequence[Group], target: int, rng: np.random.Generator) -> Selection:
         selection = inner(candidates, target, rng)
@@ -35,7 +37,7 @@ def filtered(inner: Select, tolerance: float) -> Select:
             candidates, selection.verdicts, selection.reasons, strict=True
         ):
             is_flat = verdict == "keep" and has_equal_rewards(group, tolerance)
-            verdicts.append("mask" if is_flat else verdict)
+            verdicts.append(refusal if is_flat else verdict)
             reasons.append(EQUAL_REWARDS if is_flat else reason)
         stand_ins = {
             place: other

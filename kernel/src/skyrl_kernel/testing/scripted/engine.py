@@ -115,6 +115,10 @@ class ScriptedEngine:
         """Go on."""
         self._going.set()
 
+    async def forget_cache(self) -> None:
+        """There is none; note that it was asked."""
+        self._script.note("forget")
+
     async def begin_update(self, version: int) -> None:
         """Get ready; an update begun before is forgotten.
 

@@ -56,7 +56,8 @@ class Script:
     on_update: Callable[[int], None] = lambda number: None
     """Called inside each update, in the trainer's thread, with the updates before it."""
     events: list[str] = field(default_factory=list)
-    """What happened, in order: ``ask 3``, ``answer 3``, ``update``, ``sync 1``, ``save``, ``export``."""
+    """What happened, in order: ``ask 3``, ``answer 3``, ``update``, ``sync 1``, ``forget``, ``save``,
+    ``export``."""
     engine: "ScriptedEngine | None" = None
     """The engine made last."""
     trainer: "ScriptedTrainer | None" = None
