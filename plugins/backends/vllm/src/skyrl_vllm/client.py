@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 
 _SHOWN = 500
 """Characters of an answer that an error repeats."""
+_KEPT_S = 2.0
+"""How long an idle connection is used again: less than the 5 s after which the server closes it.
+Who computes meanwhile does not notice the end, and would ask a server that does not listen."""
 _ASKED, _ASKED_EVERY_S = 20, 0.05
 """How often and how soon a server that does not answer is looked at."""
 
@@ -41,7 +44,7 @@ class Client:
 
     Args:
         url: Where it listens.
-        connections: Most requests at a time; more wait here.
+        connections: Most completions at a time; more wait here.
         gone: Says why the server is gone, if it is known to be.
     """
 
@@ -51,7 +54,7 @@ class Client:
         self.url = url.rstrip("/")
         self._connections = connections
         self._gone = gone
-        self._session: aiohttp.ClientSession | None = None
+        self._sessions: dict[bool, aiohttp.ClientSession] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def ask(
@@ -61,8 +64,18 @@ class Client:
         body: Mapping[str, Any] | None = None,
         *,
         timeout_s: float,
+        queues: bool = False,
     ) -> Any:
         """The decoded answer; None if it is empty.
+
+        Args:
+            method: Of HTTP.
+            path: Begins with a slash.
+            body: JSON-able.
+            timeout_s: Longest wait.
+            queues: Whether it waits for its turn, as a completion. Orders do not: an abort
+                that stood behind what it shall abort would come too late. Each has a
+                connection of its own, as the server closes one on which it refused.
 
         Raises:
             Refused: The status is not 2xx.
@@ -72,7 +85,7 @@ class Client:
         import aiohttp
 
         try:
-            async with self._connected().request(
+            async with self._connected(queues).request(
                 method,
                 self.url + path,
                 json=body,
@@ -94,9 +107,10 @@ class Client:
 
     async def close(self) -> None:
         """Close the connections."""
-        session, self._session = self._session, None
-        if session is not None and self._loop is asyncio.get_running_loop():
-            await session.close()
+        sessions, self._sessions = self._sessions, {}
+        if self._loop is asyncio.get_running_loop():
+            for session in sessions.values():
+                await session.close()
 
     async def reason(self) -> str | None:
         """Why it is gone: connections of a process that was killed end before it has."""
@@ -107,13 +121,17 @@ class Client:
             await asyncio.sleep(_ASKED_EVERY_S)
         return None
 
-    def _connected(self) -> "aiohttp.ClientSession":
+    def _connected(self, queues: bool) -> "aiohttp.ClientSession":
         import aiohttp
 
         loop = asyncio.get_running_loop()
-        if self._session is None or self._loop is not loop:
-            self._loop = loop
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=self._connections), trust_env=False
+        if self._loop is not loop:
+            self._loop, self._sessions = loop, {}
+        if queues not in self._sessions:
+            connector = (
+                aiohttp.TCPConnector(limit=self._connections, keepalive_timeout=_KEPT_S)
+                if queues
+                else aiohttp.TCPConnector(limit=0, force_close=True)
             )
-        return self._session
+            self._sessions[queues] = aiohttp.ClientSession(connector=connector, trust_env=False)
+        return self._sessions[queues]

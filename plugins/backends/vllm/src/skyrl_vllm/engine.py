@@ -121,7 +121,7 @@ class VllmEngine:
         """What the server says to one request."""
         try:
             return await self._client.ask(
-                "POST", GENERATE, body, timeout_s=self.deadlines.request_s
+                "POST", GENERATE, body, timeout_s=self.deadlines.request_s, queues=True
             )
         except Refused as error:
             raise await self._why(error) from error

@@ -43,10 +43,16 @@ class Updates:
         """Get ready; an update begun before is forgotten.
 
         Raises:
-            WeightSyncError: The servers refused.
+            WeightSyncError: The servers have newer weights, or refused.
         """
         if self._broken:
             raise WeightSyncError(self._broken)
+        if version < self.version:
+            await self.forget()
+            raise WeightSyncError(
+                f"an update to policy version {version} was begun, and {self._fleet} has version "
+                f"{self.version} already; versions never go back"
+            )
         if not self._is_open:
             await self._call(version, self._transport.open(self._fleet))
             self._is_open = True
@@ -150,11 +156,16 @@ class Updates:
     ) -> "Iterator[tuple[str, torch.Tensor]]":
         assert self._begun is not None
         for name, tensor in weights:
-            self._check(self._begun, name, tuple(tensor.shape))
+            self._check(self._begun, name, tensor)
             self._names.add(name)
             yield name, tensor
 
-    def _check(self, version: int, name: str, shape: tuple[int, ...]) -> None:
+    def _check(self, version: int, name: str, tensor: "torch.Tensor") -> None:
+        shape = tuple(tensor.shape)
+        if not tensor.is_floating_point():
+            raise self._refusal(version, f"the tensor '{name}' holds {tensor.dtype}, no weights")
+        if not _is_finite(tensor):
+            raise self._refusal(version, f"the tensor '{name}' holds NaN or infinity")
         if name in self._names:
             raise self._refusal(version, f"the tensor '{name}' came twice")
         if self._expected is None:
@@ -178,6 +189,17 @@ class Updates:
 
     def _lost(self, version: int, error: ServerError) -> WeightSyncError:
         return WeightSyncError(f"policy version {version} was lost: {error}")
+
+
+def _is_finite(tensor: "torch.Tensor") -> bool:
+    """Whether no number is NaN or infinite.
+
+    With such weights vLLM reports log-probs of -9999, and its cache of keys and
+    values holds NaN also after the next, good weights.
+    """
+    import torch
+
+    return bool(torch.isfinite(tensor.detach().sum(dtype=torch.float32)))  # one pass, no copy
 
 
 def stored_shapes(model: Path) -> dict[str, tuple[int, ...]] | None:
