@@ -50,6 +50,8 @@ class Servers:
 
     def __init__(self, log: Path) -> None:
         self.log = log
+        self.is_new = False
+        """Whether nobody has used the server that runs."""
         self._key = ""
         self._server: Server | None = None
 
@@ -62,9 +64,17 @@ class Servers:
         # Eager: compiling takes longer than all tests; the runs of the demo compile.
         flags = ("--dtype", "float32", "--max-num-seqs", "64", "--enforce-eager")
         server = Server(model, flags, log=self.log, variables=variables)
-        self._key, self._server = key, server
-
+        self._key, self._server, self.is_new = key, server, True
         asyncio.run(server.wait_until_ready(START_S))
+        return server
+
+    def start_new(self, model: Path, variables: Mapping[str, str] | None = None) -> Server:
+        """The same, and nobody has used it."""
+        server = self.start(model, variables)
+        if not self.is_new:
+            self.stop()
+            server = self.start(model, variables)
+        self.is_new = False
         return server
 
     def stop(self) -> None:

@@ -9,8 +9,8 @@ from skyrl_kernel.records import Completion, GenerateRequest, Sampling
 from skyrl_kernel.testing.contracts.engine.model import ModelEngine
 from skyrl_kernel.testing.contracts.engine.reference import joined
 
-FLAT = 50.0
-"""A temperature at which every token is about as likely as any other."""
+FLAT = 2.0
+"""A temperature at which unlikely tokens, such as the end, come more often; the highest that engines take."""
 
 
 class SamplingContract(ModelEngine):

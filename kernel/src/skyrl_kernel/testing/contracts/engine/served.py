@@ -12,8 +12,15 @@ from skyrl_kernel.testing.contracts.engine.model import ModelEngine
 class ServedContract(ModelEngine):
     """Override `kill` too."""
 
+    killed_says = ""
+    """A regular expression: what an error says of a server that has been killed."""
+
+    def make_doomed(self) -> Engine:
+        """As `make`; its server is killed, so the next one needs another."""
+        return self.make()
+
     def kill(self, engine: Engine) -> None:
-        """End the process that computes, without warning; the suite makes a new engine afterwards."""
+        """End the process that computes, without warning."""
         raise NotImplementedError("override kill()")
 
     def test_a_server_that_is_killed_is_an_error_and_never_a_hang(self) -> None:
@@ -26,10 +33,10 @@ class ServedContract(ModelEngine):
             self.kill(engine)
             with pytest.raises(SkyrlError):
                 await asyncio.wait_for(task, self.patience_s)
-            with pytest.raises(SkyrlError):
+            with pytest.raises(SkyrlError, match=self.killed_says):
                 await asyncio.wait_for(engine.generate(self._long_requests()), self.patience_s)
             with pytest.raises(WeightSyncError):
                 await asyncio.wait_for(self._push(self._first(), engine, 1), self.patience_s)
             await asyncio.wait_for(engine.close(), self.patience_s)
 
-        self._use(use)
+        self._use(use, self.make_doomed)

@@ -24,7 +24,10 @@ class EngineSubject:
     """After so long a call hangs."""
 
     def make(self) -> Engine:
-        """An engine at version 0 with its first weights, the same ones every time, in float32."""
+        """An engine at version 0 with its first weights, the same ones every time, in float32.
+
+        It is closed after its use, and the next one is made.
+        """
         raise NotImplementedError("override make()")
 
     def prompts(self) -> Sequence[IntArray]:
@@ -38,8 +41,9 @@ class EngineSubject:
     def _use(
         self, use: Callable[[Engine], Awaitable[T]], make: Callable[[], Engine] | None = None
     ) -> T:
+        engine = (make or self.make)()
+
         async def main() -> T:
-            engine = (make or self.make)()
             try:
                 return await use(engine)
             finally:
