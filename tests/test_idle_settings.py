@@ -157,3 +157,15 @@ def test_nothing_is_said_where_an_algorithm_leaves_open_what_it_reads(tmp_path: 
             discover(refresh=True)
             assert len(make_plan(["demo"], overrides=words).notes) == notes
     discover(refresh=True)
+
+
+@pytest.mark.parametrize(("engine", "is_told"), [("transformers", True), ("vllm", False)])
+def test_a_setting_of_engines_is_called_idle_where_the_engine_does_not_read_it(
+    engine: str, is_told: bool
+) -> None:
+    section = "generator.inference_engine"
+    words = [f"{section}.backend={engine}", f"{section}.num_engines=2"]
+    apart = ["trainer.placement.policy_num_gpus_per_node=2"]  # as many as engines
+    plan = make_plan(["demo"], overrides=[*words, *apart], allow_not_yet=True)
+    idle = {answer.name: answer.row.text for answer in plan.config.not_read}
+    assert (idle.get(f"{section}.num_engines") == "read by vllm") is is_told

@@ -38,9 +38,9 @@ def test_a_run_names_what_it_does_not_read(monkeypatch: pytest.MonkeyPatch) -> N
     assert plan(dry_run=False).notes == []
     monkeypatch.setenv("SKYRL_RAY_PG_TIMEOUT_IN_S", "90")
     monkeypatch.setenv("SWANLAB_API_KEY", "0123456789abcdef")
-    made = plan("generator.batched=true", f"{ENGINE}.num_engines=1", dry_run=False)
+    made = plan("generator.batched=true", f"{ENGINE}.enable_pd=false", dry_run=False)
     assert made.notes == [
-        f"not read here: generator.batched=true, {ENGINE}.num_engines=1, SKYRL_RAY_PG_TIMEOUT_IN_S; "
+        f"not read here: generator.batched=true, {ENGINE}.enable_pd=false, SKYRL_RAY_PG_TIMEOUT_IN_S; "
         "--dry-run says why"
     ]
 
@@ -50,10 +50,10 @@ def test_a_dry_run_begins_with_what_is_missing_and_what_is_not_read(
 ) -> None:
     assert describe_plan(plan()).startswith("config (defaults last)\n")
     monkeypatch.setenv("SWANLAB_API_KEY", "0123456789abcdef")
-    text = describe_plan(plan("generator.batched=true", f"{ENGINE}.num_engines=2", COLOCATED))
+    text = describe_plan(plan("generator.batched=true", *NOT_YET))
     assert text.splitlines()[:7] == [
         "not built yet (docs/roadmap.md): without --dry-run refused",
-        f"  {ENGINE}.num_engines=2 (command line): one engine generates",
+        f"  {ENGINE}.speculative_config.method=eagle (command line): an engine samples token by token",
         "  trainer.placement.policy_num_gpus_per_node=2 (command line): a run is one process on one device",
         "not read",
         "  generator.batched=true (command line): every trajectory is played by itself, turn by turn, and "
@@ -63,7 +63,11 @@ def test_a_dry_run_begins_with_what_is_missing_and_what_is_not_read(
     ]
 
 
-COLOCATED = "trainer.placement.policy_num_gpus_per_node=2"
+NOT_YET = (
+    f"{ENGINE}.speculative_config.method=eagle",
+    "trainer.placement.policy_num_gpus_per_node=2",
+    f"{ENGINE}.num_engines=2",
+)
 
 
 def test_what_an_engine_offers_is_not_asked_of_the_one_that_stands_in_for_it() -> None:

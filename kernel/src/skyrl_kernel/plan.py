@@ -189,12 +189,15 @@ def _would_read(
 ) -> str | None:
     """Who would read a key that only some plugins read, if none of those that take part does."""
     able = [entry for entry in catalog if entry.manifest.is_reader(key)]
+    engine = catalog.named(slot_value(layers, ENGINE_KEY, None), (BACKENDS, PLUGINS))
     reduction = slot_value(layers, REDUCTION_KEY, None)
     parts = [
         *(one for stage in stages.values() for one in (stage.provider, *stage.wrappers)),
         *catalog.named(reduction, (ALGORITHMS, PLUGINS)),
+        *engine,
     ]
-    decide = [stages[hook].provider for hook in ("advantage", "loss")]
+    of_engine = key.startswith("generator.")
+    decide = engine if of_engine else [stages[hook].provider for hook in ("advantage", "loss")]
     is_open = any(entry.manifest.reads is None for entry in decide)
     if not able or is_open or any(part.manifest.is_reader(key) for part in parts):
         return None

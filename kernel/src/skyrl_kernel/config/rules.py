@@ -308,7 +308,8 @@ def _colocation(asked: Asked) -> Iterator[str]:
             yield (
                 f"{PLACEMENT}.colocate_all=true: the policy has {policy} GPUs (policy_num_nodes × "
                 f"policy_num_gpus_per_node) and the engines {engines} ({ENGINE}.num_engines × tensor × "
-                "pipeline × data parallel size); they share them, so make the two equal"
+                "pipeline × data parallel size); they share them: give engines "
+                f"their own with {PLACEMENT}.colocate_all=false, or make the two equal"
             )
     elif asked(f"{PLACEMENT}.colocate_policy_ref") and "ref" in _trained_roles(asked):
         for what in ("num_nodes", "num_gpus_per_node"):

@@ -283,6 +283,9 @@ class TrainerConfig(Section):
     """Short rows of a pass share a row of it, where the model keeps them apart; false pads them."""
     micro_forward_batch_size_per_gpu: Positive = 1
     """Token rows of one forward pass for scores."""
+    max_tokens_per_microbatch: int = -1
+    """Most tokens of one pass, padding included, in place of both numbers of rows; a longer row is
+    computed by itself. 0 or less: rows are counted."""
     update_epochs_per_batch: Positive = 1
     """Passes over each batch."""
     epochs: Positive = 1
@@ -290,9 +293,6 @@ class TrainerConfig(Section):
     max_training_steps: Positive | None = None
     """Steps after which the run ends whatever ``epochs`` says."""
     seed: Annotated[int, Field(ge=0)] = 42
-    max_tokens_per_microbatch: int = -1
-    """Most tokens of one pass, padding included, in place of both numbers of rows; a longer row is
-    computed by itself. 0 or less: rows are counted."""
     """Of everything random."""
     max_prompt_length: Positive = 512
     """Prompts of more tokens are dropped and counted."""
@@ -367,6 +367,11 @@ class TrainerConfig(Section):
         return self.fully_async.max_staleness_steps if self.fully_async.enabled else 0
 
     @property
+    def tokens_per_pass(self) -> int | None:
+        """``max_tokens_per_microbatch``; None if rows are counted."""
+        return self.max_tokens_per_microbatch if self.max_tokens_per_microbatch > 0 else None
+
+    @property
     def loggers(self) -> tuple[str, ...]:
         """`logger` as a tuple."""
         return (self.logger,) if isinstance(self.logger, str) else tuple(self.logger)
@@ -375,11 +380,6 @@ class TrainerConfig(Section):
     @classmethod
     def _is_a_folder(cls, path: str | None, info: ValidationInfo) -> str | None:
         if path is not None and "://" in path:
-    @property
-    def tokens_per_pass(self) -> int | None:
-        """``max_tokens_per_microbatch``; None if rows are counted."""
-        return self.max_tokens_per_microbatch if self.max_tokens_per_microbatch > 0 else None
-
             raise ValueError(
                 f"trainer.{info.field_name}='{path}' is an address; runs are written to folders: mount the "
                 "storage and name its folder, or copy the run folder when the run has ended"
@@ -492,6 +492,11 @@ class InferenceEngineConfig(Section):
     external_server_urls: list[str] | None = None
     """Addresses of engines that run already, such as ``[http://127.0.0.1:8000]``; they are used as they
     were started, and go on after the run."""
+    external_proxy_url: str | None = None
+    """Address of a router that passes completions on to the engines of ``external_server_urls``; weights,
+    pauses and aborts go to each of them past it."""
+    num_engines: Positive = 1
+    """Engines that the run starts; each holds all weights."""
 
 
 class ChatTemplateConfig(Section):
@@ -647,6 +652,7 @@ KERNEL_SECTIONS: tuple[tuple[str, type[Section]], ...] = (
     ("trainer.ref", RefConfig),
     ("trainer.teacher", TeacherConfig),
     ("trainer.algorithm", AlgorithmConfig),
+    ("trainer.placement", PlacementConfig),
     ("trainer.fully_async", FullyAsyncConfig),
     ("generator", GeneratorConfig),
     ("generator.inference_engine", InferenceEngineConfig),

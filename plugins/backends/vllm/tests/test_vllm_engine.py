@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -29,9 +30,9 @@ from skyrl_transformers.loading import distinct_tensors
 from skyrl_transformers.testing import write_random_model
 from skyrl_vllm import plugin
 from skyrl_vllm.client import ServerError
-from skyrl_vllm.engine import VllmEngine, completion, sampling_params
+from skyrl_vllm.engine import GENERATE, VllmEngine, completion, sampling_params
 from skyrl_vllm.fleet import Deadlines, Fleet
-from skyrl_vllm.server import Server
+from skyrl_vllm.server import Server, _reserved_port
 from skyrl_vllm.transports.files import Files
 from skyrl_vllm.updates import Shapes, Updates, stored_shapes
 
@@ -191,28 +192,39 @@ def test_files_of_a_run_that_was_killed_are_removed_and_those_of_others_stay(
 # --- a server that fails, played by one that listens for real ---------------------------------------
 
 
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+async def listen(handler: Handler) -> tuple[web.AppRunner, str]:
+    app = web.Application()
+    app.router.add_route("*", "/{rest:.*}", handler)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    return runner, f"http://127.0.0.1:{runner.addresses[0][1]}"
+
+
 def against(
-    handler: Callable[[web.Request], Awaitable[web.StreamResponse]],
+    handler: Handler | list[Handler],
     model: Path,
     use: Callable[[VllmEngine], Awaitable[None]],
+    router: Handler | None = None,
 ) -> None:
-    """Use an engine that is attached to a server which answers ``handler``."""
+    """Use an engine that is attached to a server which answers ``handler``, or to one for each."""
 
     async def main() -> None:
-        app = web.Application()
-        app.router.add_route("*", "/{rest:.*}", handler)
-        runner = web.AppRunner(app, shutdown_timeout=0.1)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        handlers = handler if isinstance(handler, list) else [handler]
+        servers = [await listen(one) for one in handlers]
+        asked = None if router is None else await listen(router)
         short = Deadlines(request_s=0.3, update_s=0.3, control_s=0.3)
-        engine = VllmEngine(url, model, deadlines=short)
+        urls = [url for _, url in servers]
+        engine = VllmEngine(urls, model, router=asked and asked[1], deadlines=short)
         try:
             await use(engine)
         finally:
             await engine.close()
-            await runner.cleanup()
+            for runner, _ in servers + ([asked] if asked else []):
+                await runner.cleanup()
 
     asyncio.run(main())
 
@@ -318,7 +330,7 @@ def test_a_server_that_is_not_there_or_not_made_for_it_is_named(model: Path) -> 
     async def use(url: str) -> None:
         engine = VllmEngine(url, model, deadlines=Deadlines(control_s=5))
         try:
-            with pytest.raises(ServerError, match=r"does not answer.*must name a vLLM server"):
+            with pytest.raises(ServerError, match=r"does not answer.*must name vLLM servers"):
                 await engine.generate([request()])
         finally:
             await engine.close()
@@ -329,7 +341,7 @@ def test_a_server_that_is_not_there_or_not_made_for_it_is_named(model: Path) -> 
 def test_weights_are_not_sent_to_another_machine(model: Path) -> None:
     async def use(engine: VllmEngine) -> None:
         await engine.pause()  # it answers
-        engine._client.url = "http://10.0.0.1:8000"
+        engine._fleet.clients[0].url = "http://10.0.0.1:8000"
         with pytest.raises(CapabilityError, match="on another machine"):
             await engine.begin_update(1)
 
@@ -337,6 +349,96 @@ def test_weights_are_not_sent_to_another_machine(model: Path) -> None:
         return web.json_response({})
 
     against(well, model, use)
+
+
+# --- several servers --------------------------------------------------------------------------------
+
+
+class Listener:
+    """A server that answers everything, and remembers it."""
+
+    def __init__(self, score: float = -1.0) -> None:
+        self.score = score
+        self.asked: list[str] = []
+
+    async def reply(self, incoming: web.Request) -> web.StreamResponse:
+        body = await incoming.json() if incoming.can_read_body else {}
+        self.asked.append(incoming.path)
+        if "prompt_logprobs" in body.get("sampling_params", {}):
+            rest = [{str(token): {"logprob": self.score}} for token in body["token_ids"][1:]]
+            return web.json_response({"prompt_logprobs": [None, *rest]})
+        return web.json_response(answer() if incoming.path == GENERATE else {})
+
+    def count(self, path: str) -> int:
+        return self.asked.count(path)
+
+
+def test_requests_are_shared_out_and_orders_go_to_every_server(model: Path) -> None:
+    servers = [Listener(), Listener(), Listener()]
+
+    async def use(engine: VllmEngine) -> None:
+        assert len(await engine.generate([request()] * 12)) == 12
+        await engine.pause()
+        await engine.resume()
+
+    against([one.reply for one in servers], model, use)
+    for server in servers:
+        assert server.count(GENERATE) == 4
+        assert server.count("/pause") == server.count("/resume") == 1
+        assert server.count("/update_weight_version") == 1
+
+
+def test_with_a_router_completions_go_through_it_and_orders_past_it(model: Path) -> None:
+    servers, router = [Listener(), Listener()], Listener()
+
+    async def use(engine: VllmEngine) -> None:
+        await engine.generate([request()] * 6)
+        await engine.pause()
+
+    against([one.reply for one in servers], model, use, router.reply)
+    assert set(router.asked) == {GENERATE}
+    assert router.count(GENERATE) == 6
+    assert all(server.count("/pause") == 1 and not server.count(GENERATE) for server in servers)
+
+
+def test_servers_that_differ_in_log_probs_do_not_have_the_same_weights(model: Path) -> None:
+    rows = [np.array([1, 2, 3], dtype=np.int32)]
+
+    async def agree(engine: VllmEngine) -> None:
+        (scores,) = await engine.logprobs(rows, temperature=1.0)
+        assert scores.tolist() == [0, -1, -1]
+        assert await engine.logprobs([], temperature=1.0) == []
+
+    async def differ(engine: VllmEngine) -> None:
+        with pytest.raises(WeightSyncError, match=r"both say that they have policy version 0"):
+            await engine.logprobs(rows, temperature=1.0)
+
+    against([Listener().reply, Listener(-1.0005).reply], model, agree)
+    against([Listener().reply, Listener(-1.002).reply], model, differ)
+    against([Listener().reply, Listener(float("nan")).reply], model, differ)
+
+
+def test_an_order_that_one_of_several_refuses_names_it(model: Path) -> None:
+    async def use(engine: VllmEngine) -> None:
+        with pytest.raises(
+            ServerError, match=r"the vLLM servers at .* failed in /pause.*status 500"
+        ):
+            await engine.pause()
+
+    against([Listener().reply, only("/pause", refuse)], model, use)
+
+
+def test_a_port_is_held_for_its_server_and_for_nobody_else() -> None:
+    held = [_reserved_port() for _ in range(20)]
+    ports = {one.getsockname()[1] for one in held}
+    assert len(ports) == 20
+    with socket.socket() as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        server.bind(held[0].getsockname())
+        server.listen()
+        socket.create_connection(held[0].getsockname(), 5).close()
+    for one in held:
+        one.close()
 
 
 # --- how it is made ----------------------------------------------------------------------------------
@@ -351,8 +453,10 @@ def test_an_address_is_attached_to_and_nothing_is_started(model: Path) -> None:
     engine = plugin.make_engine("vllm", settings(external_server_urls=[NOWHERE]), model)
     assert isinstance(engine, Engine)
     assert plugin.make_engine("another", settings(), model) is None
-    with pytest.raises(ConfigError, match="names 2 servers"):
-        plugin.make_engine("vllm", settings(external_server_urls=[NOWHERE] * 2), model)
+    two = plugin.make_engine("vllm", settings(external_server_urls=[NOWHERE] * 2), model)
+    assert isinstance(two, VllmEngine)
+    with pytest.raises(ConfigError, match="weights must reach all; name them in"):
+        plugin.make_engine("vllm", settings(external_proxy_url=NOWHERE), model)
 
 
 def test_without_vllm_a_run_is_told_what_to_install(

@@ -16,6 +16,7 @@ from skyrl_kernel.errors import (
     TrajectoryError,
     WeightSyncError,
 )
+from skyrl_kernel.probe import MAX_DIFFERENCE
 from skyrl_kernel.records import Completion, FloatArray, GenerateRequest, IntArray, Sampling
 from skyrl_vllm.client import Client, Refused, ServerError
 from skyrl_vllm.fleet import Deadlines, Fleet
@@ -36,15 +37,19 @@ _MAX_SCORES = 2**24
 """Log-probs in one answer; a temperature other than 1 needs those of the whole vocabulary."""
 _SEEDS = 2**63 - 1
 
+Precision = Literal["float32", "bfloat16"]
+
 
 class VllmEngine:
-    """Keeps the `skyrl_kernel.protocols.Engine` protocol, with one vLLM server.
+    """Keeps the `skyrl_kernel.protocols.Engine` protocol, with one or more vLLM servers.
 
     Args:
-        server: Started by this run, and ended with it; or the address of one that is not.
-        model: The directory that the server has its first weights from: names and
+        servers: Each started by this run, and ended with it; or the address of one that is not.
+        model: The directory that the servers have their first weights from: names and
             shapes of an update are checked with it.
-        max_rows: Most requests at a time.
+        router: Address that passes completions on to the servers; None spreads them.
+        max_rows: Most completions of one server at a time.
+        precision: That the servers compute in: how far two may differ by rounding.
         deadlines: See there.
     """
 
@@ -52,15 +57,22 @@ class VllmEngine:
 
     def __init__(
         self,
-        server: Server | str,
+        servers: Server | str | Sequence[Server | str],
         model: Path,
         *,
+        router: str | None = None,
         max_rows: int = 512,
+        precision: Precision = "float32",
         deadlines: Deadlines | None = None,
     ) -> None:
         self.version = 0
-        self._fleet = Fleet([server], connections=max_rows, deadlines=deadlines)
-        self._server = server if isinstance(server, Server) else None
+        self._precision = precision
+        self._fleet = Fleet(
+            [servers] if isinstance(servers, (Server, str)) else servers,
+            router=router,
+            connections=max_rows,
+            deadlines=deadlines,
+        )
         self._expected = stored_shapes(model)
         self._make_transport: Callable[[], Transport] = Files
         self._updates = Updates(self._fleet, Files(), self._expected)
@@ -74,10 +86,6 @@ class VllmEngine:
     def deadlines(self) -> Deadlines:
         """Of every call."""
         return self._fleet.deadlines
-
-    @property
-    def _client(self) -> Client:
-        return self._fleet.clients[0]
 
     # --- generation --------------------------------------------------------------------
 
@@ -112,26 +120,27 @@ class VllmEngine:
         version = self.version
         self._running[name] = asyncio.get_running_loop().create_future()
         try:
-            answer = await self._answer(body)
+            with self._fleet.lane(request.tokens) as client:
+                answer = await self._answer(client, body)
         finally:
             self._running.pop(name).set_result(None)
         return completion(answer, version)
 
-    async def _answer(self, body: Mapping[str, Any]) -> Any:
-        """What the server says to one request."""
+    async def _answer(self, client: Client, body: Mapping[str, Any]) -> Any:
+        """What a server says to one request."""
         try:
-            return await self._client.ask(
+            return await client.ask(
                 "POST", GENERATE, body, timeout_s=self.deadlines.request_s, queues=True
             )
         except Refused as error:
-            raise await self._why(error) from error
+            raise await self._why(client, error) from error
         except TimeoutError as error:
             raise _lost(FailureKind.TIMEOUT, str(error)) from error
 
-    async def _why(self, error: Refused) -> SkyrlError:
+    async def _why(self, client: Client, error: Refused) -> SkyrlError:
         """A refusal costs one trajectory, unless it is the server's last word."""
-        if error.status >= 500 and (why := await self._client.reason()):
-            return ServerError(f"the vLLM server at {self._client.url} failed: {why}")
+        if error.status >= 500 and (why := await client.reason()):
+            return ServerError(f"the vLLM server at {client.url} failed: {why}")
         return _lost(FailureKind.INFRASTRUCTURE, f"refused a request with {error}")
 
     async def logprobs(self, rows: Sequence[IntArray], *, temperature: float) -> list[FloatArray]:
@@ -139,15 +148,40 @@ class VllmEngine:
 
         vLLM scores given tokens at temperature 1 only. Others are computed here
         from the log-probs of the whole vocabulary, so such rows must be short.
+        Every server scores every row: what asks is the check after a sync, and each
+        of them has weights of its own.
 
         Raises:
             ValueError: Too many log-probs would have to be sent.
-            TrajectoryError: The server refused a row, or gave no answer in time.
+            TrajectoryError: A server refused a row, or gave no answer in time.
+            WeightSyncError: Two servers do not have the same weights.
         """
         if temperature not in (0, 1):
             self._refuse_long(max(map(len, rows), default=0))
         await self._connected()
-        return await _together([self._score(row, temperature) for row in rows])
+        scored = await _together(
+            [
+                _together([self._score(one, row, temperature) for row in rows])
+                for one in self._fleet.clients
+            ]
+        )
+        for client, other in zip(self._fleet.clients, scored, strict=True):
+            self._refuse_other_weights(client, scored[0], other)
+        scores: list[FloatArray] = scored[0]
+        return scores
+
+    def _refuse_other_weights(
+        self, client: Client, first: Sequence[FloatArray], other: Sequence[FloatArray]
+    ) -> None:
+        difference = max(
+            (float(np.abs(a - b).max()) for a, b in zip(first, other, strict=True)), default=0.0
+        )
+        if not difference <= MAX_DIFFERENCE[self._precision]:
+            raise WeightSyncError(
+                f"the vLLM servers at {self._fleet.clients[0].url} and {client.url} both say that they "
+                f"have policy version {self.version}, and differ by {difference:.3g} nats on the same "
+                "tokens: they do not have the same weights"
+            )
 
     def _refuse_long(self, tokens: int) -> None:
         vocabulary = max(
@@ -159,7 +193,7 @@ class VllmEngine:
                 f"{tokens * vocabulary} log-probs would be sent; at most {_MAX_SCORES} are"
             )
 
-    async def _score(self, row: IntArray, temperature: float) -> FloatArray:
+    async def _score(self, client: Client, row: IntArray, temperature: float) -> FloatArray:
         scores = np.zeros(len(row), dtype=np.float32)
         if len(row) < 2:
             return scores
@@ -174,7 +208,7 @@ class VllmEngine:
             },
             "output_mode": "tokens",
         }
-        positions = (await self._answer(body))["prompt_logprobs"]
+        positions = (await self._answer(client, body))["prompt_logprobs"]
         for place, token in enumerate(row.tolist()[1:], start=1):
             scores[place] = _at_temperature(positions[place], str(token), temperature)
         return scores
@@ -193,7 +227,7 @@ class VllmEngine:
         while waiting := {name: one for name, one in waiting.items() if not one.done()}:
             if loop.time() > until:
                 raise ServerError(
-                    f"{len(waiting)} requests to the vLLM server at {self._client.url} still run "
+                    f"{len(waiting)} requests to {self._fleet} still run "
                     f"{self.deadlines.control_s:g} s after they were aborted"
                 )
             await self._fleet.order(
@@ -219,7 +253,7 @@ class VllmEngine:
             self._ready.cancel()
         try:
             await self._updates.forget()
-            if self._running and not (self._server and self._server.gone()):
+            if self._running and not self._fleet.is_gone():
                 await self.abort()
                 if self._is_paused:
                     await self.resume()
@@ -280,23 +314,22 @@ class VllmEngine:
     # --- the server --------------------------------------------------------------------
 
     async def _connected(self) -> None:
-        """Wait for the server once; whoever comes meanwhile waits too."""
+        """Wait for the servers once; whoever comes meanwhile waits too."""
         loop = asyncio.get_running_loop()
         if self._ready is None or self._ready.get_loop() is not loop:
             self._ready = loop.create_task(self._connect())
         await asyncio.shield(self._ready)
 
     async def _connect(self) -> None:
-        if self._server is not None:
-            await self._server.wait_until_ready(self.deadlines.start_s)
+        await self._fleet.wait_until_ready()
         try:
             await self._fleet.order("/update_weight_version", {"new_version": str(self.version)})
         except ServerError as error:
-            if self._server is not None:
+            if self._fleet.own:
                 raise
             raise ServerError(
-                f"{error}. generator.inference_engine.external_server_urls must name a vLLM server "
-                "that was started with the variable VLLM_SERVER_DEV_MODE=1 and --enable-scale-out "
+                f"{error}. generator.inference_engine.external_server_urls must name vLLM servers "
+                "that were started with the variable VLLM_SERVER_DEV_MODE=1 and --enable-scale-out "
                 '--logprobs-mode processed_logprobs --max-logprobs -1 --weight-transfer-config \'{"backend": '
                 '"skyrl_files"}\', where skyrl-vllm is installed'
             ) from error

@@ -1,12 +1,15 @@
 """The servers of one engine, asked all together."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from skyrl_kernel.records import IntArray
 from skyrl_vllm.client import Client, Refused, ServerError
 from skyrl_vllm.server import Server
+from skyrl_vllm.spread import Spread
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,7 +31,9 @@ class Fleet:
 
     Args:
         servers: Started by this run, and ended with it; or addresses of those that are not.
-        connections: Most requests to one server at a time; more wait here.
+        router: Address that passes completions on to them; None sends each to a server
+            that `skyrl_vllm.spread` chooses.
+        connections: Most completions of one server at a time; more wait here.
         deadlines: See there.
     """
 
@@ -36,17 +41,24 @@ class Fleet:
         self,
         servers: Sequence[Server | str],
         *,
+        router: str | None = None,
         connections: int = 512,
         deadlines: Deadlines | None = None,
     ) -> None:
         self.deadlines = deadlines or Deadlines()
-        self.servers = tuple(servers)
+        self.own = tuple(one for one in servers if isinstance(one, Server))
+        """Those that this run started."""
         self.clients = tuple(
             Client(one.url, connections=connections, gone=one.gone)
             if isinstance(one, Server)
             else Client(one, connections=connections)
             for one in servers
         )
+        self._router = (
+            None if router is None else Client(router, connections=connections * len(servers))
+        )
+        self._lanes = self.clients if self._router is None else (self._router,)
+        self._spread = Spread(len(self._lanes))
 
     def __str__(self) -> str:
         urls = ", ".join(client.url for client in self.clients)
@@ -82,9 +94,29 @@ class Fleet:
         except (Refused, TimeoutError) as error:
             raise ServerError(f"{self} failed in {path}: {error}") from error
 
+    @contextlib.contextmanager
+    def lane(self, prompt: IntArray) -> Iterator[Client]:
+        """Whom to ask for a completion of ``prompt``; the request counts as running there."""
+        place = self._spread.take(prompt)
+        try:
+            yield self._lanes[place]
+        finally:
+            self._spread.give_back(place)
+
+    async def wait_until_ready(self) -> None:
+        """Return when all that this run started answer.
+
+        Raises:
+            ServerError: One has ended, or is not ready within `Deadlines.start_s`.
+        """
+        await asyncio.gather(*(one.wait_until_ready(self.deadlines.start_s) for one in self.own))
+
+    def is_gone(self) -> bool:
+        """True if a server that this run started has ended."""
+        return any(one.gone() for one in self.own)
+
     async def close(self) -> None:
         """Close the connections, and end what this run started."""
-        for client in self.clients:
+        for client in {*self.clients, *self._lanes}:
             await client.close()
-        own = [one for one in self.servers if isinstance(one, Server)]
-        await asyncio.gather(*(asyncio.to_thread(one.close) for one in own))
+        await asyncio.gather(*(asyncio.to_thread(one.close) for one in self.own))

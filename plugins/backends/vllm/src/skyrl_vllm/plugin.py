@@ -1,13 +1,18 @@
-"""The hook of ``vllm``: an engine that starts its server, or attaches to one."""
+"""The hook of ``vllm``: an engine that starts its servers, or attaches to some."""
 
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from skyrl_kernel.config.tree import GeneratorConfig, TrainerConfig
+from skyrl_kernel.config.tree import GeneratorConfig, InferenceEngineConfig, TrainerConfig
 from skyrl_kernel.errors import ConfigError
 from skyrl_kernel.hookspecs import hookimpl
 from skyrl_kernel.protocols import Engine, Settings
+
+if TYPE_CHECKING:
+    from skyrl_vllm.server import Server
 
 NAME = "vllm"
 START_VARIABLE = "SKYRL_WAIT_UNTIL_INFERENCE_SERVER_HEALTHY_TIMEOUT_S"
@@ -16,52 +21,80 @@ _CONNECTIONS = 512
 
 @hookimpl
 def make_engine(name: str, settings: Settings, model: Path) -> Engine | None:
-    """An engine with a server of its own, or with the one that was named.
+    """An engine with servers of its own, or with those that were named.
 
-    The server starts here and is waited for at the first request, so that it loads
-    while the run does.
+    Servers start here, all at once, and are waited for at the first request, so that
+    they load while the run does.
     """
     if name != NAME:
         return None
     from skyrl_vllm.engine import VllmEngine
     from skyrl_vllm.fleet import Deadlines
-    from skyrl_vllm.server import Server
 
     generator, trainer = settings[GeneratorConfig], settings[TrainerConfig]
     config = generator.inference_engine
-    urls = config.external_server_urls or []
-    if len(urls) > 1:
-        raise ConfigError(
-            f"generator.inference_engine.external_server_urls names {len(urls)} servers; this engine "
-            "uses one"
-        )
-    server: Server | str = (
-        urls[0]
-        if urls
-        else Server(
-            model,
-            (
-                *("--dtype", "bfloat16" if trainer.bf16 else "float32"),
-                *("--max-num-seqs", str(config.max_num_seqs)),
-                *("--seed", str(trainer.seed)),
-            ),
-            log=_log(trainer),
-        )
-    )
+    _refuse_router_alone(config)
     deadlines = Deadlines(
         start_s=float(os.environ.get(START_VARIABLE) or Deadlines().start_s),
         request_s=generator.request_timeout_s,
     )
     return VllmEngine(
-        server, model, max_rows=min(config.max_num_seqs, _CONNECTIONS), deadlines=deadlines
+        config.external_server_urls or _start(config, trainer, model),
+        model,
+        router=config.external_proxy_url,
+        max_rows=min(config.max_num_seqs, _CONNECTIONS),
+        precision="bfloat16" if trainer.bf16 else "float32",
+        deadlines=deadlines,
     )
 
 
-def _log(config: TrainerConfig) -> Path:
-    """Where the server's output goes: the run's logs, or a temporary file where there is no run."""
+def _refuse_router_alone(config: InferenceEngineConfig) -> None:
+    if config.external_proxy_url and not config.external_server_urls:
+        raise ConfigError(
+            f"generator.inference_engine.external_proxy_url={config.external_proxy_url}: a router sends "
+            "each request to one engine, and weights must reach all; name them in "
+            "generator.inference_engine.external_server_urls"
+        )
+
+
+def _start(
+    config: InferenceEngineConfig, trainer: TrainerConfig, model: Path
+) -> "Sequence[Server]":
+    """All servers, none of them ready yet; if one cannot be started the others end."""
+    from skyrl_vllm import devices
+    from skyrl_vllm.server import Server
+
+    number = config.num_engines
+    variables = devices.shares(
+        devices.visible(), number, 1, apart=not trainer.placement.colocate_all
+    )
+    flags = (
+        *("--dtype", "bfloat16" if trainer.bf16 else "float32"),
+        *("--max-num-seqs", str(config.max_num_seqs)),
+        *("--seed", str(trainer.seed)),
+    )
+    logs = _logs(trainer, number)
+    servers: list[Server] = []
+    try:
+        for log, own in zip(logs, variables, strict=True):
+            servers.append(Server(model, flags, log=log, variables=own))
+    except BaseException:
+        for server in servers:
+            server.close()
+        raise
+    return servers
+
+
+def _logs(config: TrainerConfig, number: int) -> list[Path]:
+    """Where the servers' output goes: the run's logs, or temporary files where there is no run."""
+    names = ["vllm"] if number == 1 else [f"vllm-{place}" for place in range(number)]
     folder = Path(config.log_path or config.ckpt_path).expanduser() / config.run_name
     if folder.is_dir():
-        return folder / "vllm.log"
-    handle, path = tempfile.mkstemp(prefix="skyrl-vllm-", suffix=".log")
+        return [folder / f"{name}.log" for name in names]
+    return [_temporary(name) for name in names]
+
+
+def _temporary(name: str) -> Path:
+    handle, path = tempfile.mkstemp(prefix=f"skyrl-{name}-", suffix=".log")
     os.close(handle)
     return Path(path)

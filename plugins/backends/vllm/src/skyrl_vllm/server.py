@@ -68,8 +68,9 @@ class Server:
     ) -> None:
         _refuse_without_vllm()
         self.log = log
-        self.url = f"http://{HOST}:{_free_port()}"
-        port = self.url.rpartition(":")[2]
+        self._port = _reserved_port()
+        port = str(self._port.getsockname()[1])
+        self.url = f"http://{HOST}:{port}"
         serve = [sys.executable, "-m", MODULE, "--model", str(model)]
         command = [*serve, *_FLAGS, *_cpu_flags(model), "--port", port, *flags]
         self._log_start = log.stat().st_size if log.exists() else 0
@@ -142,6 +143,7 @@ class Server:
 
     def close(self) -> None:
         """End it and all its processes."""
+        self._port.close()
         assert self._guard.stdin is not None
         with contextlib.suppress(OSError):
             self._guard.stdin.close()
@@ -197,8 +199,9 @@ def _is_installed(name: str) -> bool:
     return False
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
+def _reserved_port() -> socket.socket:
+    """Holds a free port: while it does not listen the server may bind the same one, but nobody is given it."""
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind((HOST, 0))
+    return held

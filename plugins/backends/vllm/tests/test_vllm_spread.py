@@ -1,0 +1,91 @@
+"""Which server a request goes to, and which GPUs a server has."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from skyrl_kernel.errors import CapabilityError
+from skyrl_vllm.devices import shares
+from skyrl_vllm.spread import SLACK, Spread
+
+PROMPTS = [np.arange(start, start + 48, dtype=np.int32) for start in range(0, 500, 100)]
+
+
+@given(
+    servers=st.integers(1, 5),
+    events=st.lists(st.one_of(st.integers(0, len(PROMPTS) - 1), st.none()), max_size=200),
+)
+def test_no_request_is_lost_no_server_idles_and_none_is_far_ahead(
+    servers: int, events: list[int | None]
+) -> None:
+    spread = Spread(servers)
+    live: list[int] = []
+    for event in events:
+        if event is None:
+            if live:
+                spread.give_back(live.pop(0))
+        else:
+            before = list(spread.running)
+            place = spread.take(PROMPTS[event])
+            live.append(place)
+            assert before[place] == min(before) or 0 < min(before) >= before[place] - SLACK
+        assert spread.running == [live.count(one) for one in range(servers)]
+    for place in live:
+        spread.give_back(place)
+    assert spread.running == [0] * servers
+
+
+@given(servers=st.integers(1, 5), requests=st.integers(0, 100))
+def test_requests_that_have_nothing_in_common_are_spread_evenly(
+    servers: int, requests: int
+) -> None:
+    spread = Spread(servers)
+    for number in range(requests):
+        spread.take(np.full(32, number, dtype=np.int32))
+    assert max(spread.running) - min(spread.running) <= 1
+
+
+def test_samples_of_one_prompt_stay_together_as_far_as_the_others_have_work_too() -> None:
+    spread = Spread(2)
+    a, b = PROMPTS[:2]
+    assert [spread.take(a), spread.take(b)] == [0, 1]
+    # 4 more than the other server's 1, then the other one's turn.
+    assert [spread.take(a) for _ in range(SLACK + 2)] == [0] * (SLACK + 1) + [1]
+
+
+def test_the_first_sample_of_a_prompt_does_not_keep_the_second_from_an_idle_server() -> None:
+    spread = Spread(2)
+    assert {spread.take(PROMPTS[0]) for _ in range(2)} == {0, 1}
+
+
+def test_the_next_turn_goes_where_the_turns_before_were_computed() -> None:
+    spread = Spread(3)
+    row, others = PROMPTS[0], PROMPTS[1:4]
+    places = [spread.take(prompt) for prompt in others]
+    home = spread.take(row)
+    spread.give_back(home)
+    longer = np.concatenate([row, np.arange(900, 930, dtype=np.int32)])
+    assert spread.take(longer) == home
+    assert sorted(places) == [0, 1, 2]
+
+
+def test_a_common_beginning_of_less_than_half_decides_nothing() -> None:
+    spread = Spread(2)
+    system = np.arange(16, dtype=np.int32)
+    prompts = [np.concatenate([system, np.full(48, number, dtype=np.int32)]) for number in range(8)]
+    for prompt in prompts:
+        spread.take(prompt)
+    assert spread.running == [4, 4]
+
+
+def test_each_engine_has_gpus_of_its_own_and_the_trainer_keeps_the_first() -> None:
+    gpus = ["0", "1", "2", "3"]
+    assert shares(gpus, 2, 2, apart=False) == [
+        {"CUDA_VISIBLE_DEVICES": "0,1"},
+        {"CUDA_VISIBLE_DEVICES": "2,3"},
+    ]
+    assert shares(gpus, 3, 1, apart=True)[0] == {"CUDA_VISIBLE_DEVICES": "1"}
+    assert shares([], 2, 2, apart=True) == [{}, {}]  # all share the processor
+    with pytest.raises(CapabilityError, match="num_engines=2 engines need 2 GPUs each and the tr"):
+        shares(gpus, 2, 2, apart=True)
