@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from skyrl_kernel import event_loop
 from skyrl_kernel.assemble import make_session, prepare
-from skyrl_kernel.errors import FailureBudgetError, StopRun, is_disk_full
+from skyrl_kernel.errors import FailureBudgetError, RunError, StopRun, is_disk_full
 from skyrl_kernel.feed import Feed, check_sinks
 from skyrl_kernel.logs import RunLogs
 from skyrl_kernel.loop import train
@@ -175,7 +176,7 @@ def _drive(session: Session, notes: Sequence[str]) -> RunResult:
     message = ""
     step = session.first_step - 1
     try:
-        step = asyncio.run(_train_and_close(session))
+        step = event_loop.run(_train_and_close(session), config.close_timeout_s)
         status, message = "finished", f"{step} of {session.total_steps} steps"
     except StopRun as stop:
         status, message, step = "stopped", str(stop), session.saved_step
@@ -218,13 +219,19 @@ async def _train_and_close(session: Session) -> int:
     thresholds = gc.get_threshold()
     gc.set_threshold(20_000, *thresholds[1:])
     try:
-        return await train(session)
-    except FailureBudgetError as error:
-        session.report_failures(error.failures)
+        step = await train(session)
+    except BaseException as error:
+        if isinstance(error, FailureBudgetError):
+            session.report_failures(error.failures)
+        for problem in await session.close():
+            session.warn(problem)
         raise
     finally:
         gc.set_threshold(*thresholds)
         gc.unfreeze()
-        await session.producer.close()
-        await session.rollouts.close()
-        await session.engine.close()
+    problems = await session.close()
+    if problems:
+        raise RunError(
+            f"all {step} steps are done and what they left is whole, but {'; '.join(problems)}"
+        )
+    return step

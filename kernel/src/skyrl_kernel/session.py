@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, ParamSpec, TypeVar
 
@@ -45,11 +44,14 @@ from skyrl_kernel.records import (
     Trajectory,
     UpdateResult,
 )
+from skyrl_kernel.rollout.deadline import all_ended
 from skyrl_kernel.rollout.driver import Rollouts
+from skyrl_kernel.rollout.workers import Workers
 from skyrl_kernel.run.checkpoint import save_checkpoint
 from skyrl_kernel.run.folder import RunFolder
 from skyrl_kernel.score_metrics import MISMATCH
 from skyrl_kernel.sentinels import Sentinels
+from skyrl_kernel.weight_sync import in_time
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -98,7 +100,8 @@ class Session:
     """Metrics of the newest evaluation."""
     first_eval: dict[str, float] = field(default_factory=dict)
     """Metrics of the evaluation before training."""
-    _thread: ThreadPoolExecutor | None = None
+    _thread: Workers | None = None
+    _is_computing: bool = False
     _syncs: int = 0
     _failed_observers: set[tuple[str, str]] = field(default_factory=set)
 
@@ -125,7 +128,7 @@ class Session:
                 )
             self.forgets = self.engine
         if not self.engine.lockstep:
-            self._thread = ThreadPoolExecutor(1, "skyrl-trainer")
+            self._thread = Workers(1, "skyrl-trainer")
 
     @property
     def config(self) -> TrainerConfig:
@@ -138,16 +141,27 @@ class Session:
         """Call the trainer: beside the producer if the engine generates elsewhere."""
         if self._thread is None:
             return function(*args, **kwargs)
-        return await asyncio.get_running_loop().run_in_executor(
-            self._thread, lambda: function(*args, **kwargs)
-        )
+
+        def call() -> R:
+            self._is_computing = True
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self._is_computing = False
+
+        result: R = await self._thread.call(call, math.inf)
+        return result
 
     async def sync(self, version: int) -> None:
         """Bring the policy's weights to the engine, and see that they are there.
 
         Raises:
-            WeightSyncError: The engine holds another version, or other weights.
+            WeightSyncError: The engine holds another version, or other weights, or it was not
+                done within ``weight_sync_timeout_s``.
         """
+        await in_time(self._sync(version), self.plan, version)
+
+    async def _sync(self, version: int) -> None:
         await self.sync_weights(self.trainer, self.engine, version)
         if self.forgets is not None:
             await self.forgets.forget_cache()
@@ -162,6 +176,23 @@ class Session:
         if self.probe_rows and is_due:
             precision = "bfloat16" if self.config.bf16 else "float32"
             await probe(self.trainer, self.engine, self.probe_rows, version, precision)
+
+    async def close(self) -> list[str]:
+        """End all that runs beside the loop, whatever of it fails or hangs; what did, in words."""
+        parts = {
+            "the generation of groups": self.producer.close,
+            "an env": self.rollouts.close,
+            f"the engine '{self.plan.tree.generator.inference_engine.backend}'": self.engine.close,
+            "the trainer": self._computed,
+        }
+        return await all_ended(parts, self.config.close_timeout_s)
+
+    async def _computed(self) -> None:
+        """Wait for what the trainer's thread still does when nobody waits for it any more."""
+        while self._is_computing:
+            await asyncio.sleep(0.01)
+        if self._thread is not None:
+            self._thread.close()
 
     def update(self, samples: Sequence[TrainingSample]) -> UpdateResult:
         """One optimizer step."""

@@ -1,6 +1,5 @@
 """``skyrl eval``: the held-out numbers of a run's checkpoint, or of any model."""
 
-import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -215,12 +214,14 @@ def _play(
     subject: _Subject, progress: "Progress", dump: Path | None
 ) -> "tuple[dict[str, float], Sequence[Failure]]":
     """Everything between a plan and its held-out numbers; nothing is written but ``dump``."""
-    from skyrl_kernel import assemble
+    from skyrl_kernel import assemble, event_loop
     from skyrl_kernel.batch import Scorer
     from skyrl_kernel.evaluation import by_source, play
     from skyrl_kernel.records import Scored
+    from skyrl_kernel.rollout.deadline import all_ended
     from skyrl_kernel.run.atomic import write_folder_atomically
     from skyrl_kernel.run.eval_dump import write_eval_dump
+    from skyrl_kernel.weight_sync import in_time
 
     plan, checkpoint = subject.plan, subject.checkpoint
     config = plan.tree
@@ -253,7 +254,8 @@ def _play(
         async def run() -> "tuple[list[Trajectory], list[Failure]]":
             try:
                 if trainer is not None:
-                    await plan.stages["sync_weights"].value(trainer, engine, step)
+                    sync = plan.stages["sync_weights"].value(trainer, engine, step)
+                    await in_time(sync, plan, step)
                 return await play(
                     rollouts,
                     data.val.prompts,
@@ -263,13 +265,14 @@ def _play(
                     step=step,
                 )
             finally:
-                await rollouts.close()
-                await engine.close()
+                parts = {"an env": rollouts.close, "the engine": engine.close}
+                for problem in await all_ended(parts, config.trainer.close_timeout_s):
+                    click.echo(f"warning: {problem}", err=True)
 
         total = len(data.val) * config.generator.eval_n_samples_per_prompt
         try:
             with progress, progress.stage("evaluate", total=total):
-                trajectories, failures = asyncio.run(run())
+                trajectories, failures = event_loop.run(run(), config.trainer.close_timeout_s)
             if not trajectories:
                 raise RunError(
                     f"all {len(failures)} trajectories failed; the first: {failures[0].message}"

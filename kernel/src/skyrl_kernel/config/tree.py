@@ -322,6 +322,9 @@ class TrainerConfig(Section):
     """Loggers, by plugin name. SkyRL: wandb."""
     logger_timeout_s: Seconds = 60.0
     """Longest wait at the end of a run for loggers that are behind; ``skyrl log`` delivers the rest."""
+    close_timeout_s: Seconds = 60.0
+    """Longest wait at the end of a run for each of what runs beside the loop: rollouts, the engine, the
+    trainer's thread."""
     project_name: str = "skyrl"
     """Project under which loggers file the run."""
     run_name: str = "test_run"
@@ -485,6 +488,8 @@ class InferenceEngineConfig(Section):
     """Slot of `make_engine`. SkyRL: vllm."""
     weight_sync_backend: str = "auto"
     """Slot of the stage `sync_weights`; ``auto`` takes the best that trainer and engine share. SkyRL: nccl."""
+    weight_sync_timeout_s: Seconds = 600.0
+    """Deadline of one weight sync, from its beginning until the engine generates with the new weights."""
     max_num_seqs: Positive = 1024
     """Most rows that the engine computes at once."""
     run_engines_locally: bool = True
