@@ -3,10 +3,12 @@
 import json
 import shutil
 
+import pages
 import pytest
 from workspace import ROOT, Environment, build_wheel
 
 EXAMPLE = ROOT / "examples" / "skyrl-env-reverse"
+ENGINE_PAGE = ROOT / "docs" / "how-to" / "your-own-engine.md"
 RUN_SET = ("skyrl-grpo", "skyrl-fsdp", "skyrl-transformers", "skyrl-console")
 
 SMALL_RUN = (
@@ -77,3 +79,23 @@ def test_an_env_nobody_knew_is_listed_trained_on_and_gone_again(user, random_mod
     assert refused.returncode == 2
     assert "reverse" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+def test_an_engine_nobody_knew_generates_for_a_run_and_gets_its_weights(
+    user, random_model, tmp_path
+):
+    pages.write_files(ENGINE_PAGE, tmp_path)
+    build_wheel(tmp_path / "skyrl-plain", user.wheels)
+    user.install("skyrl-plain", "skyrl-env-reverse")
+    assert listed(user, tmp_path)["plain"]["distribution"] == "skyrl-plain"
+
+    run = ("skyrl", "run", "--plugin", "grpo", "--plugin", "reverse", *SMALL_RUN)
+    run += ("generator.inference_engine.backend=plain", "trainer.bf16=false")
+    run += (f"trainer.policy.model.path={random_model}", "trainer.run_name=plain")
+    user.run(*run, cwd=tmp_path)
+    folder = tmp_path / "runs" / "plain"
+    steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    trained = [step for step in steps if "policy/grad_norm" in step]
+    assert [step["step"] for step in trained] == [1, 2, 3, 4, 5]
+    for step in trained:  # each generates with what the one before has trained
+        assert step["policy/rollout_train_logprobs_abs_diff_max"] <= 1e-4

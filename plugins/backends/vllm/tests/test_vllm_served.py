@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.request import urlopen
 
 import pytest
@@ -19,8 +19,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from skyrl_kernel.protocols import Engine, Tokenizer
-from skyrl_kernel.testing.contracts import LogProbContract, ServedEngineContract
-from skyrl_kernel.testing.contracts.engine import UpdateContract
+from skyrl_kernel.testing.contracts import LogProbContract, ModelEngineContract
+from skyrl_kernel.testing.contracts.engine import ServedContract, UpdateContract
 from skyrl_kernel.testing.contracts.engine.model import ModelEngine
 from skyrl_kernel.testing.contracts.engine.reference import Reference
 from skyrl_kernel.testing.distributions import make_distribution
@@ -124,54 +124,54 @@ def metric(server: Server, name: str) -> int:
     return int(sum(map(float, values)))
 
 
-class TestTied(Subject, ServedEngineContract):
+class Unsalted(VllmEngine):
+    """Does not tell the prefixes of one version's weights from another's, and keeps them."""
+
+    async def pause(self) -> None:
+        await self._fleet.order("/pause?mode=keep&clear_cache=false")
+        self._is_paused = True
+
+    async def _answer(self, *given: Any) -> Any:
+        *others, body = given
+        return await super()._answer(*others, {k: v for k, v in body.items() if k != "cache_salt"})
+
+
+class OwnOfVllm(UpdateContract):
+    """What no other engine is asked."""
+
+    def test_a_prefix_that_is_kept_from_older_weights_is_caught(self) -> None:
+        """vLLM goes on with what it has cached; its metrics say that it has cached."""
+        kept = type(self)()
+        kept.servers, kept.folder = self.servers, self.folder
+        kept.engine = lambda server: Unsalted(server, self.folder, deadlines=DEADLINES)
+        self.make()
+        before = metric(self.server, "vllm:prefix_cache_hits_total")
+        with pytest.raises(AssertionError):
+            kept.test_no_prefix_of_older_weights_is_used_again("files")
+        assert metric(self.server, "vllm:prefix_cache_hits_total") > before
+        self.test_no_prefix_of_older_weights_is_used_again("files")
+
+    def test_prompts_that_fill_several_steps_are_taken_whole(self) -> None:
+        """The CPU build dies of a seeded prompt that two steps share."""
+        requests = [self._request(self._prompt(400, seed=n), 4, seed=n) for n in range(24)]
+
+        async def use(engine: Engine) -> None:
+            together = await engine.generate(requests)
+            for asked, one in zip(requests[:3], together, strict=False):
+                (alone,) = await engine.generate([asked])
+                assert one.tokens.tolist() == alone.tokens.tolist()
+
+        self._use(use)
+
+
+# The tests of the last base run first: log-probs on a new server; a killed one comes at the end.
+class TestTied(Subject, ServedContract, OwnOfVllm, ModelEngineContract):
     """``builtin:tiny``'s shape: embedding and head are one tensor."""
 
     killed_says = r"ended by signal 9; the end of .*vllm.log"
 
 
-# --- what is vLLM's own ----------------------------------------------------------------------------
-
-
-class Other(Subject, LogProbContract, UpdateContract):
-    """The suite's own checks, to be used with what must not pass them."""
-
-    def __init__(self, servers: Any, folder: Path) -> None:
-        self.servers, self.folder = servers, folder
-
-
-def test_prefixes_without_the_salt_of_their_version_are_caught(
-    servers: Any, models: Mapping[str, Path]
-) -> None:
-    """vLLM keeps what it has cached of the old weights, and goes on with it."""
-
-    class Unsalted(VllmEngine):
-        async def _answer(self, body: Mapping[str, Any]) -> Any:
-            return await super()._answer({k: v for k, v in body.items() if k != "cache_salt"})
-
-    class Suite(Other):
-        def engine(self, server: Server | str) -> Engine:
-            return Unsalted(server, self.folder, deadlines=DEADLINES)
-
-    suite = Suite(servers, models["tied"])
-    with pytest.raises(AssertionError):
-        suite.test_no_prefix_of_older_weights_is_used_again("files")
-
-
-def test_prompts_that_fill_several_steps_are_taken_whole(
-    servers: Any, models: Mapping[str, Path]
-) -> None:
-    """The CPU build dies of a seeded prompt that two steps share."""
-    suite = Other(servers, models["tied"])
-    requests = [suite._request(suite._prompt(400, seed=n), 4, seed=n) for n in range(24)]
-
-    async def use(engine: Engine) -> None:
-        together = await engine.generate(requests)
-        for asked, one in zip(requests[:3], together, strict=False):
-            (alone,) = await engine.generate([asked])
-            assert one.tokens.tolist() == alone.tokens.tolist()
-
-    suite._use(use)
+# --- a server and its run ----------------------------------------------------------------------------
 
 
 def test_a_server_ends_with_the_process_that_started_it(
@@ -229,8 +229,12 @@ def test_the_build_without_the_fix_is_caught(
         "[vllm.general_plugins]\nunfixed = unfixed:register\n"
     )
     path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
-    suite = Other(servers, models["tied"])
-    suite.variables = {"PYTHONPATH": path}
+
+    class Unfixed(Subject, LogProbContract):
+        variables: ClassVar = {"PYTHONPATH": path}
+
+    suite = Unfixed()
+    suite.servers, suite.folder = servers, models["tied"]
     suite.test_log_probs_at_first_are_those_of_the_model()
     with pytest.raises(AssertionError, match="log-probs differ by"):
         suite.test_log_probs_after_each_of_several_updates_are_those_of_its_weights("files")

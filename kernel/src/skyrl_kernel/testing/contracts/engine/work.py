@@ -13,6 +13,7 @@ from skyrl_kernel.testing.contracts.engine.model import ModelEngine
 from skyrl_kernel.testing.contracts.engine.reference import Reference, joined
 
 MANY = 2000
+ROUND = 200
 SETTLED_S = 0.5
 """For so long nothing is computed where nothing runs any more."""
 
@@ -97,12 +98,10 @@ class WorkContract(ModelEngine):
 
         async def use(engine: Engine) -> list[Completion]:
             since = self.tokens_computed(engine)
-            # As the kernel asks: all in one call, or each in its own.
-            calls = [requests] if engine.lockstep else [[request] for request in requests]
-            tasks = [asyncio.ensure_future(engine.generate(call)) for call in calls]
+            answers = asyncio.ensure_future(self._ask(engine, requests))
             await self._under_way(engine, since)
             await self._push(second, engine, 1)
-            return [one for task in tasks for one in await task]
+            return await answers
 
         completions = self._use(use)
         self._assert_answered(requests, completions, {0: first, 1: second})
@@ -124,6 +123,14 @@ class WorkContract(ModelEngine):
         before, meanwhile, after = self._use(use)
         for one, two, three in zip(before, meanwhile, after, strict=True):
             assert one.tokens.tolist() == two.tokens.tolist() == three.tokens.tolist()
+
+    async def _ask(self, engine: Engine, requests: Sequence[GenerateRequest]) -> list[Completion]:
+        """As the kernel asks: in rounds, or each in its own call and all at once."""
+        if engine.lockstep:
+            rounds = [requests[start : start + ROUND] for start in range(0, len(requests), ROUND)]
+            return [one for some in rounds for one in await engine.generate(some)]
+        answers = await asyncio.gather(*(engine.generate([request]) for request in requests))
+        return [one for some in answers for one in some]
 
     def _counted(self, engine: Engine) -> int:
         count = self.tokens_computed(engine)
