@@ -61,7 +61,7 @@ bench: $(INSTALLED) ## Measure speed and memory into benchmarks/RESULTS.md (minu
 bench-engines: $(INSTALLED) ## The part of it that needs vLLM; without vLLM's CPU build it says so
 	@if $(MAKE) --no-print-directory $(ENGINES)/.installed; then \
 		missed=0; $(ENGINES)/bin/python benchmarks/engines.py $(ARGS) || missed=1; \
-		$(BIN)/python benchmarks/report.py; exit $$missed; \
+		$(BIN)/python benchmarks/simulation.py && exit $$missed; \
 	else \
 		echo "bench-engines: not run: $(ENGINES) could not be made; what it needs is said above" >&2; \
 	fi

@@ -121,3 +121,30 @@ def _bundle(axes: Any, curves: Sequence[Sequence[tuple[int, float]]], colour: st
 def _title(row: Numbers) -> str:
     title = str(row["title"]).replace(", ", ",\n")
     return f"{title}, two turns" if row["turns"] > 1 else title
+
+
+def draw_simulation(simulation: Numbers, file: Path) -> None:
+    """Throughput over the number of engines, a line for each bound of staleness."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4), dpi=100, layout="constrained")
+    shades = mpl.colormaps["viridis"].resampled(len(simulation["curves"]) + 1).colors
+    for (staleness, values), shade in zip(simulation["curves"].items(), shades, strict=False):
+        axes.plot(simulation["engines"], values, "o-", color=shade, label=staleness, markersize=4)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(simulation["engines"], [str(number) for number in simulation["engines"]])
+    axes.set(
+        xlabel="engines, each with as much of a step",
+        ylabel="throughput, of what the trainer would allow",
+        ylim=(0, 1.02),
+        title="Simulated: completions and waits that differ in length",
+    )
+    axes.grid(alpha=0.3)
+    figure.legend(
+        loc="outside lower center", ncols=len(simulation["curves"]), title="max_staleness"
+    )
+    figure.savefig(file, metadata={"Software": None})
+    plt.close(figure)

@@ -18,6 +18,7 @@ from typing import Any
 
 import click
 import engines_report
+import overlap
 import serving
 from machine import describe_machine
 from text import to_json
@@ -25,7 +26,10 @@ from text import to_json
 from skyrl_vllm.server import CPU_BUILD
 
 RESULTS = Path(__file__).with_name("engines.json")
-MEASUREMENTS: dict[str, Callable[[Path], dict[str, Any]]] = {"serving": serving.measure}
+MEASUREMENTS: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "serving": serving.measure,
+    "overlap": overlap.measure,
+}
 
 
 @click.command()

@@ -9,6 +9,10 @@ from text import Numbers, machine_line, table
 COMMAND = "`make bench-engines`"
 SERVING_GOAL = 0.95
 """Our tokens per second over those of vLLM's own benchmark, at least."""
+OVERLAP_GOAL = 0.9
+"""The ideal step over the asynchronous one, at least."""
+SIMULATION_GOAL = 0.9
+"""A simulated step over the measured one, or the reverse, at least."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +48,26 @@ def goals(results: Numbers) -> Iterator[Goal]:
                 value=results["serving"]["ratio"][name],
                 least=SERVING_GOAL,
             )
+    if "overlap" in results:
+        yield Goal(
+            measurement="overlap",
+            what="asynchronous training, of the ideal overlap",
+            value=results["overlap"]["of_ideal"],
+            least=OVERLAP_GOAL,
+        )
+    if "simulation" in results:
+        yield Goal(
+            measurement="simulation",
+            what="the simulated step, of the measured one or the reverse",
+            value=statistics.median(map(likeness, results["simulation"]["check"])),
+            least=SIMULATION_GOAL,
+        )
+
+
+def likeness(checked: Numbers) -> float:
+    """The shorter step over the longer."""
+    seconds = checked["measured_s"], checked["simulated_s"]
+    return float(min(seconds) / max(seconds))
 
 
 def section(results: Numbers | None) -> str:
@@ -111,5 +135,79 @@ def _percents(values: list[float]) -> str:
     return ", ".join(f"{100 * value:.0f}" for value in sorted(values))
 
 
-PARTS: dict[str, Callable[[Numbers], str]] = {"serving": _serving}
+# --- asynchronous training ---------------------------------------------------------------
+
+
+def _overlap(n: Numbers) -> str:
+    rows = []
+    for pair in n["pairs"]:
+        sync = pair["sync"]
+        rows.append(
+            [
+                *(f"{sync[name]:.2f}" for name in ("step_s", "generate_s", "train_s", "sync_s")),
+                f"{pair['ideal_step_s']:.2f}",
+                f"{pair['async']['step_s']:.2f}",
+                f"{pair['speed_up']:.2f}",
+                f"{100 * pair['of_ideal']:.0f} %",
+            ]
+        )
+    head = ["synchronous step, s", "generate and wait", "train", "sync"]
+    return f"""\
+### Asynchronous against synchronous training
+
+{table([*head, "ideal step", "asynchronous step", "times as fast", "of the ideal"], rows)}
+
+Runs of `skyrl run` in turns, a row for each pair; medians over their steps, without the first \
+{n["unsteady"]}. Of {n["steps"]} steps, each of {n["groups"]} groups of {n["samples"]}, \
+{n["output_tokens"]} tokens a completion, after which an env waits {n["generation_s"]:.2f} s: as long \
+as generation took in a run before, without the wait. In both, vLLM's server has one core and the run \
+with its trainer another, and they come before others there, where the system permits it. \
+Asynchronously the bound is max_staleness {n["staleness"]}: the next step is generated and waited for \
+while one is trained on. The ideal step is the longer of *generate and wait* and *train and sync* in \
+the synchronous run.
+
+{_measured(n)}
+"""
+
+
+def _simulation(n: Numbers) -> str:
+    engines = [str(number) for number in n["engines"]]
+    rows = [
+        [staleness, *(f"{100 * value:.0f} %" for value in values)]
+        for staleness, values in n["curves"].items()
+    ]
+    checked = [
+        [f"{one['measured_s']:.2f}", f"{one['simulated_s']:.2f}", f"{_error(one):+.0f} %"]
+        for one in n["check"]
+    ]
+    return f"""\
+### More engines, simulated
+
+{table(["max_staleness", *(f"{number} engines" for number in engines)], rows)}
+
+![Throughput over engines](simulation.png)
+
+Trained steps, of those that the trainer alone would allow. A simulation of the loop's events \
+(`simulation.py`) with the kernel's own rule of admission and the stages of the synchronous runs \
+above. With twice the engines a step has twice the groups ({n["groups_per_engine"]} an engine, of \
+{n["samples"]}), and the trainer grows with it, so that its seconds stay. Completions are between 1 token and twice as long as \
+above, uniformly; waits are exponential, with the same mean. So the more engines, the longer is the last \
+trajectory that a synchronous step waits for.
+
+The same simulation of one engine and of lengths that are all equal, against the asynchronous runs \
+above, of which it knows nothing:
+
+{table(["measured step, s", "simulated", "off by"], checked)}
+"""
+
+
+def _error(checked: Numbers) -> float:
+    return 100 * float(checked["simulated_s"] / checked["measured_s"] - 1)
+
+
+PARTS: dict[str, Callable[[Numbers], str]] = {
+    "serving": _serving,
+    "overlap": _overlap,
+    "simulation": _simulation,
+}
 """By key of engines.json, in the order of the page."""

@@ -13,7 +13,7 @@ import engines_report
 import gpu_report
 import learning_report
 import speed_report
-from curves import draw_algorithms, draw_curves
+from curves import draw_algorithms, draw_curves, draw_simulation
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
@@ -23,6 +23,7 @@ ALGORITHMS_PAGE = DOCS / "reference" / "algorithms" / "results.md"
 ALGORITHMS_PICTURE = DOCS / "images" / "algorithms.png"
 SPEED = HERE / "speed.json"
 ENGINES = HERE / "engines.json"
+SIMULATION = HERE / "simulation.json"
 GPU = HERE / "gpu.json"
 SUITE = HERE / "suite.json"
 TITLE = """\
@@ -30,7 +31,7 @@ TITLE = """\
 
 Written by `make bench`, `make bench-learning`, `make test-all` and, where there is a GPU, \
 `python benchmarks/gpu.py`; the numbers are in `speed.json`, `learning.json`, `algorithms.json`, \
-`engines.json`, `suite.json` and `gpu.json` beside this page.
+`engines.json`, `simulation.json`, `suite.json` and `gpu.json` beside this page.
 """
 
 
@@ -49,9 +50,11 @@ def write() -> None:
         parts.append(algorithms_report.section(algorithms))
     if SPEED.exists():
         parts.append(speed_report.section(json.loads(SPEED.read_text())))
-    parts.append(
-        engines_report.section(json.loads(ENGINES.read_text()) if ENGINES.exists() else None)
-    )
+    engines = json.loads(ENGINES.read_text()) if ENGINES.exists() else {}
+    if SIMULATION.exists():
+        engines["simulation"] = json.loads(SIMULATION.read_text())
+        draw_simulation(engines["simulation"], HERE / "simulation.png")
+    parts.append(engines_report.section(engines))
     parts.append(gpu_report.section(json.loads(GPU.read_text()) if GPU.exists() else None))
     if SUITE.exists():
         import suite  # which imports this module

@@ -16,6 +16,8 @@ from skyrl_vllm.plugin import NAME, make_engine
 from skyrl_vllm.server import Server
 
 START_S = 240.0
+PRIORITY = -15
+"""Niceness of what is pinned to a core."""
 
 
 def write_endless_model(folder: Path, **config: object) -> None:
@@ -37,27 +39,59 @@ def served(
         scratch: For its log.
         rows: Most requests that it computes at a time.
         flags: More of its command line.
-        core: All its processes stay on this one; default: on any.
+        core: All its processes stay on this one, and have it before others; default: on any.
     """
-    before = os.sched_getaffinity(0)
-    if core is not None:
-        os.sched_setaffinity(0, {core})
-    try:
+    with pinned(core):
         server = Server(
             model,
             ("--dtype", "float32", "--max-num-seqs", str(rows), *flags),
             log=scratch / "vllm.log",
         )
-    finally:
-        os.sched_setaffinity(0, before)
     try:
         asyncio.run(server.wait_until_ready(START_S))
-        yield server.url
+        with preferred(server.group) if core is not None else contextlib.nullcontext():
+            yield server.url
     except BaseException:
         click.echo(f"the end of the server's log:\n{server.tail()}")
         raise
     finally:
         server.close()
+
+
+@contextlib.contextmanager
+def pinned(core: int | None) -> Iterator[None]:
+    """Processes started meanwhile stay on this core; None lets them be."""
+    before = os.sched_getaffinity(0)
+    if core is not None:
+        os.sched_setaffinity(0, {core})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+@contextlib.contextmanager
+def preferred(process: int | None = None) -> Iterator[None]:
+    """Let a process, and all others of its session, have their cores before anybody else.
+
+    Linux divides a core among sessions, and only then by niceness among processes. Where the
+    system does not permit it, or is another one, nothing changes.
+
+    Args:
+        process: Its id; default: this one.
+    """
+    share = Path(f"/proc/{process or os.getpid()}/autogroup")  # "/autogroup-25 nice 0"
+    try:
+        before = share.read_text().split()[-1]
+        share.write_text(str(PRIORITY))
+    except OSError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # it has ended
+            share.write_text(before)
 
 
 def attach(url: str, model: Path, *, rows: int) -> Engine:
