@@ -169,3 +169,22 @@ def test_a_setting_of_engines_is_called_idle_where_the_engine_does_not_read_it(
     plan = make_plan(["demo"], overrides=[*words, *apart], allow_not_yet=True)
     idle = {answer.name: answer.row.text for answer in plan.config.not_read}
     assert (idle.get(f"{section}.num_engines") == "read by vllm") is is_told
+
+
+@pytest.mark.parametrize(
+    ("engine", "word", "told"),
+    [
+        ("transformers", "sampling_params.additional_kwargs.min_tokens=3", "takes stop_token_ids,"),
+        ("vllm", "sampling_params.additional_kwargs.ignore_eo=true", "Did you mean 'ignore_eos'"),
+        ("vllm", "sampling_params.additional_kwargs.min_tokens=3", "eval_sampling_params may have"),
+        ("vllm", "eval_sampling_params.additional_kwargs.min_token=3", "mean 'min_tokens'"),
+    ],
+)
+def test_a_sampling_parameter_that_the_engine_does_not_take_is_refused(
+    engine: str, word: str, told: str
+) -> None:
+    with pytest.raises(ConfigError, match=told):
+        make_plan(
+            ["demo"],
+            overrides=[f"generator.inference_engine.backend={engine}", f"generator.{word}"],
+        )

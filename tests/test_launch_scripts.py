@@ -105,7 +105,7 @@ def test_every_key_of_a_script_is_accepted_as_written(
     given = set(re.findall(r"^  ([a-z_.]+)=", script.read_text(), re.MULTILINE))
     shown = set(re.findall(r"^  ([a-zA-Z_.]+) ?=", done.out, re.MULTILINE))
     assert given <= shown
-    assert "gpu_memory_utilization=0.8 (command line): a setting of vLLM" in unread
+    assert "generator.batched=" in unread
     variables = section(done.out, "environment variables not read")
     assert "SKYRL_RAY_PG_TIMEOUT_IN_S=90" in variables
 

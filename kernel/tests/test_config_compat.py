@@ -76,7 +76,7 @@ def test_defaults_are_skyrls_except_where_the_description_says_otherwise() -> No
         elif tree[here] != default:
             assert "SkyRL" in description(here), key
             others += 1
-    assert 0 < others < 12
+    assert 0 < others < 14
 
 
 def description(key: str) -> str:
@@ -210,7 +210,7 @@ def test_the_section_of_a_plugin_that_is_not_selected_is_not_read_if_skyrl_has_i
 
 
 def test_secrets_are_not_shown() -> None:
-    config = resolve("generator.inference_engine.engine_init_kwargs.api_key=0123456789")
+    config = resolve("generator.inference_engine.router_init_kwargs.api_key=0123456789")
     assert "0123456789" not in str(config.not_read[0])
 
 
@@ -260,7 +260,7 @@ def test_equal_values_are_equal_however_they_are_written() -> None:
 
 
 def test_keys_below_a_mapping_are_answered_by_it() -> None:
-    key = "generator.inference_engine.engine_init_kwargs.max_model_len"
+    key = "generator.inference_engine.router_init_kwargs.policy"
     assert settings(resolve(f"{key}=5", allow_not_yet=False).not_read) == [f"{key}=5"]
     both = resolve(f"{key}=5", "generator.inference_engine.backend=vllm")
     assert settings(both.not_yet) == [f"{key}=5"]

@@ -38,7 +38,6 @@ BROKEN = [
     ([f"{ALGORITHM}.dppo.dppo_type=x"], r"it may be binary_tv or binary_kl$"),
     ([f"{CORRECTION}.tis_ratio_type=x"], r"tis_ratio_type=x: it may be null or token or sequence$"),
     ([f"{CORRECTION}.sequence_mask_metric=x"], r"it may be null or product or geometric$"),
-    ([f"{ENGINE}.distributed_executor_backend=x"], r"it may be ray or mp$"),
     (["data.dataloader.num_workers=-1"], r"^data\.dataloader\.num_workers=-1: it is at least 0$"),
     (["trainer.logprobs_chunk_size=0"], r"logprobs_chunk_size=0: it is at least 1$"),
     (["trainer.vocab_entropy_chunk_size=-1"], r"it is at least 0$"),
@@ -121,7 +120,10 @@ BROKEN = [
     ),
     (["trainer.fused_lm_head_logprob=true"], r"needs trainer\.strategy=megatron$"),
     (
-        [f"{ENGINE}.enable_return_routed_experts=true"],
+        [
+            f"{ENGINE}.enable_return_routed_experts=true",
+            f"{ENGINE}.distributed_executor_backend=ray",
+        ],
         r"needs generator\.inference_engine\.distributed_executor_backend=mp; found ray$",
     ),
     (

@@ -258,6 +258,7 @@ def eval_sampling(config: GeneratorConfig) -> Sampling:
 
 
 def _sampling(config: SamplingConfig, max_tokens: int) -> Sampling:
+    extra = dict(config.additional_kwargs or {})
     return Sampling(
         max_tokens=max_tokens,
         temperature=config.temperature,
@@ -265,7 +266,8 @@ def _sampling(config: SamplingConfig, max_tokens: int) -> Sampling:
         top_k=config.top_k,
         min_p=config.min_p,
         stop=tuple(config.stop or ()),
-        stop_token_ids=tuple((config.additional_kwargs or {}).get("stop_token_ids", ())),
+        stop_token_ids=tuple(extra.pop("stop_token_ids", ())),
+        extra=extra,
     )
 
 

@@ -18,7 +18,7 @@ otherwise it runs in the controller process, and raising in it at start-up ends
 the command with exit code 2 before anything was written.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -134,6 +134,17 @@ def make_trainer(
     Called once, in the trainer's process. ``models`` maps each role in use
     (``policy``, ``reference``, …) to its model directory; ``total_updates`` is
     the number of optimizer steps of the whole run, for schedules.
+    """
+
+
+@hookspec(firstresult=True)
+def check_engine(name: str, settings: "Settings") -> "Sequence[str] | None":
+    """What keeps the engine of that name from running here: a sentence each, none if nothing does.
+
+    Called once, in the controller, while a run is planned: before anything is made.
+    A run is refused with the answers, ``--dry-run`` lists them. Settings that no
+    machine could run with are a `ConfigError`. An engine without this hook is taken
+    as it is.
     """
 
 

@@ -34,7 +34,7 @@ from skyrl_kernel.plugins import (
     check_capabilities,
     discover,
 )
-from skyrl_kernel.plugins.wording import listed
+from skyrl_kernel.plugins.wording import did_you_mean, listed
 from skyrl_kernel.slots import (
     ALGORITHMS,
     BACKENDS,
@@ -78,6 +78,8 @@ class Plan:
     """Has them loaded."""
     stages: Mapping[str, Resolved]
     """Hook → callable, provider and wrappers, in the order of a step."""
+    missing: tuple[str, ...] = ()
+    """What this machine lacks for the engine; a run with any is refused."""
 
     @property
     def tree(self) -> Config:
@@ -166,6 +168,9 @@ def make_plan(
     check_capabilities(
         entries, catalog, extra_needs=_engine_needs(config.config) if asks_engine else {}
     )
+    _refuse_unread_sampling(config, catalog)
+    engine = config.config.generator.inference_engine.backend
+    missing = tuple(manager.ask("check_engine", engine, name=engine, settings=config) or ())
     stages = {
         slot.hook: manager.resolve(slot.hook, name, name=name, settings=config)
         for slot in STAGES
@@ -181,7 +186,9 @@ def make_plan(
         config = _with_idle(
             config, without_effect(layers, needs, partial(_would_read, catalog, layers, stages))
         )
-    return Plan(config=config, entries=tuple(entries), manager=manager, stages=stages)
+    return Plan(
+        config=config, entries=tuple(entries), manager=manager, stages=stages, missing=missing
+    )
 
 
 def _would_read(
@@ -390,6 +397,41 @@ def _refuse_truncated_sampling(config: ResolvedConfig, entries: Sequence[PluginE
             "top_p=1, top_k=-1, min_p=0 in training (evaluation may truncate), or use an engine "
             "that offers 'sampling_support'"
         )
+
+
+def _refuse_unread_sampling(config: ResolvedConfig, catalog: Catalog) -> None:
+    """An engine may drop what it does not know without a word, so its plugin names what it takes."""
+    generator = config[GeneratorConfig]
+    name = generator.inference_engine.backend
+    for entry in catalog.named(name, (BACKENDS, PLUGINS)):
+        for section in _SAMPLING:
+            known = _taken(entry, section)
+            for key in getattr(generator, section).additional_kwargs or {}:
+                if key not in ("stop_token_ids", *known) and entry.manifest.reads is not None:
+                    raise ConfigError(_unread_sampling(entry, section, key))
+
+
+_SAMPLING = TRAINING, EVALUATION = "sampling_params", "eval_sampling_params"
+
+
+def _taken(entry: PluginEntry, section: str) -> list[str]:
+    """Names in ``additional_kwargs`` that an engine reads."""
+    start = f"generator.{section}.additional_kwargs."
+    return [one.removeprefix(start) for one in entry.manifest.reads or () if one.startswith(start)]
+
+
+def _unread_sampling(entry: PluginEntry, section: str, key: str) -> str:
+    name = f"generator.{section}.additional_kwargs.{key}"
+    if key in _taken(entry, EVALUATION):
+        return (
+            f"{name} changes what is sampled, so the trainer's log-probs would be of another "
+            f"distribution than the sampler's; leave it out (generator.{EVALUATION} may have it)"
+        )
+    known = ("stop_token_ids", *_taken(entry, section))
+    return (
+        f"{name}: the engine '{entry.name}' does not take it.{did_you_mean(key, known)} "
+        f"It takes {listed(known)}, and what the other sampling keys say"
+    )
 
 
 def _refuse_missing_teacher(config: ResolvedConfig, needs: Collection[str]) -> None:

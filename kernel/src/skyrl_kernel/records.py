@@ -84,6 +84,8 @@ class Sampling:
     """Strings that end a completion; the string stays in it."""
     stop_token_ids: tuple[int, ...] = ()
     """Ids that end a completion besides the model's own end-of-sequence ids."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """More, by the engine's own names."""
 
 
 @quick

@@ -10,7 +10,13 @@ from typing import Literal
 
 from skyrl_kernel import event_loop
 from skyrl_kernel.assemble import make_session, prepare
-from skyrl_kernel.errors import FailureBudgetError, RunError, StopRun, is_disk_full
+from skyrl_kernel.errors import (
+    CapabilityError,
+    FailureBudgetError,
+    RunError,
+    StopRun,
+    is_disk_full,
+)
 from skyrl_kernel.feed import Feed, check_sinks
 from skyrl_kernel.logs import RunLogs
 from skyrl_kernel.loop import train
@@ -66,7 +72,13 @@ def run(
 
 
 def carry_out(plan: Plan, *, progress: Progress | None = None) -> RunResult:
-    """Do what the plan says."""
+    """Do what the plan says.
+
+    Raises:
+        UsageError: Something that it needs is not here.
+    """
+    if plan.missing:
+        raise CapabilityError("\n".join(plan.missing))
     config = plan.tree.trainer
     path = Path(config.ckpt_path).expanduser() / config.run_name
     folder = RunFolder(

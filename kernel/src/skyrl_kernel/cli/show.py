@@ -50,6 +50,7 @@ def _answers(plan: Plan) -> Iterator[str]:
     yield from _section(
         "not built yet (docs/roadmap.md): without --dry-run refused", plan.config.not_yet
     )
+    yield from _section("missing here: without --dry-run refused", plan.missing)
     yield from _section("not read", plan.config.not_read)
     yield from _section("environment variables not read", unread_variables())
     yield from _section("overruled", plan.overruled)

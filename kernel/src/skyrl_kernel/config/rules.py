@@ -113,7 +113,23 @@ IDLE: tuple[Idle, ...] = (
         text=f"of a teacher, which no stage asks for; {_ESTIMATOR}=distillation does",
     ),
     Idle(
-        keys=(f"{ENGINE}.num_engines",),
+        keys=tuple(
+            f"{ENGINE}.{key}"
+            for key in (
+                "num_engines",
+                "tensor_parallel_size",
+                "pipeline_parallel_size",
+                "data_parallel_size",
+                "expert_parallel_size",
+                "distributed_executor_backend",
+                "gpu_memory_utilization",
+                "enforce_eager",
+                "enable_prefix_caching",
+                "enable_chunked_prefill",
+                "max_num_batched_tokens",
+                "engine_init_kwargs",
+            )
+        ),
         where=(f"{ENGINE}.run_engines_locally=false",),
         text=f"of engines that the run starts; those of {ENGINE}.external_server_urls stay as they are",
     ),
@@ -184,7 +200,6 @@ CHOICES: Mapping[str, tuple[Any, ...]] = {
     f"{ALGORITHM}.dppo.dppo_type": ("binary_tv", "binary_kl"),
     f"{CORRECTION}.tis_ratio_type": (None, "token", "sequence"),
     f"{CORRECTION}.sequence_mask_metric": (None, "product", "geometric"),
-    f"{ENGINE}.distributed_executor_backend": ("ray", "mp"),
     f"{POLICY}.torch_profiler_config.export_type": ("chrome_trace", "stacks"),
 }
 """Key → the values that it may have."""
@@ -431,7 +446,17 @@ def _int4(asked: Asked) -> Iterator[str]:
 
 
 def _rope(asked: Asked) -> Iterator[str]:
-    engine = f"{ENGINE}.engine_init_kwargs.hf_overrides.rope_parameters"
+    kwargs = f"{ENGINE}.engine_init_kwargs"
+    for key in (
+        *(f"{kwargs}.rope_{what}" for what in ("scaling", "theta", "parameters")),
+        *(f"{kwargs}.hf_overrides.rope_{what}" for what in ("scaling", "theta")),
+    ):
+        if asked(key) is not None:
+            yield (
+                f"{key}: SkyRL has replaced it by rope_parameters in {POLICY}.model_config_kwargs, and in "
+                f"{kwargs}.hf_overrides for the engine"
+            )
+    engine = f"{kwargs}.hf_overrides.rope_parameters"
     trainer = f"{POLICY}.model_config_kwargs.rope_parameters"
     if asked("trainer.strategy") == "megatron":
         trainer = f"{POLICY}.megatron_config.transformer_config_kwargs.rope_parameters"

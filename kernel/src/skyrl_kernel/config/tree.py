@@ -443,7 +443,8 @@ class SamplingConfig(Section):
     logprobs: Literal[0, 1] | None = 1
     """Log-probs that the engine returns beside the sampled token's; null asks for none at all."""
     additional_kwargs: dict[str, Any] | None = None
-    """More for the engine: ``stop_token_ids``, ids that end a completion."""
+    """More for the engine: ``stop_token_ids``, ids that end a completion, and what it takes by names of
+    its own."""
 
     @field_validator("stop")
     @classmethod
@@ -457,13 +458,10 @@ class SamplingConfig(Section):
 
     @field_validator("additional_kwargs")
     @classmethod
-    def _is_known_to_engines(cls, kwargs: dict[str, Any] | None) -> dict[str, Any] | None:
+    def _lists_ids(cls, kwargs: dict[str, Any] | None) -> dict[str, Any] | None:
         for name, value in (kwargs or {}).items():
             if name != "stop_token_ids":
-                raise ValueError(
-                    f"generator.…sampling_params.additional_kwargs.{name}: engines here take "
-                    "stop_token_ids, and what the other sampling keys say"
-                )
+                continue  # the engine that is selected says which it takes
             if not isinstance(value, list) or not all(type(token) is int for token in value):
                 raise ValueError(
                     f"generator.…sampling_params.additional_kwargs.{name}={value!r}: it is a list of "
@@ -502,6 +500,32 @@ class InferenceEngineConfig(Section):
     pauses and aborts go to each of them past it."""
     num_engines: Positive = 1
     """Engines that the run starts; each holds all weights."""
+    tensor_parallel_size: Positive = 1
+    """GPUs that each layer of one engine is split over."""
+    pipeline_parallel_size: Positive = 1
+    """Groups of GPUs that the layers of one engine are dealt out to."""
+    data_parallel_size: Positive = 1
+    """Copies of the model behind the address of one engine."""
+    expert_parallel_size: Positive = 1
+    """1, or tensor × data parallel size: ranks that the experts of one engine are dealt out to."""
+    distributed_executor_backend: Literal["mp", "ray"] = "mp"
+    """What starts the processes of an engine on several GPUs; ``ray`` needs it installed. SkyRL: ray."""
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.8
+    """Share of a GPU's memory for weights and cache."""
+    model_dtype: Literal["bfloat16", "float16", "float32"] | None = None
+    """What the engine computes in; null is what the trainer does, by ``trainer.bf16``. SkyRL: bfloat16."""
+    enforce_eager: bool = False
+    """Compile nothing and capture no graphs: starts sooner, generates slower."""
+    enable_prefix_caching: bool = True
+    """Prompts that begin alike are computed once."""
+    enable_chunked_prefill: bool = True
+    """Long prompts are computed over several steps, beside what is sampled. SkyRL does not read it."""
+    max_num_batched_tokens: Positive = 8192
+    """Most tokens of one step of an engine."""
+    served_model_name: str | None = None
+    """What the engine calls its model, for others who ask it."""
+    engine_init_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """More of the engine's own settings, by its names; it says which it has."""
 
 
 class ChatTemplateConfig(Section):
@@ -555,6 +579,9 @@ class GeneratorConfig(Section):
     """Deadline of the reward stage for one group."""
     request_timeout_s: Seconds = 3600.0
     """Deadline of one call to the engine."""
+    use_cache_salt: bool = True
+    """A prefix in the engine's cache is used by requests of the same policy version alone; with false
+    the cache is emptied at every sync, and requests in flight begin anew what they had cached."""
     inference_engine: InferenceEngineConfig = Field(default_factory=InferenceEngineConfig)
     """What generates."""
 

@@ -135,6 +135,13 @@ class PluginManager:
         """
         return self._ask(hook, asked, kwargs)[0]
 
+    def ask(self, hook: str, asked: str, /, **kwargs: Any) -> Any:
+        """As `make`, of a hook that nobody needs to have: None if nobody answers."""
+        answer = first_answer(
+            asked, self._implementations(hook), kwargs, partial(self._blame, hook)
+        )
+        return None if answer is None else answer[0]
+
     def maker(self, hook: str, /, **fixed: Any) -> Callable[..., Any]:
         """`make` for what is made again and again: who answers to a name is found out once.
 

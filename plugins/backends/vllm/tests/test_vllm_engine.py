@@ -456,7 +456,7 @@ def test_an_address_is_attached_to_and_nothing_is_started(model: Path) -> None:
     two = plugin.make_engine("vllm", settings(external_server_urls=[NOWHERE] * 2), model)
     assert isinstance(two, VllmEngine)
     with pytest.raises(ConfigError, match="weights must reach all; name them in"):
-        plugin.make_engine("vllm", settings(external_proxy_url=NOWHERE), model)
+        plugin.check_engine("vllm", settings(external_proxy_url=NOWHERE))
 
 
 def test_without_vllm_a_run_is_told_what_to_install(

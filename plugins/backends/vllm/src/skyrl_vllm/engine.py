@@ -50,6 +50,8 @@ class VllmEngine:
         router: Address that passes completions on to the servers; None spreads them.
         max_rows: Most completions of one server at a time.
         precision: That the servers compute in: how far two may differ by rounding.
+        is_salted: Whether a cached prefix is of one policy version, by its salt; otherwise the
+            cache is emptied at every update.
         deadlines: See there.
     """
 
@@ -63,10 +65,12 @@ class VllmEngine:
         router: str | None = None,
         max_rows: int = 512,
         precision: Precision = "float32",
+        is_salted: bool = True,
         deadlines: Deadlines | None = None,
     ) -> None:
         self.version = 0
         self._precision = precision
+        self._is_salted = is_salted
         self._fleet = Fleet(
             [servers] if isinstance(servers, (Server, str)) else servers,
             router=router,
@@ -114,9 +118,9 @@ class VllmEngine:
             "token_ids": request.tokens.tolist(),
             "sampling_params": sampling_params(request.sampling, request.seed),
             "output_mode": "tokens",
-            # No prefix of other weights is reused, whether or not the cache was emptied.
-            "cache_salt": f"{self._name}-{self.version}",
         }
+        if self._is_salted:
+            body["cache_salt"] = f"{self._name}-{self.version}"
         version = self.version
         self._running[name] = asyncio.get_running_loop().create_future()
         try:
@@ -306,10 +310,21 @@ class VllmEngine:
                 await self.pause()
             await self._updates.load()
             self.version = version
+            if not self._is_salted:
+                await self.forget_cache()
             if not was_paused:
                 await self.resume()
         except ServerError as error:
             raise WeightSyncError(f"policy version {version} was lost: {error}") from error
+
+    async def forget_cache(self) -> None:
+        """Drop all keys and values; requests in flight compute theirs again with the weights of now.
+
+        Raises:
+            ServerError: A server could not.
+        """
+        await self._connected()
+        await self._fleet.order("/reset_prefix_cache?reset_running_requests=true")
 
     # --- the server --------------------------------------------------------------------
 
@@ -354,6 +369,7 @@ def sampling_params(sampling: Sampling, seed: int) -> dict[str, Any]:
         "presence_penalty": 0.0,
         "frequency_penalty": 0.0,
         "ignore_eos": False,
+        **sampling.extra,
     }
 
 

@@ -20,6 +20,28 @@ _CONNECTIONS = 512
 
 
 @hookimpl
+def check_engine(name: str, settings: Settings) -> Sequence[str] | None:
+    """Whether vLLM is there, and has the settings that were passed on to it."""
+    if name != NAME:
+        return None
+    from skyrl_vllm.server import missing
+    from skyrl_vllm.settings import more_flags, refuse_decided, refuse_mistyped
+
+    generator = settings[GeneratorConfig]
+    config = generator.inference_engine
+    _refuse_router_alone(config)
+    refuse_mistyped("sampling_params", generator.sampling_params)
+    refuse_mistyped("eval_sampling_params", generator.eval_sampling_params)
+    refuse_decided(config.engine_init_kwargs)
+    if config.external_server_urls:
+        return []
+    lacking = missing(config)
+    if not lacking:
+        more_flags(config.engine_init_kwargs)
+    return lacking
+
+
+@hookimpl
 def make_engine(name: str, settings: Settings, model: Path) -> Engine | None:
     """An engine with servers of its own, or with those that were named.
 
@@ -30,10 +52,10 @@ def make_engine(name: str, settings: Settings, model: Path) -> Engine | None:
         return None
     from skyrl_vllm.engine import VllmEngine
     from skyrl_vllm.fleet import Deadlines
+    from skyrl_vllm.settings import dtype
 
     generator, trainer = settings[GeneratorConfig], settings[TrainerConfig]
     config = generator.inference_engine
-    _refuse_router_alone(config)
     deadlines = Deadlines(
         start_s=float(os.environ.get(START_VARIABLE) or Deadlines().start_s),
         request_s=generator.request_timeout_s,
@@ -43,7 +65,8 @@ def make_engine(name: str, settings: Settings, model: Path) -> Engine | None:
         model,
         router=config.external_proxy_url,
         max_rows=min(config.max_num_seqs, _CONNECTIONS),
-        precision="bfloat16" if trainer.bf16 else "float32",
+        precision="float32" if dtype(config, trainer) == "float32" else "bfloat16",
+        is_salted=generator.use_cache_salt,
         deadlines=deadlines,
     )
 
@@ -63,21 +86,18 @@ def _start(
     """All servers, none of them ready yet; if one cannot be started the others end."""
     from skyrl_vllm import devices
     from skyrl_vllm.server import Server
+    from skyrl_vllm.settings import flags, more_flags, size
 
     number = config.num_engines
     variables = devices.shares(
-        devices.visible(), number, 1, apart=not trainer.placement.colocate_all
+        devices.visible(), number, size(config), apart=not trainer.placement.colocate_all
     )
-    flags = (
-        *("--dtype", "bfloat16" if trainer.bf16 else "float32"),
-        *("--max-num-seqs", str(config.max_num_seqs)),
-        *("--seed", str(trainer.seed)),
-    )
+    all_flags = [*flags(config, trainer), *more_flags(config.engine_init_kwargs)]
     logs = _logs(trainer, number)
     servers: list[Server] = []
     try:
         for log, own in zip(logs, variables, strict=True):
-            servers.append(Server(model, flags, log=log, variables=own))
+            servers.append(Server(model, all_flags, log=log, variables=own))
     except BaseException:
         for server in servers:
             server.close()

