@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -11,12 +12,14 @@ import pytest
 
 from skyrl_kernel.defaults.push import push
 from skyrl_kernel.protocols import Engine, Tokenizer, Trainer
-from skyrl_kernel.records import GenerateRequest, IntArray
+from skyrl_kernel.records import Completion, GenerateRequest, IntArray
 from skyrl_kernel.testing.contracts.engine.reference import Reference, joined
 from skyrl_kernel.testing.contracts.engine.subject import EngineSubject, T
 
 if TYPE_CHECKING:
     import torch
+
+Answered = tuple[GenerateRequest, Completion]
 
 
 class ModelEngine(EngineSubject):
@@ -156,6 +159,20 @@ class ModelEngine(EngineSubject):
         assert least >= 100 * self.tolerance, (
             f"other weights change log-probs by {least:.3g} nats only; raise `noise`"
         )
+
+    async def _traffic(self, engine: Engine, is_over: asyncio.Event) -> list[Answered]:
+        """Ask until it is over, as the kernel asks: all in one call, or each in its own."""
+        requests = self._long_requests()
+        calls = [requests] if engine.lockstep else [[request] for request in requests]
+
+        async def ask(call: list[GenerateRequest]) -> list[Answered]:
+            answered: list[Answered] = []
+            while not is_over.is_set():
+                answered += zip(call, await engine.generate(call), strict=True)
+                call = [replace(one, seed=one.seed + len(requests)) for one in call]
+            return answered
+
+        return [one for some in await asyncio.gather(*map(ask, calls)) for one in some]
 
     async def _under_way(self, engine: Engine, since: int | None) -> None:
         """Return when an engine that has just been asked has sampled some tokens."""

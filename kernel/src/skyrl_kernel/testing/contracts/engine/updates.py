@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,15 +9,13 @@ import pytest
 
 from skyrl_kernel.errors import SkyrlError, WeightSyncError
 from skyrl_kernel.protocols import Engine
-from skyrl_kernel.records import Completion, FloatArray, GenerateRequest, IntArray
-from skyrl_kernel.testing.contracts.engine.model import ModelEngine, split
+from skyrl_kernel.records import FloatArray, IntArray
+from skyrl_kernel.testing.contracts.engine.model import Answered, ModelEngine, split
 from skyrl_kernel.testing.contracts.engine.reference import (
     Reference,
     joined,
     logprobs_across_updates,
 )
-
-Answered = tuple[GenerateRequest, Completion]
 
 if TYPE_CHECKING:
     import torch
@@ -60,20 +57,6 @@ class UpdateContract(ModelEngine):
             old = first.logprobs(row)[len(asked.tokens) :]
             unseen = max(unseen, float(np.abs(old - one.logprobs).max()))
         assert unseen >= 100 * self.tolerance  # the negative control
-
-    async def _traffic(self, engine: Engine, is_over: asyncio.Event) -> list[Answered]:
-        """Ask until it is over, as the kernel asks: all in one call, or each in its own."""
-        requests = self._long_requests()
-        calls = [requests] if engine.lockstep else [[request] for request in requests]
-
-        async def ask(call: list[GenerateRequest]) -> list[Answered]:
-            answered: list[Answered] = []
-            while not is_over.is_set():
-                answered += zip(call, await engine.generate(call), strict=True)
-                call = [replace(one, seed=one.seed + len(requests)) for one in call]
-            return answered
-
-        return [one for some in await asyncio.gather(*map(ask, calls)) for one in some]
 
     def _expected(
         self, weights: dict[int, Reference], row: IntArray, versions: IntArray

@@ -9,7 +9,7 @@ import pytest
 from skyrl_kernel.errors import TrajectoryError
 from skyrl_kernel.protocols import Engine
 from skyrl_kernel.records import Completion, GenerateRequest, IntArray
-from skyrl_kernel.testing.contracts.engine.model import ModelEngine
+from skyrl_kernel.testing.contracts.engine.model import Answered, ModelEngine
 from skyrl_kernel.testing.contracts.engine.reference import Reference, joined
 
 MANY = 2000
@@ -23,25 +23,18 @@ class WorkContract(ModelEngine):
 
     def test_an_abort_stops_what_runs_and_keeps_what_there_is(self) -> None:
         """Partial completions come with their log-probs; what is asked later is unharmed."""
-        requests = self._long_requests()
-        afterwards = [self._request(prompt, 6, seed=1) for prompt in self.prompts()]
+        good = [self._request(prompt, 6, seed=1) for prompt in self.prompts()]
 
-        async def use(engine: Engine) -> tuple[list[Completion], list[list[Completion]]]:
-            before = await engine.generate(afterwards)
-            since = self.tokens_computed(engine)
-            task = asyncio.ensure_future(engine.generate(requests))
-            await self._under_way(engine, since)
-            await engine.abort()
-            completions = await asyncio.wait_for(task, self.patience_s)
-            return completions, [before, await engine.generate(afterwards)]
+        async def use(engine: Engine) -> tuple[list[Answered], list[list[Completion]]]:
+            before = await engine.generate(good)
+            answered = await self._aborted(engine)
+            return answered, [before, await engine.generate(good)]
 
-        completions, (before, after) = self._use(use)
-        aborted = [one for one in completions if one.finish_reason == "abort"]
-        assert any(len(one.tokens) for one in aborted)
+        answered, (before, after) = self._use(use)
+        aborted = [one for _, one in answered if one.finish_reason == "abort"]
+        assert any(len(one.tokens) for one in aborted), "nothing was aborted in the middle"
         first = self._first()
-        for asked, one in zip(requests, completions, strict=True):
-            assert one.finish_reason != "length"
-            assert len(one.tokens) < asked.sampling.max_tokens
+        for asked, one in answered:
             (row,) = joined([asked.tokens], [one.tokens])
             expected = first.logprobs(row)[len(asked.tokens) :]
             np.testing.assert_allclose(one.logprobs, expected, atol=self.tolerance)
@@ -53,12 +46,9 @@ class WorkContract(ModelEngine):
         """Counted where it is computed: an answer alone does not say that the work has ended."""
 
         async def use(engine: Engine) -> None:
-            since = self._counted(engine)
-            task = asyncio.ensure_future(engine.generate(self._long_requests()))
-            await self._under_way(engine, since)
-            await engine.abort()
-            await self._assert_stops(engine, since)
-            await asyncio.wait_for(task, self.patience_s)
+            self._counted(engine)
+            await self._aborted(engine)
+            await self._assert_stands_still(engine)
 
         self._use(use)
 
@@ -67,12 +57,12 @@ class WorkContract(ModelEngine):
 
         async def use(engine: Engine) -> None:
             since = self._counted(engine)
-            task = asyncio.ensure_future(engine.generate(self._long_requests()))
+            task = asyncio.ensure_future(self._traffic(engine, asyncio.Event()))
             await self._under_way(engine, since)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            await self._assert_stops(engine, since)
+            await self._assert_stands_still(engine)
             await self._assert_has(engine, self._first())
 
         self._use(use)
@@ -138,16 +128,24 @@ class WorkContract(ModelEngine):
             pytest.skip("not checked: whether work ends; override tokens_computed()")
         return count
 
-    async def _assert_stops(self, engine: Engine, since: int) -> None:
-        """The count stands still, long before all would have been computed."""
+    async def _aborted(self, engine: Engine) -> list[Answered]:
+        """What comes back where an abort came in the middle."""
+        is_over = asyncio.Event()
+        since = self.tokens_computed(engine)
+        task = asyncio.ensure_future(self._traffic(engine, is_over))
+        await self._under_way(engine, since)
+        is_over.set()  # nobody asks any more
+        await engine.abort()
+        return await asyncio.wait_for(task, self.patience_s)
+
+    async def _assert_stands_still(self, engine: Engine) -> None:
+        """At most the step that was under way is still computed."""
         before = self._counted(engine)
         await asyncio.sleep(SETTLED_S)
         settled = self._counted(engine)
         assert settled - before <= 2 * len(self._long_requests()), "it has gone on"
         await asyncio.sleep(SETTLED_S)
         assert self._counted(engine) == settled, "it goes on"
-        whole = await engine.generate(self._long_requests())
-        assert settled - since < sum(len(one.tokens) for one in whole)
 
     def _many(self) -> list[GenerateRequest]:
         vocabulary = self._first().vocabulary
