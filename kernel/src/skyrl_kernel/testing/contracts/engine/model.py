@@ -174,11 +174,15 @@ class ModelEngine(EngineSubject):
 
         return [one for some in await asyncio.gather(*map(ask, calls)) for one in some]
 
+    async def _count(self, engine: Engine) -> int | None:
+        """`tokens_computed`, while the engine's callers go on."""
+        return await asyncio.to_thread(self.tokens_computed, engine)
+
     async def _under_way(self, engine: Engine, since: int | None) -> None:
         """Return when an engine that has just been asked has sampled some tokens."""
         for _ in range(200):
             await asyncio.sleep(0.05)
-            count = self.tokens_computed(engine)
+            count = await self._count(engine)
             if count is None or since is None or count >= since + 16:
                 return
         raise AssertionError("nothing was computed within 10 s")

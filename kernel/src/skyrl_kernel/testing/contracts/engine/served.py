@@ -27,7 +27,7 @@ class ServedContract(ModelEngine):
         """For those who wait for it, those who ask afterwards, and an update."""
 
         async def use(engine: Engine) -> None:
-            since = self.tokens_computed(engine)
+            since = await self._count(engine)
             task = asyncio.ensure_future(engine.generate(self._long_requests()))
             await self._under_way(engine, since)
             self.kill(engine)

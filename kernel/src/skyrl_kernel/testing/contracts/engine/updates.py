@@ -36,7 +36,7 @@ class UpdateContract(ModelEngine):
             traffic = asyncio.ensure_future(self._traffic(engine, is_over))
             try:
                 for version in (1, 2):
-                    await self._under_way(engine, self.tokens_computed(engine))
+                    await self._under_way(engine, await self._count(engine))
                     await self._push(weights[version], engine, version)
                     (after,) = await engine.generate([self._request(self.prompts()[1], 4)])
                     assert set(after.versions.tolist()) == {version}

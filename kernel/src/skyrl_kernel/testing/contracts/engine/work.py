@@ -46,7 +46,7 @@ class WorkContract(ModelEngine):
         """Counted where it is computed: an answer alone does not say that the work has ended."""
 
         async def use(engine: Engine) -> None:
-            self._counted(engine)
+            await self._counted(engine)
             await self._aborted(engine)
             await self._assert_stands_still(engine)
 
@@ -56,7 +56,7 @@ class WorkContract(ModelEngine):
         """As after `generator.request_timeout_s`; who asks next finds the engine free."""
 
         async def use(engine: Engine) -> None:
-            since = self._counted(engine)
+            since = await self._counted(engine)
             task = asyncio.ensure_future(self._traffic(engine, asyncio.Event()))
             await self._under_way(engine, since)
             task.cancel()
@@ -72,8 +72,8 @@ class WorkContract(ModelEngine):
         requests = self._many()
 
         async def use(engine: Engine) -> tuple[list[Completion], int | None, int | None]:
-            before = self.tokens_computed(engine)
-            return await engine.generate(requests), before, self.tokens_computed(engine)
+            before = await self._count(engine)
+            return await engine.generate(requests), before, await self._count(engine)
 
         completions, before, after = self._use(use)
         self._assert_answered(requests, completions, {0: self._first()})
@@ -87,10 +87,14 @@ class WorkContract(ModelEngine):
         second = first.perturbed(1, self.noise)
 
         async def use(engine: Engine) -> list[Completion]:
-            since = self.tokens_computed(engine)
+            await engine.begin_update(1)
+            await engine.apply_update(second.weights())
+            since = await self._count(engine)
             answers = asyncio.ensure_future(self._ask(engine, requests))
             await self._under_way(engine, since)
-            await self._push(second, engine, 1)
+            await engine.pause()
+            await engine.finish_update(1)
+            await engine.resume()
             return await answers
 
         completions = self._use(use)
@@ -122,8 +126,8 @@ class WorkContract(ModelEngine):
         answers = await asyncio.gather(*(engine.generate([request]) for request in requests))
         return [one for some in answers for one in some]
 
-    def _counted(self, engine: Engine) -> int:
-        count = self.tokens_computed(engine)
+    async def _counted(self, engine: Engine) -> int:
+        count = await self._count(engine)
         if count is None:
             pytest.skip("not checked: whether work ends; override tokens_computed()")
         return count
@@ -131,7 +135,7 @@ class WorkContract(ModelEngine):
     async def _aborted(self, engine: Engine) -> list[Answered]:
         """What comes back where an abort came in the middle."""
         is_over = asyncio.Event()
-        since = self.tokens_computed(engine)
+        since = await self._count(engine)
         task = asyncio.ensure_future(self._traffic(engine, is_over))
         await self._under_way(engine, since)
         is_over.set()  # nobody asks any more
@@ -140,12 +144,12 @@ class WorkContract(ModelEngine):
 
     async def _assert_stands_still(self, engine: Engine) -> None:
         """At most the step that was under way is still computed."""
-        before = self._counted(engine)
+        before = await self._counted(engine)
         await asyncio.sleep(SETTLED_S)
-        settled = self._counted(engine)
+        settled = await self._counted(engine)
         assert settled - before <= 2 * len(self._long_requests()), "it has gone on"
         await asyncio.sleep(SETTLED_S)
-        assert self._counted(engine) == settled, "it goes on"
+        assert await self._counted(engine) == settled, "it goes on"
 
     def _many(self) -> list[GenerateRequest]:
         vocabulary = self._first().vocabulary
