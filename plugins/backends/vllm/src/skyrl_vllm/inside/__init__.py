@@ -5,14 +5,13 @@ point, and imports the module of the backend it was started with. Nothing here
 is imported by the run.
 """
 
-FILES = "skyrl_files"
-"""``--weight-transfer-config``: weights come in files that both processes can read."""
+OWN = "skyrl"
+"""``--weight-transfer-config``: weights come by any transport of this package's own."""
 
 
 def register() -> None:
-    """Tell vLLM where its halves of the transports are; called once per process by vLLM."""
+    """Tell vLLM where its half of the transports is; called once per process by vLLM."""
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
-    for name, module, receiver in ((FILES, "skyrl_vllm.inside.files", "FileReceiver"),):
-        if name not in WeightTransferEngineFactory._registry:
-            WeightTransferEngineFactory.register_engine(name, module, receiver)
+    if OWN not in WeightTransferEngineFactory._registry:
+        WeightTransferEngineFactory.register_engine(OWN, "skyrl_vllm.inside.own", "OwnReceiver")

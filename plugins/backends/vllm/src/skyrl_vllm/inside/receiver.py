@@ -13,10 +13,12 @@ An error in the first three has changed nothing: vLLM closes the update where
 `update_weights` raises, so {"cancel": true} is one more way to say no.
 """
 
+import time
 from abc import abstractmethod
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from vllm.distributed.weight_transfer.base import (
@@ -29,7 +31,9 @@ from vllm.model_executor.model_loader.reload.layerwise import (
     initialize_layerwise_reload,
 )
 
-Weights = list[tuple[str, torch.Tensor]]
+from skyrl_vllm.layout import Weights
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -45,6 +49,10 @@ class Announcement(WeightTransferUpdateInfo):  # type: ignore[misc]
 
     parcel: dict[str, Any] | None = None
     """What comes, in the words of the transport."""
+    update: str = ""
+    """Which update it is of: the same word in all calls of one."""
+    number: int = 0
+    """How many parcels came before."""
     wait: bool = False
     """Everything was sent."""
     cancel: bool = False
@@ -54,7 +62,10 @@ class Announcement(WeightTransferUpdateInfo):  # type: ignore[misc]
 
 
 class Receiver(WeightTransferEngine):  # type: ignore[misc]
-    """Override `receive`, and `open` and `shutdown` where something stays open between updates."""
+    """Override `receive`, and `open` and `shutdown` where something stays open between updates.
+
+    Parcels come in order, each once, all of one update: whatever does not is refused here.
+    """
 
     init_info_cls = Hello
     update_info_cls = Announcement
@@ -62,9 +73,10 @@ class Receiver(WeightTransferEngine):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._thread = ThreadPoolExecutor(1, "skyrl-weights")
+        self.restart_thread()
         self._coming: list[Future[Weights]] = []
         self._received: Weights = []
+        self._update_id = ""
 
     def open(self, about: dict[str, Any]) -> None:
         """Agree with the trainer once, before the first update."""
@@ -85,7 +97,7 @@ class Receiver(WeightTransferEngine):  # type: ignore[misc]
 
     def start_weight_update(self) -> None:
         """Forget what an update before has left."""
-        self._forget()
+        self.forget()
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         """No device is waited for, as the base class would: the CPU is none."""
@@ -98,19 +110,44 @@ class Receiver(WeightTransferEngine):  # type: ignore[misc]
             ValueError: What came is not what was announced; the model is as it was.
             TimeoutError: It did not come in time.
         """
-        if update_info.cancel:
-            self._forget()
-            raise ValueError("the update was cancelled")
-        if update_info.parcel is not None:
-            self._coming.append(self._thread.submit(self.receive, update_info.parcel))
-        if update_info.wait:
+        try:
+            if update_info.cancel:
+                raise ValueError("the update was cancelled")
+            self._refuse_disorder(update_info)
+            if update_info.parcel is not None:
+                self._coming.append(self.in_thread(self.receive, update_info.parcel))
+            if update_info.wait:
+                self._received = self._arrived(update_info.deadline_s)
+        except BaseException:
+            self.forget()
+            raise
+
+    def _refuse_disorder(self, info: Announcement) -> None:
+        """A parcel that is late, early, lost or doubled is none of this update's."""
+        self._update_id = self._update_id or info.update
+        if info.update != self._update_id:
+            raise ValueError("parcels of two updates came in one")
+        if info.number != len(self._coming):
+            what = "everything" if info.wait else f"parcel {info.number}"
+            raise ValueError(
+                f"{what} was said to come after {info.number} parcels, and {len(self._coming)} came"
+            )
+
+    def _arrived(self, deadline_s: float) -> Weights:
+        until = time.monotonic() + deadline_s
+        found: Weights = []
+        for number, one in enumerate(self._coming):
             try:
-                for one in self._coming:
-                    self._received += one.result(update_info.deadline_s)
-            except BaseException:
-                self._forget()
-                raise
-            self._coming = []
+                found += one.result(max(0.0, until - time.monotonic()))
+            except TimeoutError as error:
+                raise TimeoutError(
+                    f"parcel {number} of {len(self._coming)} had not come after {deadline_s:g} s: {error}"
+                ) from error
+        self._coming = []
+        names = [name for name, _ in found]
+        if len(set(names)) != len(names):
+            raise ValueError("a tensor came twice")
+        return found
 
     def finish_weight_update(self) -> None:
         """Load.
@@ -119,8 +156,9 @@ class Receiver(WeightTransferEngine):  # type: ignore[misc]
             ValueError: Nothing came, or nobody waited for it.
         """
         received, self._received = self._received, []
-        if not received or self._coming:
-            self._forget()
+        is_complete = received and not self._coming
+        self.forget()
+        if not is_complete:
             raise ValueError("no weights were waited for since start_weight_update")
         with torch.device(self.device):
             initialize_layerwise_reload(self.model)
@@ -132,8 +170,19 @@ class Receiver(WeightTransferEngine):  # type: ignore[misc]
         """Nothing is open."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def _forget(self) -> None:
-        self._coming, self._received = [], []
+    def in_thread(self, call: Callable[..., T], *args: Any) -> Future[T]:
+        """Call it beside generation; such calls run one after the other."""
+        return self._thread.submit(call, *args)
+
+    def restart_thread(self) -> None:
+        """Have a thread in which nothing waits; what runs in the old one comes to its end."""
+        if old := getattr(self, "_thread", None):
+            old.shutdown(wait=False, cancel_futures=True)
+        self._thread = ThreadPoolExecutor(1, "skyrl-weights")
+
+    def forget(self) -> None:
+        """Nothing is under way any more; extend it where more than tensors is kept."""
+        self._coming, self._received, self._update_id = [], [], ""
 
 
 def repack(model: torch.nn.Module) -> None:

@@ -1,64 +1,90 @@
 """The calls to vLLM that our own transports share; `skyrl_vllm.inside.receiver` answers them."""
 
+import asyncio
 import contextlib
+import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from skyrl_kernel.errors import RunError
 from skyrl_vllm.client import Refused
 from skyrl_vllm.fleet import Fleet
+from skyrl_vllm.layout import in_order
 
 if TYPE_CHECKING:
     import torch
 
 
 class Parcels(ABC):
-    """A transport whose servers are told what comes, parcel by parcel. Override `move`."""
+    """A transport whose servers are told what comes, parcel by parcel. Override `send`."""
 
     _fleet: Fleet
 
     def __init__(self) -> None:
-        self._is_under_way = False
+        # One: what an update that was given up still writes ends before the next one writes.
+        self._thread = ThreadPoolExecutor(1, "skyrl-weights")
+        self._update_id: str | None = None
+        self._sent = 0
 
     async def open(self, fleet: Fleet) -> None:
-        """Nothing has to be agreed on."""
+        """Close what a trainer that was killed has left open."""
         self._fleet = fleet
+        await self._cancel()
 
     async def begin(self) -> None:
         """Begin an update at every server."""
         await self.forget()
-        self._is_under_way = True
+        self._update_id, self._sent = uuid.uuid4().hex, 0
         await self._tell("/start_weight_update")
 
-    @abstractmethod
     async def move(self, weights: "Iterable[tuple[str, torch.Tensor]]") -> None:
-        """See `Transport`."""
+        """Send one parcel. Its tensors are held until it is on its way."""
+        if tensors := await self.in_thread(in_order, weights):
+            await self.send(tensors)
+            self._sent += 1
+
+    @abstractmethod
+    async def send(self, tensors: "Sequence[tuple[str, torch.Tensor]]") -> None:
+        """Announce them, and bring them on their way."""
 
     async def announce(self, parcel: Mapping[str, Any]) -> None:
-        """Tell every server what comes; it receives beside generation."""
-        await self._update(parcel=dict(parcel))
+        """Tell every server what comes next; it receives beside generation."""
+        await self._update(parcel=dict(parcel), update=self._update_id, number=self._sent)
 
     async def arrive(self) -> None:
         """Wait for every server's checks."""
-        await self._update(wait=True, deadline_s=self._fleet.deadlines.update_s)
+        await self._update(
+            wait=True,
+            update=self._update_id,
+            number=self._sent,
+            deadline_s=self._fleet.deadlines.update_s,
+        )
 
     async def load(self, version: int) -> None:
         """Load, and tag later tokens with the version."""
-        self._is_under_way = False
+        self._update_id = None
         await self._tell("/finish_weight_update", {"weight_version": str(version)})
 
     async def forget(self) -> None:
         """Close the update where one is open."""
-        if self._is_under_way:
-            self._is_under_way = False
-            # A server says yes by raising; one that has closed it already, or is gone, says no.
-            with contextlib.suppress(Refused, RunError, TimeoutError):
-                await self._update(cancel=True)
+        if self._update_id is not None:
+            self._update_id = None
+            await self._cancel()
 
-    @abstractmethod
     def close(self) -> None:
-        """See `Transport`."""
+        """End the thread; whatever it does comes to its end."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def in_thread(self, call: Callable[..., Any], *args: Any) -> Any:
+        """Call it where it disturbs nobody; such calls run one after the other."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, call, *args)
+
+    async def _cancel(self) -> None:
+        """A server says yes by raising; one where nothing is open, or that is gone, says no."""
+        with contextlib.suppress(Refused, RunError, TimeoutError):
+            await self._update(cancel=True)
 
     async def _update(self, **info: Any) -> None:
         await self._tell("/update_weights", {"update_info": info})

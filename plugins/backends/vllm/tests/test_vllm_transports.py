@@ -1,0 +1,534 @@
+"""How weights come into vLLM: layout and files here, every transport on a real server."""
+
+import asyncio
+import dataclasses
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import numpy as np
+import pytest
+import torch
+import xxhash
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from skyrl_kernel.errors import WeightSyncError
+from skyrl_kernel.records import GenerateRequest, Sampling
+from skyrl_kernel.testing.contracts.engine.reference import Reference
+from skyrl_vllm.engine import VllmEngine
+from skyrl_vllm.fleet import Deadlines
+from skyrl_vllm.gloo import Group
+from skyrl_vllm.layout import Layout, copy_bytes, in_order
+from skyrl_vllm.network import is_here, own_address
+from skyrl_vllm.server import Server
+from skyrl_vllm.transports import files as files_module
+from skyrl_vllm.transports.files import Files
+from skyrl_vllm.transports.gloo import Gloo
+from skyrl_vllm.transports.parcels import Parcels
+from skyrl_vllm.updates import _is_finite
+
+MIXED = [
+    ("half", torch.tensor([1.5, -2.0, 0.25], dtype=torch.bfloat16)),
+    ("scalar", torch.tensor(3.0)),
+    ("empty", torch.zeros(0, 4)),
+    ("turned", torch.arange(6.0).view(2, 3).T),
+]
+
+
+# --- layout ------------------------------------------------------------------------------------------
+
+
+def test_a_layout_is_the_header_of_a_safetensors_file() -> None:
+    """Wide numbers first: 4 + 0 + 24 bytes of float32, then 3 x 2 of bfloat16."""
+    layout = Layout.of(in_order(MIXED))
+    assert layout.header() == {
+        "scalar": {"dtype": "F32", "shape": [], "data_offsets": [0, 4]},
+        "empty": {"dtype": "F32", "shape": [0, 4], "data_offsets": [4, 4]},
+        "turned": {"dtype": "F32", "shape": [3, 2], "data_offsets": [4, 28]},
+        "half": {"dtype": "BF16", "shape": [3], "data_offsets": [28, 34]},
+    }
+    assert layout.size == 34
+    assert Layout.of_header(layout.header()) == layout
+    assert len(layout.head()) % 64 == 0
+
+
+def test_bytes_that_were_copied_are_the_tensors_again() -> None:
+    tensors = in_order(MIXED)
+    layout = Layout.of(tensors)
+    data = torch.zeros(layout.size, dtype=torch.uint8)
+    checksum = xxhash.xxh3_64()
+    for place, (_, tensor) in zip(layout.places, tensors, strict=True):
+        copy_bytes(tensor, data[place.start : place.stop], checksum)
+    assert checksum.digest() == xxhash.xxh3_64_digest(data.numpy())
+    for (name, tensor), (again, view) in zip(tensors, layout.views(data), strict=True):
+        assert name == again
+        assert view.dtype == tensor.dtype
+        assert torch.equal(view, tensor)
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ({"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}, "gaps"),
+        ({"a": {"dtype": "F32", "shape": [1]}}, "KeyError: 'data_offsets'"),
+        ({"a": 3}, "TypeError"),
+    ],
+)
+def test_a_header_that_describes_something_else_is_refused(
+    header: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        Layout.of_header(header)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "message"),
+    [("I64", [1], "'a' holds I64; known: F64, F32, BF16, F16"), ("F32", [3], "'a': shape")],
+)
+def test_what_cannot_be_weights_is_not_viewed(dtype: str, shape: list[int], message: str) -> None:
+    header = {"a": {"dtype": dtype, "shape": shape, "data_offsets": [0, 8]}}
+    with pytest.raises(ValueError, match=message):
+        Layout.of_header(header).views(torch.zeros(8, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_weights_are_finite_if_all_of_them_are(dtype: torch.dtype) -> None:
+    """600 x 600 = 360000 is more than float16 has; the terms are not."""
+    good = torch.full((600,), 600.0, dtype=dtype)
+    assert _is_finite(good)
+    for bad in (float("nan"), float("inf"), -float("inf")):
+        broken = good.clone()
+        broken[77] = bad
+        assert not _is_finite(broken)
+    both = good.clone()
+    both[0], both[1] = float("inf"), -float("inf")
+    assert not _is_finite(both)
+
+
+# --- files -------------------------------------------------------------------------------------------
+
+
+def written(transport: Files, tensors: list[tuple[str, torch.Tensor]]) -> dict[str, Any]:
+    return transport._write(0, in_order(tensors))
+
+
+def test_a_file_is_read_by_safetensors(tmp_path: Path) -> None:
+    transport = Files(tmp_path)
+    parcel = written(transport, MIXED)
+    content = Path(parcel["path"]).read_bytes()
+    assert len(content) == parcel["size"]
+    assert xxhash.xxh3_64_hexdigest(content) == parcel["xxh3"]
+    loaded = load_file(parcel["path"])
+    assert set(loaded) == {name for name, _ in MIXED}
+    for name, tensor in MIXED:
+        assert torch.equal(loaded[name], tensor)
+    transport.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_is_written_over_while_its_size_stays(tmp_path: Path) -> None:
+    transport = Files(tmp_path)
+    first = written(transport, [("a", torch.ones(8))])
+    second = written(transport, [("a", torch.zeros(8))])
+    assert first["path"] == second["path"]
+    assert first["xxh3"] != second["xxh3"]
+    other = written(transport, [("a", torch.ones(80))])
+    assert other["path"] != first["path"]
+    assert not Path(first["path"]).exists()
+    transport.close()
+
+
+def test_what_a_killed_run_left_is_removed_and_what_a_live_one_has_is_not(tmp_path: Path) -> None:
+    script = (
+        "import sys, time, torch; from pathlib import Path\n"
+        "from skyrl_vllm.transports.files import Files\n"
+        f"kept = Files(Path({str(tmp_path)!r})); print(kept._write(0, [('a', torch.ones(8))])['path'])\n"
+        "sys.stdout.flush(); time.sleep(600)"
+    )
+    run = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert run.stdout is not None
+    path = Path(run.stdout.readline().strip())
+    files_module._remove_leftovers(tmp_path)
+    assert path.exists()
+    os.kill(run.pid, signal.SIGKILL)
+    run.wait()
+    run.stdout.close()
+    files_module._remove_leftovers(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_fit_nowhere_are_refused_with_the_sizes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A pebibyte more than there is: the system itself says no."""
+    transport = Files()
+    small, large = tmp_path / "small", tmp_path / "large"
+    small.mkdir()
+    large.mkdir()
+    transport._roots = [small, large]
+    with pytest.raises(WeightSyncError, match=r"1073741824 MiB .* do not fit .*small .*MiB free"):
+        transport._new(2**50)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+    allocate = os.posix_fallocate
+
+    def full(descriptor: int, offset: int, size: int) -> None:
+        allocate(
+            descriptor,
+            offset,
+            2**50 if "small" in os.readlink(f"/proc/self/fd/{descriptor}") else size,
+        )
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    parcel = written(transport, MIXED)
+    assert Path(parcel["path"]).is_relative_to(large)
+    transport.close()
+
+
+# --- where servers are -------------------------------------------------------------------------------
+
+
+def test_loopback_is_here_and_an_address_of_documentation_is_not() -> None:
+    assert is_here("http://127.0.0.1:8000")
+    assert is_here("http://localhost:8000")
+    assert not is_here("http://192.0.2.1:8000")
+    assert own_address("127.0.0.1") == "127.0.0.1"
+
+
+# --- on a real server --------------------------------------------------------------------------------
+
+TOLERANCE = 1e-4
+"""Nats, in float32."""
+DEADLINES = Deadlines(start_s=540, request_s=240, update_s=60, control_s=60)
+ROW = np.arange(3, 43, dtype=np.int32) % 11 + 3
+TRANSPORTS: dict[str, type[Parcels]] = {"files": Files, "gloo": Gloo}
+
+
+@pytest.fixture(params=list(TRANSPORTS))
+def transport(request: pytest.FixtureRequest) -> type[Parcels]:
+    return TRANSPORTS[request.param]
+
+
+@pytest.fixture
+def folder(models: Mapping[str, Path]) -> Path:
+    return models["tied"]
+
+
+@pytest.fixture
+def server(servers: Any, folder: Path) -> Server:
+    """Others have used it, so that its weights may be any."""
+    started: Server = servers.start(folder)
+    servers.is_new = False
+    return started
+
+
+@pytest.fixture(scope="session")
+def references(models: Mapping[str, Path]) -> list[Reference]:
+    first = Reference(AutoModelForCausalLM.from_pretrained(models["tied"], dtype=torch.float32))
+    return [first, *(first.perturbed(seed, 0.02) for seed in (1, 2, 3))]
+
+
+def attached(folder: Path, url: str, make: Any) -> VllmEngine:
+    engine = VllmEngine(url, folder, deadlines=DEADLINES)
+    engine.carry(make)
+    return engine
+
+
+async def update(engine: VllmEngine, reference: Reference, version: int) -> None:
+    await engine.begin_update(version)
+    await engine.apply_update(reference.weights())
+    await engine.finish_update(version)
+
+
+async def update_in_two(
+    engine: VllmEngine, weights: list[tuple[str, torch.Tensor]], version: int
+) -> None:
+    await engine.begin_update(version)
+    await engine.apply_update(weights[:5])
+    await engine.apply_update(weights[5:])
+    await engine.finish_update(version)
+
+
+async def difference(engine: VllmEngine, reference: Reference) -> float:
+    """Largest of the log-probs of `ROW`, in nats."""
+    (found,) = await engine.logprobs([ROW], temperature=1.0)
+    return float(np.abs(found - reference.logprobs(ROW)).max())
+
+
+def use(engine: VllmEngine, body: Callable[[VllmEngine], Coroutine[Any, Any, None]]) -> None:
+    async def main() -> None:
+        try:
+            await body(engine)
+        finally:
+            await engine.close()
+
+    asyncio.run(main())
+
+
+def test_weights_arrive_and_the_ones_before_are_others(
+    server: Server, folder: Path, references: list[Reference], transport: type[Parcels]
+) -> None:
+    async def body(engine: VllmEngine) -> None:
+        for version, reference in enumerate(references[:3], start=1):
+            assert version == 1 or await difference(engine, reference) > 100 * TOLERANCE
+            await update(engine, reference, version)
+            assert await difference(engine, reference) <= TOLERANCE
+
+    use(attached(folder, server.url, transport), body)
+
+
+def test_weights_may_come_in_several_parcels(
+    server: Server, folder: Path, references: list[Reference], transport: type[Parcels]
+) -> None:
+    async def body(engine: VllmEngine) -> None:
+        weights = list(references[1].weights())
+        for version in (1, 2):
+            await engine.begin_update(version)
+            for start in range(0, len(weights), 7):
+                await engine.apply_update(weights[start : start + 7])
+            await engine.finish_update(version)
+        assert await difference(engine, references[1]) <= TOLERANCE
+
+    use(attached(folder, server.url, transport), body)
+
+
+def test_what_is_written_after_an_update_is_not_the_models(
+    server: Server, folder: Path, references: list[Reference]
+) -> None:
+    """No parameter of the server is a view of the file."""
+    made = Files()
+
+    async def body(engine: VllmEngine) -> None:
+        await update(engine, references[1], 1)
+        for file in made._files:
+            file.data.fill_(0x7F)  # 3.4e38 in float32
+        assert await difference(engine, references[1]) <= TOLERANCE
+
+    use(attached(folder, server.url, lambda: made), body)
+
+
+class Disordered:
+    """What goes wrong between trainer and server."""
+
+    fault = ""
+
+    async def announce(self, parcel: Mapping[str, Any]) -> None:
+        number, update_id = self._sent, self._update_id  # type: ignore[has-type]
+        if self.fault == "reordered":
+            self._sent = 1 - number
+        if self.fault == "of an older update" and number:
+            self._update_id = "0" * 32
+        for _ in range({"lost": number, "twice": 2}.get(self.fault, 1)):
+            await super().announce(parcel)  # type: ignore[misc]
+        self._sent, self._update_id = number, update_id
+
+
+@pytest.mark.parametrize("fault", ["reordered", "of an older update", "lost", "twice"])
+def test_parcels_in_disorder_are_refused_and_the_next_update_works(
+    server: Server,
+    folder: Path,
+    references: list[Reference],
+    transport: type[Parcels],
+    fault: str,
+) -> None:
+    class Faulty(Disordered, transport):  # type: ignore[misc, valid-type]
+        pass
+
+    async def body(engine: VllmEngine) -> None:
+        engine.carry(transport)
+        await update(engine, references[1], 1)
+        engine.carry(Faulty)
+        Faulty.fault = fault
+        weights = list(references[2].weights())
+        with pytest.raises(WeightSyncError, match="keeps the weights of version 1"):
+            await update_in_two(engine, weights, 2)
+        assert await difference(engine, references[1]) <= TOLERANCE
+        Faulty.fault = ""
+        await update(engine, references[2], 2)
+        assert await difference(engine, references[2]) <= TOLERANCE
+
+    engine = attached(folder, server.url, transport)
+    engine._fleet.deadlines = dataclasses.replace(DEADLINES, update_s=8)
+    use(engine, body)
+
+
+@pytest.mark.parametrize("what", ["integers", "NaN"])
+def test_weights_that_are_none_are_refused_before_they_are_announced(
+    server: Server,
+    folder: Path,
+    references: list[Reference],
+    transport: type[Parcels],
+    what: str,
+) -> None:
+    weights = dict(references[2].weights())
+    name = list(weights)[-1]
+    broken = weights[name].clone()
+    broken.view(-1)[3] = float("nan")
+    weights[name] = weights[name].to(torch.int64) if what == "integers" else broken
+    message = f"'{name}' holds " + ("torch.int64" if what == "integers" else "NaN")
+
+    class Watched(transport):  # type: ignore[misc, valid-type]
+        async def announce(self, parcel: Mapping[str, Any]) -> None:
+            assert parcel is None, "announced"
+
+    async def body(engine: VllmEngine) -> None:
+        await update(engine, references[1], 1)
+        engine.carry(Watched)
+        await engine.begin_update(2)
+        with pytest.raises(WeightSyncError, match=message):
+            await engine.apply_update(weights.items())
+        assert await difference(engine, references[1]) <= TOLERANCE
+
+    use(attached(folder, server.url, transport), body)
+
+
+def test_other_bytes_than_were_sent_are_refused(
+    server: Server, folder: Path, references: list[Reference], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One bit, in the buffer of a broadcast; of files, see the conformance suite."""
+    broadcast = Group.broadcast
+
+    def damaged(self: Group, octets: torch.Tensor) -> None:
+        octets[len(octets) // 2] ^= 1
+        broadcast(self, octets)
+
+    async def body(engine: VllmEngine) -> None:
+        await update(engine, references[1], 1)
+        with monkeypatch.context() as patched:
+            patched.setattr(Group, "broadcast", damaged)
+            with pytest.raises(WeightSyncError, match="checksum differs"):
+                await update(engine, references[2], 2)
+        assert await difference(engine, references[1]) <= TOLERANCE
+        await update(engine, references[2], 2)
+        assert await difference(engine, references[2]) <= TOLERANCE
+
+    use(attached(folder, server.url, Gloo), body)
+
+
+TRAINER = """
+import asyncio, sys, time
+from pathlib import Path
+import torch
+from transformers import AutoModelForCausalLM
+from skyrl_kernel.testing.contracts.engine.reference import Reference
+from skyrl_vllm.engine import VllmEngine
+from skyrl_vllm.transports.files import Files
+from skyrl_vllm.transports.gloo import Gloo
+
+model, url, name = sys.argv[1:]
+reference = Reference(AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32))
+engine = VllmEngine(url, Path(model))
+engine.carry({"files": Files, "gloo": Gloo}[name])
+
+async def main():
+    await engine.begin_update(1)
+    weights = list(reference.weights())
+    await engine.apply_update(weights[:5])
+    if name == "gloo":  # the announcement is there, the bytes are not
+        import skyrl_vllm.gloo
+        def never(self, octets):
+            print("in the middle", flush=True)
+            time.sleep(600)
+        skyrl_vllm.gloo.Group.broadcast = never
+        await engine.apply_update(weights[5:])
+    else:
+        print("in the middle", flush=True)
+        time.sleep(600)
+
+asyncio.run(main())
+"""
+
+
+def test_a_trainer_that_is_killed_in_the_middle_leaves_a_server_that_works(
+    server: Server, folder: Path, references: list[Reference], transport: type[Parcels]
+) -> None:
+    name = next(key for key, one in TRANSPORTS.items() if one is transport)
+
+    async def before(engine: VllmEngine) -> None:
+        await update(engine, references[1], 1)
+
+    async def after(engine: VllmEngine) -> None:
+        assert await difference(engine, references[1]) <= TOLERANCE
+        (completion,) = await engine.generate([asked(16)])
+        assert len(completion.tokens) == 16
+        await update(engine, references[2], 1)
+        assert await difference(engine, references[2]) <= TOLERANCE
+
+    use(attached(folder, server.url, transport), before)
+    trainer = subprocess.Popen(
+        [sys.executable, "-c", TRAINER, str(folder), server.url, name],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert trainer.stdout is not None
+    assert trainer.stdout.readline() == "in the middle\n"
+    trainer.kill()
+    trainer.wait()
+    trainer.stdout.close()
+    use(attached(folder, server.url, transport), after)
+
+
+def asked(tokens: int) -> GenerateRequest:
+    sampling = Sampling(max_tokens=tokens, temperature=1.0, stop_token_ids=())
+    return GenerateRequest(tokens=ROW[:8], sampling=sampling, seed=3)
+
+
+def test_tokens_are_sampled_while_weights_move(
+    server: Server, folder: Path, references: list[Reference], transport: type[Parcels]
+) -> None:
+    """By the server's own count, between the first parcel and the last."""
+
+    async def body(engine: VllmEngine) -> None:
+        await update(engine, references[1], 1)
+        weights = list(references[1].weights())
+        requests = [asked(400) for _ in range(4)]
+        running = asyncio.create_task(engine.generate(requests))
+        await engine.begin_update(2)
+        counted = []
+        for start in range(0, len(weights), 5):
+            await engine.apply_update(weights[start : start + 5])
+            await asyncio.sleep(0.1)
+            counted.append(sampled(server))
+        await engine.finish_update(2)
+        assert counted[-1] - counted[0] > 20, counted
+        await running
+
+    use(attached(folder, server.url, transport), body)
+
+
+def sampled(server: Server) -> int:
+    with urlopen(f"{server.url}/metrics", timeout=10) as answer:
+        text = answer.read().decode()
+    values = re.findall(r"^vllm:generation_tokens_total{.*} (.*)$", text, re.MULTILINE)
+    return int(sum(map(float, values)))
+
+
+def test_a_server_that_is_killed_in_the_middle_is_an_error_in_time(
+    servers: Any, folder: Path, references: list[Reference], transport: type[Parcels]
+) -> None:
+    server: Server = servers.start(folder)
+
+    async def body(engine: VllmEngine) -> None:
+        await update(engine, references[1], 1)
+        weights = list(references[2].weights())
+        await engine.begin_update(2)
+        await engine.apply_update(weights[:5])
+        assert server.group is not None
+        os.killpg(server.group, signal.SIGKILL)
+        began = time.monotonic()
+        with pytest.raises(WeightSyncError, match=r"was lost|failed"):
+            await engine.apply_update(weights[5:])
+        assert time.monotonic() - began < DEADLINES.update_s
+
+    engine = VllmEngine(server, folder, deadlines=DEADLINES)
+    engine.carry(transport)
+    use(engine, body)
+    servers.stop()
