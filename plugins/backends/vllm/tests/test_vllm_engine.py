@@ -33,7 +33,6 @@ from skyrl_vllm.client import ServerError
 from skyrl_vllm.engine import GENERATE, VllmEngine, completion, sampling_params
 from skyrl_vllm.fleet import Deadlines, Fleet
 from skyrl_vllm.server import Server, _reserved_port
-from skyrl_vllm.transports.files import Files
 from skyrl_vllm.updates import Shapes, Updates, stored_shapes
 
 PROMPT = np.array([5, 6], dtype=np.int32)
@@ -175,18 +174,6 @@ def test_what_does_not_fit_the_model_is_refused_before_any_server_loads_it() -> 
     ):
         with pytest.raises(WeightSyncError, match=match):
             asyncio.run(update(*weights))
-
-
-def test_files_of_a_run_that_was_killed_are_removed_and_those_of_others_stay(
-    tmp_path: Path,
-) -> None:
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    for name in (f"skyrl-weights-{ended.pid}-x", "skyrl-weights-1-x", "skyrl-weights-mine-x"):
-        (tmp_path / name).mkdir()
-    asyncio.run(Files(tmp_path).open(Fleet([NOWHERE])))
-    left = {folder.name for folder in tmp_path.iterdir()}
-    assert left == {"skyrl-weights-1-x", "skyrl-weights-mine-x"}
 
 
 # --- a server that fails, played by one that listens for real ---------------------------------------

