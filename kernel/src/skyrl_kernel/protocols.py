@@ -4,7 +4,15 @@ Nothing here is a base class: a plugin's object keeps a protocol by having its
 methods. `skyrl_kernel.testing` has a contract suite for each.
 """
 
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
@@ -23,6 +31,7 @@ from skyrl_kernel.records import (
     IntArray,
     Message,
     Phase,
+    Piece,
     Prompt,
     Reward,
     Sampling,
@@ -124,6 +133,18 @@ class Engine(Protocol):
 
     async def close(self) -> None:
         """Release everything."""
+        ...
+
+
+@runtime_checkable
+class Streams(Protocol):
+    """What an engine adds to `Engine`, or a rollout's engine to `Generates`, that offers ``streams``."""
+
+    def stream(self, request: GenerateRequest) -> AsyncGenerator[Piece, None]:
+        """The completion as it is sampled, the same that `Generates.generate` would return.
+
+        Closing the iterator ends the request: use `contextlib.aclosing`.
+        """
         ...
 
 

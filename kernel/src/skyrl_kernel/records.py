@@ -116,6 +116,19 @@ class Completion:
 
 @quick
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Piece:
+    """Part of a completion that is still being sampled."""
+
+    tokens: IntArray
+    """[T_piece] sampled ids; none in a last piece that only ends it."""
+    logprobs: FloatArray
+    """[T_piece] nats, as in `Completion`."""
+    completion: Completion | None = None
+    """Comes with the last piece: the whole, with the policy version of each token."""
+
+
+@quick
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Segment:
     """One token row of a trajectory: what the trainer runs forward.
 

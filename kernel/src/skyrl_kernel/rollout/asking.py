@@ -1,10 +1,13 @@
 """Asking an engine: under a deadline, and one bad request costs one trajectory."""
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from skyrl_kernel.errors import FailureKind, SkyrlError, TrajectoryError
-from skyrl_kernel.records import Completion, GenerateRequest
+from skyrl_kernel.protocols import Streams
+from skyrl_kernel.records import Completion, GenerateRequest, Piece
 from skyrl_kernel.rollout.deadline import CallTimeout, within
 
 if TYPE_CHECKING:
@@ -79,6 +82,33 @@ class Seat:
 
     def leave(self) -> None:
         """Nobody waits for this trajectory."""
+
+
+class StreamingSeat(Seat):
+    """The same, where the engine streams: an agent asks with ``isinstance(context.engine, Streams)``."""
+
+    async def stream(self, request: GenerateRequest) -> AsyncGenerator[Piece, None]:
+        """The pieces of one completion; the whole is under the deadline.
+
+        Raises:
+            TrajectoryError: It was not done in time.
+        """
+        assert isinstance(self._engine, Streams), "made for engines that stream"
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._timeout_s
+        async with aclosing(self._engine.stream(request)) as pieces:
+            while True:
+                try:
+                    piece = await asyncio.wait_for(anext(pieces), until - loop.time())
+                except StopAsyncIteration:
+                    return
+                except TimeoutError as error:
+                    raise TrajectoryError(
+                        FailureKind.TIMEOUT,
+                        f"the engine was not done with a streamed completion in {self._timeout_s:g} s "
+                        "(generator.request_timeout_s)",
+                    ) from error
+                yield piece
 
 
 def _nothing() -> None: ...

@@ -5,7 +5,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from skyrl_kernel.errors import FailureKind, PluginError, SkyrlError, TrajectoryError
-from skyrl_kernel.protocols import Engine, Generate, RewardFn, RolloutContext, Tokenizer
+from skyrl_kernel.protocols import (
+    Engine,
+    Generate,
+    RewardFn,
+    RolloutContext,
+    Streams,
+    Tokenizer,
+)
 from skyrl_kernel.records import (
     Failure,
     Group,
@@ -16,7 +23,7 @@ from skyrl_kernel.records import (
     Trajectory,
 )
 from skyrl_kernel.rng import derive_seeds
-from skyrl_kernel.rollout.asking import Seat
+from skyrl_kernel.rollout.asking import Seat, StreamingSeat
 from skyrl_kernel.rollout.checks import check_rewards, check_tokens, check_trajectory
 from skyrl_kernel.rollout.deadline import CallTimeout
 from skyrl_kernel.rollout.env_host import EnvHost
@@ -119,7 +126,8 @@ class Rollouts:
 
     def _seat(self) -> Seat | LockstepSeat:
         if self._lockstep is None:
-            return Seat(self._engine, self._request_timeout_s)
+            seat = StreamingSeat if isinstance(self._engine, Streams) else Seat
+            return seat(self._engine, self._request_timeout_s)
         self._place += 1
         return self._lockstep.enter(self._place)
 

@@ -25,7 +25,7 @@ from skyrl_kernel.errors import (
     WeightSyncError,
 )
 from skyrl_kernel.protocols import Engine
-from skyrl_kernel.records import GenerateRequest, Sampling
+from skyrl_kernel.records import GenerateRequest, Piece, Sampling
 from skyrl_transformers.loading import distinct_tensors
 from skyrl_transformers.testing import write_random_model
 from skyrl_vllm import plugin
@@ -338,6 +338,73 @@ def test_weights_are_not_sent_to_another_machine(model: Path) -> None:
     against(well, model, use)
 
 
+# --- tokens as they come ----------------------------------------------------------------------------
+
+
+def events(*lines: Any) -> Handler:
+    """A server that streams these events, each as one line."""
+
+    async def handler(incoming: web.Request) -> web.StreamResponse:
+        if incoming.path != GENERATE:
+            return web.json_response({})
+        assert (await incoming.json())["stream"] is True
+        response = web.StreamResponse()
+        await response.prepare(incoming)
+        for line in lines:
+            text = line if isinstance(line, str) else json.dumps(line)
+            await response.write(f"data: {text}\n\n".encode())
+        return response
+
+    return handler
+
+
+def event(*tokens: int, reason: str | None = None, spans: Any = None) -> dict[str, Any]:
+    content = {"content": [{"token_id": t, "logprob": -t / 10} for t in tokens]}
+    return answer(
+        token_ids=list(tokens), logprobs=content, finish_reason=reason, weight_versions=spans
+    )
+
+
+async def all_of(engine: VllmEngine) -> list[Piece]:
+    return [piece async for piece in engine.stream(request())]
+
+
+def test_a_stream_ends_with_the_whole_and_the_versions_of_its_tokens(model: Path) -> None:
+    spans = [{"version": "0", "start": 0, "end": 2}, {"version": "1", "start": 2, "end": 3}]
+
+    async def use(engine: VllmEngine) -> None:
+        first, second = await all_of(engine)
+        assert first.tokens.tolist() == [7, 8]
+        assert first.completion is None
+        whole = second.completion
+        assert whole is not None
+        assert whole.tokens.tolist() == [7, 8, 9]
+        assert whole.versions.tolist() == [0, 0, 1]
+        np.testing.assert_allclose(whole.logprobs, [-0.7, -0.8, -0.9])
+        assert whole.finish_reason == "length"
+
+    last = event(9, reason="length", spans=spans)
+    against(events(event(7, 8), last, "[DONE]"), model, use)
+
+
+@pytest.mark.parametrize(
+    ("lines", "error", "told"),
+    [
+        ((event(7),), ServerError, "broke off"),
+        ((event(7), {"error": {"code": 400, "message": "bad"}}), TrajectoryError, "bad"),
+        ((event(7), {"choices": []}, "[DONE]"), TrajectoryError, "another answer than expected"),
+    ],
+)
+def test_a_stream_that_breaks_off_or_says_so_is_an_error(
+    model: Path, lines: Any, error: type[Exception], told: str
+) -> None:
+    async def use(engine: VllmEngine) -> None:
+        with pytest.raises(error, match=told):
+            await all_of(engine)
+
+    against(events(*lines), model, use)
+
+
 # --- several servers --------------------------------------------------------------------------------
 
 
@@ -470,6 +537,28 @@ def test_a_server_that_ends_at_once_is_an_error_with_the_end_of_its_log(
             await engine.close()
 
     asyncio.run(use())
+
+
+def test_a_run_hears_that_servers_load_and_where_their_logs_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("skyrl_vllm.server.DISTRIBUTIONS", ("pytest",))
+    (tmp_path / "idles.py").write_text("import time; time.sleep(60)")
+    monkeypatch.setattr("skyrl_vllm.server.MODULE", "idles")  # never listens
+    monkeypatch.setattr("skyrl_vllm.fleet.SAY_EVERY_S", 0.1)
+    server = Server(tmp_path, log=tmp_path / "log", variables={"PYTHONPATH": str(tmp_path)})
+
+    async def use() -> None:
+        fleet = Fleet([server], deadlines=Deadlines(start_s=0.5))
+        try:
+            with pytest.raises(ServerError, match=r"was not ready within 0\.5 s"):
+                await fleet.wait_until_ready()
+        finally:
+            await fleet.close()
+
+    asyncio.run(use())
+    told = capsys.readouterr().out
+    assert f"vLLM loads: 0 of 1 servers ready after 0 s; log: {tmp_path / 'log'}" in told
 
 
 def test_the_guard_ends_its_command_when_nobody_holds_its_input(tmp_path: Path) -> None:

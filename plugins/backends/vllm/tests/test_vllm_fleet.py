@@ -1,7 +1,11 @@
 """On two real servers at once: requests shared out, updates at both, one that dies."""
 
 import asyncio
+import contextlib
+import os
 import re
+import signal
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
@@ -14,6 +18,8 @@ import torch
 from transformers import PreTrainedModel
 
 from skyrl_kernel.config.tree import Config, GeneratorConfig, TrainerConfig
+from skyrl_kernel.errors import TrajectoryError
+from skyrl_kernel.protocols import Streams
 from skyrl_kernel.records import GenerateRequest, Sampling
 from skyrl_transformers.loading import distinct_tensors, load_causal_lm
 from skyrl_vllm import plugin
@@ -105,18 +111,11 @@ def test_every_request_is_answered_once_and_both_servers_work(pair: Pair) -> Non
 
 
 def test_an_update_reaches_both_servers_and_requests_in_flight_go_on(pair: Pair) -> None:
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for one in distinct_tensors(pair.module).values():
-            one.add_(torch.randn(one.shape, generator=generator) * 0.02)
-
     async def use(engine: VllmEngine) -> None:
-        long = [request(prompt, max_tokens=400) for prompt in PROMPTS]
+        long = [endless(prompt, seed) for prompt in PROMPTS for seed in range(2)]
         running = asyncio.ensure_future(engine.generate(long))
-        await asyncio.sleep(1.0)
-        await engine.begin_update(3)
-        await engine.apply_update(distinct_tensors(pair.module).items())
-        await engine.finish_update(3)
+        await asyncio.sleep(0.5)
+        await push(engine, pair, 3, size=0.02)
         versions = Counter(int(v) for one in await running for v in one.versions)
         assert set(versions) == {0, 3}
         rows = [prompt.copy() for prompt in PROMPTS]
@@ -142,6 +141,147 @@ def test_an_abort_ends_requests_at_both_servers(pair: Pair) -> None:
         assert counter(server.url, "vllm:num_requests_running") == 0
 
 
+def test_a_stream_gives_the_completion_that_generate_gives(pair: Pair) -> None:
+    async def use(engine: VllmEngine) -> None:
+        assert isinstance(engine, Streams)
+        asked = request(PROMPTS[0], seed=5, max_tokens=40, temperature=0.9)
+        (whole,) = await engine.generate([asked])
+        pieces = [piece async for piece in engine.stream(asked)]
+        assert len(pieces) > 10
+        assert all(piece.completion is None for piece in pieces[:-1])
+        streamed = pieces[-1].completion
+        assert streamed is not None
+        joined = np.concatenate([piece.tokens for piece in pieces])
+        assert joined.tolist() == streamed.tokens.tolist() == whole.tokens.tolist()
+        np.testing.assert_allclose(streamed.logprobs, whole.logprobs, atol=TOLERANCE)
+        assert streamed.versions.tolist() == whole.versions.tolist()
+        assert streamed.finish_reason == whole.finish_reason
+
+    pair.run(use)
+
+
+def running(pair: Pair) -> float:
+    """Requests that wait or run at either server."""
+    return sum(
+        counter(server.url, f"vllm:num_requests_{state}")
+        for server in pair.servers
+        for state in ("running", "waiting")
+    )
+
+
+async def stopped(pair: Pair) -> bool:
+    """Whether nothing runs within 3 s, and no tokens are sampled from then on."""
+    until = time.monotonic() + 3
+    while running(pair) and time.monotonic() < until:
+        await asyncio.sleep(0.05)
+    sampled = [counter(one.url, "vllm:generation_tokens_total") for one in pair.servers]
+    await asyncio.sleep(0.5)
+    later = [counter(one.url, "vllm:generation_tokens_total") for one in pair.servers]
+    return running(pair) == 0 and later == sampled
+
+
+def endless(prompt: np.ndarray, seed: int) -> GenerateRequest:
+    """To the last position of the model, whatever ends a completion."""
+    return request(prompt, seed, max_tokens=480, extra={"ignore_eos": True})
+
+
+def test_a_caller_that_is_cancelled_frees_the_servers(pair: Pair) -> None:
+    async def use(engine: VllmEngine) -> None:
+        asked = [endless(prompt, seed) for prompt in PROMPTS for seed in range(16)]
+        task = asyncio.ensure_future(engine.generate(asked))
+        await asyncio.sleep(0.7)
+        assert running(pair) > 0
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert await stopped(pair)
+        assert len(await engine.generate([request(PROMPTS[0])])) == 1
+
+    pair.run(use)
+
+
+def test_the_deadline_of_a_request_frees_the_servers(pair: Pair) -> None:
+    async def use(engine: VllmEngine) -> None:
+        engine._fleet.deadlines = Deadlines(request_s=0.7, control_s=30)
+        asked = [endless(prompt, seed) for prompt in PROMPTS for seed in range(16)]
+        with pytest.raises(TrajectoryError, match=r"gave no answer .* in 0\.7 s"):
+            await engine.generate(asked)
+        assert await stopped(pair)
+
+    pair.run(use)
+
+
+def test_closing_a_stream_frees_its_server(pair: Pair) -> None:
+    async def use(engine: VllmEngine) -> None:
+        async with contextlib.aclosing(engine.stream(endless(PROMPTS[0], 0))) as pieces:
+            async for piece in pieces:
+                assert len(piece.tokens) >= 1
+                break
+        assert await stopped(pair)
+
+    pair.run(use)
+
+
+def test_sampling_parameters_of_vllms_own_do_what_they_say(pair: Pair) -> None:
+    async def use(engine: VllmEngine) -> None:
+        async def tokens(**extra: Any) -> list[int]:
+            asked = [request(prompt, max_tokens=60, extra=extra) for prompt in PROMPTS]
+            return [int(t) for one in await engine.generate(asked) for t in one.tokens]
+
+        assert set(await tokens(allowed_token_ids=[7, 8, 9])) <= {7, 8, 9}
+        assert len(await tokens(ignore_eos=True)) == 60 * len(PROMPTS)
+        plain = await tokens()
+        assert await tokens(repetition_penalty=1.5) != plain
+        assert await tokens(presence_penalty=1.0, frequency_penalty=1.0) != plain
+        assert len(await tokens(min_tokens=50)) >= 50 * len(PROMPTS)
+        assert await tokens(skip_reading_prefix_cache=True) == plain
+
+    pair.run(use)
+
+
+@pytest.mark.parametrize("forgets", [True, False])
+def test_requests_in_flight_go_on_with_keys_and_values_of_the_new_weights(
+    pair: Pair, forgets: bool
+) -> None:
+    """Without forgetting, the tokens after the update follow neither model: the negative control."""
+
+    async def use(engine: VllmEngine) -> float:
+        engine._fleet.deadlines = Deadlines(request_s=120, update_s=60, control_s=30)
+        first = 10 if forgets else 20
+        await push(engine, pair, first, size=0.05)
+        asked = [endless(prompt, seed) for prompt in PROMPTS for seed in range(2)]
+        task = asyncio.ensure_future(engine.generate(asked))
+        await asyncio.sleep(0.3)
+        await push(engine, pair, first + 1, size=0.05, forgets=forgets)
+        worst, overtaken = 0.0, 0
+        for one, completion in zip(asked, await task, strict=True):
+            new = completion.versions == first + 1
+            if not 0 < new.sum() < len(new):
+                continue  # it had ended before, or not begun
+            overtaken += 1
+            scored = pair.score(np.concatenate([one.tokens, completion.tokens]))[len(one.tokens) :]
+            worst = max(worst, float(np.abs(completion.logprobs - scored)[new].max()))
+        assert overtaken
+        return worst
+
+    difference = pair.run(use)
+    assert difference <= TOLERANCE if forgets else difference > 100 * TOLERANCE
+
+
+async def push(
+    engine: VllmEngine, pair: Pair, version: int, *, size: float, forgets: bool = False
+) -> None:
+    generator = torch.Generator().manual_seed(version)
+    with torch.no_grad():
+        for one in distinct_tensors(pair.module).values():
+            one.add_(torch.randn(one.shape, generator=generator) * size)
+    await engine.begin_update(version)
+    await engine.apply_update(distinct_tensors(pair.module).items())
+    await engine.finish_update(version)
+    if forgets:
+        await engine.forget_cache()
+
+
 def test_a_run_starts_all_its_servers_and_ends_with_the_first_that_dies(
     pair: Pair, tmp_path: Path
 ) -> None:
@@ -156,7 +296,7 @@ def test_a_run_starts_all_its_servers_and_ends_with_the_first_that_dies(
                 "bf16": False,
                 "placement": {"colocate_all": False},
             },
-            "generator": {"inference_engine": {"num_engines": 2, "max_num_seqs": 64}},
+            "generator": {"inference_engine": {"num_engines": 2, "enforce_eager": True}},
         }
     )
     settings: Any = {GeneratorConfig: tree.generator, TrainerConfig: tree.trainer}
@@ -171,13 +311,13 @@ def test_a_run_starts_all_its_servers_and_ends_with_the_first_that_dies(
                 "vllm-1.log",
             }
             dying = engine._fleet.own[1]
-            running = asyncio.ensure_future(
-                engine.generate([request(prompt, max_tokens=400) for prompt in PROMPTS])
-            )
-            await asyncio.sleep(0.5)
-            dying.close()
+            asked = [endless(prompt, seed) for prompt in PROMPTS for seed in range(16)]
+            task = asyncio.ensure_future(engine.generate(asked))
+            await asyncio.sleep(0.3)
+            assert dying.group is not None
+            os.killpg(dying.group, signal.SIGKILL)
             with pytest.raises(ServerError, match=rf"(?s){dying.url} .*the end of .*vllm-1\.log"):
-                await running
+                await task
         finally:
             await engine.close()
 

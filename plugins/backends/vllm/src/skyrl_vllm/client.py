@@ -1,7 +1,9 @@
 """HTTP to one vLLM server: JSON in and out, a deadline on each call, errors that name the server."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from skyrl_kernel.errors import RunError
@@ -82,6 +84,46 @@ class Client:
             ServerError: The server cannot be reached, or its process has ended.
             TimeoutError: No whole answer within ``timeout_s``.
         """
+        async with self._answered(method, path, body, timeout_s, queues) as answer:
+            text = await answer.text()
+            return await answer.json(content_type=None) if text else None
+
+    async def listen(
+        self, path: str, body: Mapping[str, Any], *, timeout_s: float
+    ) -> AsyncGenerator[Any, None]:
+        """The decoded events of one answer to a POST, as they come; it waits for its turn.
+
+        Closing the iterator closes the connection, which ends the request.
+
+        Raises:
+            Refused: The status is not 2xx, or an event says that it failed.
+            ServerError: As in `ask`, or the answer broke off.
+            TimeoutError: It did not end within ``timeout_s``.
+        """
+        async with self._answered("POST", path, body, timeout_s, True) as answer:
+            async for line in answer.content:
+                name, _, text = line.decode().strip().partition(": ")
+                if name != "data":
+                    continue
+                if text == "[DONE]":
+                    return
+                event = json.loads(text)
+                if "error" in event:
+                    raise Refused(int(event["error"].get("code") or 500), text)
+                yield event
+        why = await self.reason() or "the answer broke off"
+        raise ServerError(f"the vLLM server at {self.url} does not answer ({path}): {why}")
+
+    @asynccontextmanager
+    async def _answered(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None,
+        timeout_s: float,
+        queues: bool,
+    ) -> "AsyncIterator[aiohttp.ClientResponse]":
+        """An answer that was not refused; what fails while it is read has its type too."""
         import aiohttp
 
         try:
@@ -91,10 +133,9 @@ class Client:
                 json=body,
                 timeout=aiohttp.ClientTimeout(total=timeout_s),
             ) as answer:
-                text = await answer.text()
                 if answer.status >= 300:
-                    raise Refused(answer.status, text)
-                return await answer.json(content_type=None) if text else None
+                    raise Refused(answer.status, await answer.text())
+                yield answer
         except (aiohttp.ClientError, OSError) as error:
             if isinstance(error, TimeoutError):
                 raise TimeoutError(

@@ -3,7 +3,17 @@
 import asyncio
 import itertools
 import uuid
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,7 +27,14 @@ from skyrl_kernel.errors import (
     WeightSyncError,
 )
 from skyrl_kernel.probe import MAX_DIFFERENCE
-from skyrl_kernel.records import Completion, FloatArray, GenerateRequest, IntArray, Sampling
+from skyrl_kernel.records import (
+    Completion,
+    FloatArray,
+    GenerateRequest,
+    IntArray,
+    Piece,
+    Sampling,
+)
 from skyrl_vllm.client import Client, Refused, ServerError
 from skyrl_vllm.fleet import Deadlines, Fleet
 from skyrl_vllm.server import Server
@@ -104,14 +121,41 @@ class VllmEngine:
             TrajectoryError: The server refused a request, or gave no answer in time.
             ServerError: The server is gone.
         """
-        if any(len(request.tokens) == 0 for request in requests):
-            raise ValueError("a request has no tokens; every prompt needs at least one")
+        _refuse_empty(requests)
         if not requests:
             return []
         await self._connected()
         return await _together([self._complete(request) for request in requests])
 
     async def _complete(self, request: GenerateRequest) -> Completion:
+        version = self.version
+        with self._begun(request) as (body, client):
+            return completion(await self._answer(client, body), version)
+
+    async def stream(self, request: GenerateRequest) -> AsyncGenerator[Piece, None]:
+        """The completion as it is sampled, the same that `generate` would return.
+
+        Closing the iterator closes the connection, and the server ends the request.
+
+        Raises:
+            ValueError: As in `generate`; so are the others.
+        """
+        _refuse_empty([request])
+        await self._connected()
+        version = self.version
+        parts: list[Piece] = []
+        with self._begun(request) as (body, client):
+            asked = client.listen(
+                GENERATE, body | {"stream": True}, timeout_s=self.deadlines.request_s
+            )
+            async with self._typed(client), aclosing(asked) as events:
+                async for event in events:
+                    parts.append(piece(event, parts, version))
+                    yield parts[-1]
+
+    @contextmanager
+    def _begun(self, request: GenerateRequest) -> Iterator[tuple[dict[str, Any], Client]]:
+        """What to ask and whom; `abort` knows of it until the block ends."""
         name = f"{self._name}-{next(self._names)}"
         body = {
             "request_id": name,
@@ -121,21 +165,25 @@ class VllmEngine:
         }
         if self._is_salted:
             body["cache_salt"] = f"{self._name}-{self.version}"
-        version = self.version
         self._running[name] = asyncio.get_running_loop().create_future()
         try:
             with self._fleet.lane(request.tokens) as client:
-                answer = await self._answer(client, body)
+                yield body, client
         finally:
             self._running.pop(name).set_result(None)
-        return completion(answer, version)
 
     async def _answer(self, client: Client, body: Mapping[str, Any]) -> Any:
         """What a server says to one request."""
-        try:
+        async with self._typed(client):
             return await client.ask(
                 "POST", GENERATE, body, timeout_s=self.deadlines.request_s, queues=True
             )
+
+    @asynccontextmanager
+    async def _typed(self, client: Client) -> AsyncIterator[None]:
+        """One failed request costs one trajectory."""
+        try:
+            yield
         except Refused as error:
             raise await self._why(client, error) from error
         except TimeoutError as error:
@@ -390,26 +438,74 @@ def completion(answer: Mapping[str, Any], version: int) -> Completion:
     Raises:
         TrajectoryError: It is no such answer.
     """
-    try:
+    with _expected(answer):
         (choice,) = answer["choices"]
-        reason = _FINISHED[choice["finish_reason"]]
-        tokens = np.array(choice["token_ids"] or [], dtype=np.int32)
-        content = (choice["logprobs"] or {}).get("content") or []
-        logprobs = np.array([one["logprob"] for one in content], dtype=np.float32)
-        versions = np.full(len(tokens), version, dtype=np.int32)
-        for span in choice["weight_versions"] or ():
-            versions[span["start"] : span["end"]] = int(span["version"])
+        tokens, logprobs = _sampled(choice)
+        return _whole(choice, tokens, logprobs, version)
+
+
+def piece(event: Mapping[str, Any], before: Sequence[Piece], version: int) -> Piece:
+    """One event of a streamed answer.
+
+    Args:
+        event: Of ``/inference/v1/generate``; the last has a reason for the end, and the versions of all.
+        before: The pieces that came.
+        version: Policy version when the request was sent.
+
+    Raises:
+        TrajectoryError: It is no such event.
+    """
+    with _expected(event):
+        (choice,) = event["choices"]
+        tokens, logprobs = _sampled(choice)
+        if choice["finish_reason"] is None:
+            return Piece(tokens=tokens, logprobs=logprobs)
+        whole = _whole(
+            choice,
+            np.concatenate([*(one.tokens for one in before), tokens]),
+            np.concatenate([*(one.logprobs for one in before), logprobs]),
+            version,
+        )
+        return Piece(tokens=tokens, logprobs=logprobs, completion=whole)
+
+
+@contextmanager
+def _expected(answer: Mapping[str, Any]) -> Iterator[None]:
+    try:
+        yield
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise _lost(
             FailureKind.INFRASTRUCTURE,
             f"gave another answer than expected ({type(error).__name__}: {error}): {str(answer)[:300]}",
         ) from error
+
+
+def _sampled(choice: Mapping[str, Any]) -> tuple[IntArray, FloatArray]:
+    """Tokens and their log-probs, one each."""
+    tokens = np.array(choice["token_ids"] or [], dtype=np.int32)
+    content = (choice["logprobs"] or {}).get("content") or []
+    logprobs = np.array([one["logprob"] for one in content], dtype=np.float32)
     if len(logprobs) != len(tokens) or [one["token_id"] for one in content] != tokens.tolist():
         raise _lost(
             FailureKind.INFRASTRUCTURE,
             f"gave {len(logprobs)} log-probs for {len(tokens)} tokens, or those of others",
         )
+    return tokens, logprobs
+
+
+def _whole(
+    choice: Mapping[str, Any], tokens: IntArray, logprobs: FloatArray, version: int
+) -> Completion:
+    versions = np.full(len(tokens), version, dtype=np.int32)
+    for span in choice["weight_versions"] or ():
+        versions[span["start"] : span["end"]] = int(span["version"])
+    reason = _FINISHED[choice["finish_reason"]]
     return Completion(tokens=tokens, logprobs=logprobs, versions=versions, finish_reason=reason)
+
+
+def _refuse_empty(requests: Sequence[GenerateRequest]) -> None:
+    if any(len(request.tokens) == 0 for request in requests):
+        raise ValueError("a request has no tokens; every prompt needs at least one")
 
 
 def _at_temperature(

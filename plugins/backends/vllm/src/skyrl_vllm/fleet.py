@@ -2,14 +2,19 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from skyrl_kernel.progress import say
 from skyrl_kernel.records import IntArray
 from skyrl_vllm.client import Client, Refused, ServerError
 from skyrl_vllm.server import Server
 from skyrl_vllm.spread import Spread
+
+SAY_EVERY_S = 10.0
+"""Between two lines that say that servers load."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,7 +114,30 @@ class Fleet:
         Raises:
             ServerError: One has ended, or is not ready within `Deadlines.start_s`.
         """
-        await asyncio.gather(*(one.wait_until_ready(self.deadlines.start_s) for one in self.own))
+        if not self.own:
+            return
+        waits = [
+            asyncio.create_task(one.wait_until_ready(self.deadlines.start_s)) for one in self.own
+        ]
+        telling = asyncio.create_task(self._tell(waits))
+        try:
+            await asyncio.gather(*waits)
+        finally:
+            for task in (*waits, telling):
+                task.cancel()
+            await asyncio.gather(*waits, telling, return_exceptions=True)
+
+    async def _tell(self, waits: "Sequence[asyncio.Task[None]]") -> None:
+        """Say every now and then that servers load, which takes most of a minute or more."""
+        began = time.monotonic()
+        logs = ", ".join(str(one.log) for one in self.own)
+        while True:
+            await asyncio.sleep(SAY_EVERY_S)
+            ready = sum(wait.done() for wait in waits)
+            say(
+                f"vLLM loads: {ready} of {len(waits)} servers ready after "
+                f"{time.monotonic() - began:.0f} s; log: {logs}"
+            )
 
     def is_gone(self) -> bool:
         """True if a server that this run started has ended."""
