@@ -133,43 +133,6 @@ def test_equal_prompts_stay_together_when_rows_are_limited(llama: Path) -> None:
     assert engine.prompt_tokens_computed == 9 + 13 + 3 * 9  # 5 + 5 + 2 rows
 
 
-def test_completions_end_at_end_ids_at_stop_ids_and_at_their_limit(llama: Path) -> None:
-    engine = TransformersEngine(llama)
-    (free,) = run(engine, [request(PROMPTS[1], seed=1, max_tokens=30)])
-    ids = free.tokens.tolist()
-    third = ids.index(ids[3])
-    completions = run(
-        engine,
-        [
-            request(PROMPTS[1], seed=1, max_tokens=30, stop_token_ids=(ids[3],)),
-            request(PROMPTS[1], seed=1, max_tokens=2),
-            request(PROMPTS[1], seed=1, max_tokens=third + 1, stop_token_ids=(ids[3],)),
-        ],
-    )
-    assert completions[0].tokens.tolist() == ids[: third + 1]  # the id stays in
-    assert [c.finish_reason for c in completions] == ["stop", "length", "stop"]
-    assert completions[1].tokens.tolist() == ids[:2]
-    many = run(engine, [request(PROMPTS[0], seed=i, max_tokens=100) for i in range(200)])
-    assert {c.finish_reason for c in many} == {"stop", "length"}
-    for completion in many:
-        ended = EOS in completion.tokens
-        assert completion.finish_reason == ("stop" if ended else "length")
-        assert ended or len(completion.tokens) == 100
-        assert EOS not in completion.tokens[:-1]
-
-
-def test_a_stop_string_ends_a_completion_and_stays_in_it(llama: Path) -> None:
-    engine = TransformersEngine(llama)
-    tokenizer = engine._text()
-    (free,) = run(engine, [request(PROMPTS[1], seed=1, max_tokens=30)])
-    text = tokenizer.decode(free.tokens[5:8])
-    (stopped,) = run(engine, [request(PROMPTS[1], seed=1, max_tokens=30, stop=("never", text))])
-    assert stopped.finish_reason == "stop"
-    assert tokenizer.decode(stopped.tokens).endswith(text)
-    assert stopped.tokens.tolist() == free.tokens[: len(stopped.tokens)].tolist()
-    assert len(stopped.tokens) <= 8
-
-
 def test_generation_config_may_name_several_end_ids(tmp_path: Path) -> None:
     write_random_model(tmp_path)
     (free,) = run(TransformersEngine(tmp_path), [request(PROMPTS[1], seed=1)])
@@ -178,13 +141,6 @@ def test_generation_config_may_name_several_end_ids(tmp_path: Path) -> None:
     (ended,) = run(TransformersEngine(tmp_path), [request(PROMPTS[1], seed=1)])
     assert ended.finish_reason == "stop"
     assert ended.tokens.tolist() == free.tokens[: free.tokens.tolist().index(third) + 1].tolist()
-
-
-def test_a_row_ends_where_the_model_has_no_more_positions(llama: Path) -> None:
-    prompt = np.full(120, 65, dtype=np.int32)
-    (completion,) = run(TransformersEngine(llama), [request(prompt, max_tokens=50, temperature=0)])
-    assert len(completion.tokens) == 128 - 120 or completion.finish_reason == "stop"
-    assert len(completion.tokens) <= 8
 
 
 def test_long_completions_outgrow_the_first_buffers(llama: Path) -> None:
@@ -198,10 +154,6 @@ def test_long_completions_outgrow_the_first_buffers(llama: Path) -> None:
 def test_an_empty_prompt_is_refused(llama: Path) -> None:
     with pytest.raises(ValueError, match="every prompt needs at least one"):
         run(TransformersEngine(llama), [request(np.zeros(0, dtype=np.int32))])
-
-
-def test_no_requests_give_no_completions(llama: Path) -> None:
-    assert run(TransformersEngine(llama), []) == []
 
 
 def test_nan_weights_stop_generation(llama: Path) -> None:
