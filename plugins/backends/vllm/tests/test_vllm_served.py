@@ -29,10 +29,15 @@ from skyrl_vllm.engine import VllmEngine
 from skyrl_vllm.fleet import Deadlines
 from skyrl_vllm.server import Server
 from skyrl_vllm.transports.files import Files
+from skyrl_vllm.transports.gloo import Gloo
+from skyrl_vllm.transports.parcels import Parcels
 
 TOLERANCE = 1e-4
 """Nats, in float32."""
 DEADLINES = Deadlines(start_s=540, request_s=240, update_s=120, control_s=60)
+
+
+TRANSPORTS: Mapping[str, type[Parcels]] = {"files": Files, "gloo": Gloo}
 
 
 class DamagedFiles(Files):
@@ -43,22 +48,22 @@ class DamagedFiles(Files):
         self.fault = fault
 
     async def announce(self, parcel: Mapping[str, Any]) -> None:
-        path = Path(parcel["files"][0]["path"])
-        content = bytearray(path.read_bytes())
+        path = Path(parcel["path"])
         if self.fault == "missing":
             path.unlink()
         elif self.fault == "truncated":
-            path.write_bytes(content[:-100])
+            os.truncate(path, path.stat().st_size - 100)
         else:
-            content[-100] ^= 1
-            path.write_bytes(content)
+            with path.open("r+b") as file:
+                file.seek(-100, os.SEEK_END)
+                file.write(b"something else")
         await super().announce(parcel)
 
 
 class Subject(ModelEngine):
     """Engines that are attached, one after the other, to one server of one model."""
 
-    transports = ("files",)
+    transports = tuple(TRANSPORTS)
     keeps_states = False  # a pause empties vLLM's caches, those of running requests too
     faults = ("truncated", "corrupted", "missing")
     model = "tied"
@@ -84,6 +89,12 @@ class Subject(ModelEngine):
         await engine.resume()
         await self._push(Reference(self.reference()), engine, 0)
         await engine.close()
+
+    def make_with(self, transport: str) -> Engine:
+        engine = self.make()
+        assert isinstance(engine, VllmEngine)
+        engine.carry(TRANSPORTS[transport])
+        return engine
 
     def make_untouched(self) -> Engine:
         self.server = self.servers.start_new(self.folder, self.variables)
