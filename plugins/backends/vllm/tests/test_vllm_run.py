@@ -2,19 +2,24 @@
 
 import json
 import os
+import random
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from skyrl_kernel.testing.killing import check_each_prompt_once, killed_at_random
 from skyrl_tiny.plugin import tiny
 
 TOLERANCE = 1e-4
 """Most nats between a sampled log-prob and the trainer's, with the same weights."""
 TARGET, SAMPLES = 8, 4
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+AHEAD = ("trainer.fully_async.enabled=true", "trainer.fully_async.max_staleness_steps=2")
 
 
 @pytest.fixture
@@ -30,7 +35,7 @@ def run(url: str, folder: Path, *words: str, steps: int = 3) -> subprocess.Compl
         capture_output=True,
         text=True,
         timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env=ENVIRONMENT,
     )
 
 
@@ -72,11 +77,41 @@ def test_the_server_has_the_trainers_weights_at_every_step(url: str, tmp_path: P
 def test_generation_runs_ahead_of_training_and_never_further_than_the_bound(
     url: str, tmp_path: Path
 ) -> None:
-    ahead = ["trainer.fully_async.enabled=true", "trainer.fully_async.max_staleness_steps=2"]
-    done = run(url, tmp_path, *ahead, steps=6)
+    done = run(url, tmp_path, *AHEAD, steps=6)
     assert done.returncode == 0, done.stdout + done.stderr
     steps = metrics(tmp_path)
     assert [step["step"] for step in steps] == [1, 2, 3, 4, 5, 6]
     assert 0 < max(step["async/staleness_max"] for step in steps) <= 2
     assert all(step["async/staleness_violation_count"] == 0 for step in steps)
     assert all(step["failures/trajectories"] == 0 for step in steps)
+
+
+def test_killed_at_random_moments_a_run_trains_on_each_prompt_once_per_epoch(
+    url: str, tmp_path: Path
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    problems = [(100 + 7 * number, number % 8 + 2) for number in range(2 * TARGET)]
+    rows.write_text(
+        "\n".join(
+            json.dumps(
+                {
+                    "prompt": [{"role": "user", "content": f"{left} * {right}"}],
+                    "env_class": "multiply",
+                    "reward_spec": {"method": "rule", "ground_truth": str(left * right)},
+                }
+            )
+            for left, right in problems
+        )
+    )
+    words = (*AHEAD, f"data.train_data=['{rows}']", "data.val_data=[]", "trainer.epochs=4")
+    seed = time.time_ns() % 1_000_000
+    print(f"seed {seed}")
+    killed_at_random(
+        command(url, tmp_path, *words, "trainer.ckpt_interval=1", steps=8),
+        tmp_path / "demo",
+        kills=3,
+        rng=random.Random(seed),
+        env=ENVIRONMENT,
+    )
+    assert [step["step"] for step in metrics(tmp_path)] == [1, 2, 3, 4, 5, 6, 7, 8]
+    check_each_prompt_once(tmp_path / "demo", prompts=2 * TARGET)
