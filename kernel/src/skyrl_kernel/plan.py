@@ -26,6 +26,7 @@ from skyrl_kernel.config.compat import shown
 from skyrl_kernel.config.layers import BEFORE
 from skyrl_kernel.config.rules import without_effect
 from skyrl_kernel.errors import CapabilityError, ConfigError, PluginSelectionError
+from skyrl_kernel.place import GPUS, PLACES, places
 from skyrl_kernel.plugins import (
     Catalog,
     PluginEntry,
@@ -63,6 +64,8 @@ FORGETS = "forgets_cache"
 SERVED = "served"
 """Offered by an engine in a process of its own, so that it may also be attached to by address."""
 SYNC_KEY = "generator.inference_engine.weight_sync_backend"
+ADDRESSES_KEY = "generator.inference_engine.external_server_urls"
+COLOCATED_KEY = "trainer.placement.colocate_all"
 SHARES, RECEIVES = "shares_module", "receives_weights"
 """Offered by an engine that computes with the trainer's module, and by one that holds a copy."""
 
@@ -142,7 +145,7 @@ def make_plan(
         slots={entry.name: entry.manifest.slots for entry in named},
     )
     layers = _with_env(_with_loggers(layers, named), named)
-    layers = settle_names(layers, partial(_is_installed, catalog))
+    layers = settle_names(layers, partial(_is_installed, catalog, _places(layers)))
     layers = _with_transport(layers, catalog)
     entries = _select(catalog, layers, named)
     manager = PluginManager(catalog)
@@ -166,7 +169,10 @@ def make_plan(
     if asks_engine:
         _refuse_truncated_sampling(config, entries)
     check_capabilities(
-        entries, catalog, extra_needs=_engine_needs(config.config) if asks_engine else {}
+        entries,
+        catalog,
+        extra_needs=_engine_needs(config.config) if asks_engine else {},
+        places=_places(layers),
     )
     _refuse_unread_sampling(config, catalog)
     engine = config.config.generator.inference_engine.backend
@@ -269,12 +275,13 @@ def named_source(text: str) -> str | None:
     return match.group(1) if match and not Path(text).expanduser().exists() else None
 
 
-def _is_installed(catalog: Catalog, key: str, name: str) -> bool:
-    """True if a plugin of that name may stand in that key, or does what a switch asks for."""
+def _is_installed(catalog: Catalog, here: frozenset[str], key: str, name: str) -> bool:
+    """True if a plugin of that name may stand in that key in this place, or does what a switch asks for."""
     if key == ASYNC_KEY:
         return bool(catalog.offering(CONCURRENT))
     groups = dict([*((slot.key, slot.groups) for slot in SLOTS), *SETS]).get(key, ())
-    return bool(catalog.named(name, groups))
+    away = {*PLACES} - here
+    return any(not away & {*entry.manifest.needs} for entry in catalog.named(name, groups))
 
 
 def _with_loggers(layers: Layers, named: Sequence[PluginEntry]) -> Layers:
@@ -292,7 +299,12 @@ def _with_loggers(layers: Layers, named: Sequence[PluginEntry]) -> Layers:
 
 
 def _with_transport(layers: Layers, catalog: Catalog) -> Layers:
-    """``auto`` shares memory with an engine that can, and pushes to one that holds a copy."""
+    """``auto`` shares memory with an engine that can, or takes the transport of the nearest place.
+
+    Among those that the engine and the place allow: first what needs trainer and engine
+    nearest to each other, then what needs most, which is made for this engine; the engine's own
+    distribution before others.
+    """
     if layers.get(SYNC_KEY) not in (None, "auto"):
         return layers
     name = layers.get(ENGINE_KEY)
@@ -300,9 +312,37 @@ def _with_transport(layers: Layers, catalog: Catalog) -> Layers:
     offers = {offer for entry in found for offer in entry.manifest.offers}
     if RECEIVES not in offers or SHARES in offers:
         return layers
+    here = _places(layers)
+    if layers.get(ADDRESSES_KEY):
+        here -= {GPUS}  # of a server that somebody else started nobody knows
+    able = [
+        entry
+        for entry in catalog
+        if SYNC_KEY in entry.manifest.slots
+        and offers & {*entry.manifest.needs}
+        and offers | here >= {*entry.manifest.needs}
+    ]
+    nearness = {place: rank for rank, place in enumerate(PLACES)}
+
+    def rank(entry: PluginEntry) -> tuple[int, int, bool, str]:
+        needs = entry.manifest.needs
+        near = min((nearness[one] for one in needs if one in nearness), default=len(nearness))
+        is_foreign = all(entry.distribution != one.distribution for one in found)
+        return near, -len(needs), is_foreign, entry.name
+
+    best = min(able, key=rank).name
     origin = f"auto, for the engine '{name}'"
     return Layers(
-        {**layers.values, SYNC_KEY: "push"}, {**layers.origins, SYNC_KEY: origin}, layers.replaced
+        {**layers.values, SYNC_KEY: best}, {**layers.origins, SYNC_KEY: origin}, layers.replaced
+    )
+
+
+def _places(layers: Layers) -> frozenset[str]:
+    """Where trainer and engine of this run are."""
+    urls = layers.get(ADDRESSES_KEY)
+    return places(
+        [str(url) for url in urls] if isinstance(urls, list) else [],
+        colocated=bool(layers.get(COLOCATED_KEY)),
     )
 
 

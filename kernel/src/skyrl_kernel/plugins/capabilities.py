@@ -1,8 +1,9 @@
 """Whether the selected plugins fit together, found out before anything is allocated."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from skyrl_kernel.errors import CapabilityError
+from skyrl_kernel.place import PLACES
 from skyrl_kernel.plugins.catalog import Catalog, PluginEntry
 from skyrl_kernel.plugins.wording import did_you_mean, listed
 
@@ -11,6 +12,7 @@ def check_capabilities(
     entries: Sequence[PluginEntry],
     catalog: Catalog,
     extra_needs: Mapping[str, Iterable[str]] | None = None,
+    places: Collection[str] = (),
 ) -> None:
     """Every capability that somebody needs must be offered by somebody selected.
 
@@ -21,13 +23,14 @@ def check_capabilities(
         catalog: All installed ones, to name who could help.
         extra_needs: What is needed for other reasons: who, in words for the message
             (``trainer.algorithm.recompute_old_logprobs=false``) → capabilities.
+        places: What the run itself offers: where trainer and engine are.
 
     Raises:
         CapabilityError: One line per unmet need: who needs what, who of the selected lacks
             it, which installed plugin has it.
     """
     offered = {capability for entry in entries for capability in entry.manifest.offers}
-    offered |= {entry.kind for entry in entries}
+    offered |= {*places, *(entry.kind for entry in entries)}
     needs = [(str(entry), entry.manifest.needs) for entry in entries]
     needs += [(who, tuple(what)) for who, what in (extra_needs or {}).items()]
     unmet = [
@@ -41,6 +44,11 @@ def check_capabilities(
 
 
 def _explained(who: str, capability: str, entries: Sequence[PluginEntry], catalog: Catalog) -> str:
+    if capability in PLACES:
+        return (
+            f"{who} needs {PLACES[capability]}, which this run does not have; "
+            "generator.inference_engine.weight_sync_backend=auto takes the best that it has"
+        )
     text = f"{who} needs '{capability}', which no selected plugin offers."
     able = catalog.offering(capability)
     if not able:

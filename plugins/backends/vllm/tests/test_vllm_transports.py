@@ -1,8 +1,12 @@
 """How weights come into vLLM: layout and files here, every transport on a real server."""
 
 import asyncio
+import base64
 import dataclasses
+import importlib.util
+import json
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -17,24 +21,31 @@ import numpy as np
 import pytest
 import torch
 import xxhash
+from aiohttp import web
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from skyrl_kernel.errors import WeightSyncError
+from skyrl_kernel.errors import CapabilityError, ConfigError, WeightSyncError
+from skyrl_kernel.plan import make_plan
 from skyrl_kernel.records import GenerateRequest, Sampling
 from skyrl_kernel.testing.contracts.engine.reference import Reference
 from skyrl_vllm.engine import VllmEngine
-from skyrl_vllm.fleet import Deadlines
+from skyrl_vllm.fleet import Deadlines, Fleet
 from skyrl_vllm.gloo import Group
 from skyrl_vllm.layout import Layout, copy_bytes, in_order
-from skyrl_vllm.network import is_here, own_address
+from skyrl_vllm.network import own_address
 from skyrl_vllm.server import Server
 from skyrl_vllm.transports import files as files_module
+from skyrl_vllm.transports import server_flags, server_variables
 from skyrl_vllm.transports.files import Files
 from skyrl_vllm.transports.gloo import Gloo
+from skyrl_vllm.transports.native import Client, Native
 from skyrl_vllm.transports.parcels import Parcels
+from skyrl_vllm.transports.ranks import Ranks, ranks
 from skyrl_vllm.updates import _is_finite
 
+HAS_VLLM = importlib.util.find_spec("vllm") is not None
+NEEDS_VLLM = pytest.mark.skipif(not HAS_VLLM, reason="vLLM is not installed here")
 MIXED = [
     ("half", torch.tensor([1.5, -2.0, 0.25], dtype=torch.bfloat16)),
     ("scalar", torch.tensor(3.0)),
@@ -193,14 +204,155 @@ def test_weights_that_fit_nowhere_are_refused_with_the_sizes(
     transport.close()
 
 
-# --- where servers are -------------------------------------------------------------------------------
+# --- over the network --------------------------------------------------------------------------------
 
 
-def test_loopback_is_here_and_an_address_of_documentation_is_not() -> None:
-    assert is_here("http://127.0.0.1:8000")
-    assert is_here("http://localhost:8000")
-    assert not is_here("http://192.0.2.1:8000")
+def test_a_server_of_this_machine_sees_it_on_loopback() -> None:
     assert own_address("127.0.0.1") == "127.0.0.1"
+
+
+# --- which one -----------------------------------------------------------------------------------------
+
+ENGINE = "generator.inference_engine"
+ELSEWHERE = [
+    f"{ENGINE}.run_engines_locally=false",
+    f"{ENGINE}.external_server_urls=[http://192.0.2.1:8000]",
+    "trainer.placement.colocate_all=false",
+]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "words", "chosen"),
+    [
+        ("", [], "safetensors"),
+        ("", ELSEWHERE, "gloo"),
+        ("0,1", ELSEWHERE, "gloo"),
+        pytest.param("0", [], "cuda_ipc", marks=NEEDS_VLLM),
+        pytest.param("0,1", ["trainer.placement.colocate_all=false"], "nccl", marks=NEEDS_VLLM),
+    ],
+)
+def test_auto_takes_the_nearest(
+    monkeypatch: pytest.MonkeyPatch, gpus: str, words: list[str], chosen: str
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
+    plan = make_plan(["demo"], [], [f"{ENGINE}.backend=vllm", *words])
+    assert plan.stages["sync_weights"].provider.name == chosen
+    assert plan.tree.generator.inference_engine.weight_sync_backend == chosen
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nccl"], r"=nccl .*it takes NVIDIA GPUs and .*=auto takes the best that there is"),
+        (["cuda_ipc"], r"'cuda_ipc' .* needs an engine on the trainer's NVIDIA GPU"),
+        (["safetensors", *ELSEWHERE], r"'safetensors' .* needs an engine on the trainer's machine"),
+    ],
+)
+def test_a_transport_that_cannot_reach_the_engine_is_refused_before_the_run(
+    monkeypatch: pytest.MonkeyPatch, words: list[str], message: str
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    name, *more = words
+    with pytest.raises((CapabilityError, ConfigError), match=message):
+        make_plan(
+            ["demo"], [], [f"{ENGINE}.backend=vllm", f"{ENGINE}.weight_sync_backend={name}", *more]
+        )
+
+
+def test_a_transport_into_vllm_needs_vllm() -> None:
+    with pytest.raises(CapabilityError, match="needs 'vllm_weight_transfer'"):
+        make_plan(["demo"], [], [f"{ENGINE}.weight_sync_backend=gloo"])
+
+
+@pytest.mark.parametrize(
+    ("name", "colocated", "backend"),
+    [
+        ("auto", True, "skyrl"),
+        ("gloo", False, "skyrl"),
+        ("nccl", False, "nccl"),
+        ("nccl", True, "ipc"),
+        ("cuda_ipc", True, "ipc"),
+        ("mine", True, "mine"),
+    ],
+)
+def test_a_server_is_started_for_its_transport(name: str, colocated: bool, backend: str) -> None:
+    flags = server_flags(name, colocated=colocated)
+    assert flags == ["--weight-transfer-config", json.dumps({"backend": backend})]
+    assert bool(server_variables(name, colocated=colocated)) == (backend == "ipc")
+
+
+# --- vLLM's own ----------------------------------------------------------------------------------------
+
+
+def test_vllms_own_transports_send_what_is_on_a_gpu() -> None:
+    with pytest.raises(WeightSyncError, match="the tensor 'a' is on cpu, and vLLM's backend nccl"):
+        asyncio.run(Native("nccl").move([("a", torch.ones(1))]))
+
+
+@pytest.mark.skipif(HAS_VLLM, reason="vLLM is installed here")
+@pytest.mark.parametrize("name", ["nccl", "cuda_ipc"])
+def test_vllms_own_transports_are_refused_without_vllm(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    words = [f"{ENGINE}.backend=vllm", f"{ENGINE}.weight_sync_backend={name}"]
+    with pytest.raises(CapabilityError, match=rf"{name} uses vLLM's own code"):
+        make_plan(["demo"], [], words)
+
+
+def test_what_vllms_trainer_side_asks_reaches_every_server() -> None:
+    """Two servers that listen for real, of 2 and 4 workers: ranks 1 and 3 are the first of each, of 7 in all."""
+    heard: list[tuple[int, str, Any]] = []
+
+    async def serve(place: int) -> tuple[web.AppRunner, str]:
+        async def handler(asked: web.Request) -> web.StreamResponse:
+            if asked.path == "/get_world_size":
+                return web.json_response({"world_size": (2, 4)[place]})
+            heard.append((place, asked.path, await asked.json() if asked.can_read_body else None))
+            return web.json_response({})
+
+        app = web.Application()
+        app.router.add_route("*", "/{rest:.*}", handler)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        return runner, f"http://127.0.0.1:{runner.addresses[0][1]}"
+
+    def trainer_side(client: Client) -> None:
+        client.init_weight_transfer_engine({"rank_offset": 1, "master_port": 7})
+        client.start_weight_update()
+        client.update_weights({"names": ["a"], "ipc_handles": [{"gpu": (1, b"x")}]})
+        client.finish_weight_update()
+
+    async def main() -> None:
+        servers = [await serve(place) for place in range(2)]
+        fleet = Fleet([url for _, url in servers])
+        here = await ranks(fleet)
+        assert here == Ranks((1, 3), 7)
+        client = Client(fleet, here)
+        client.version = 5
+        await asyncio.to_thread(trainer_side, client)
+        await fleet.close()
+        for runner, _ in servers:
+            await runner.cleanup()
+
+    asyncio.run(main())
+    inits = {place: body for place, path, body in heard if path == "/init_weight_transfer_engine"}
+    assert inits == {
+        0: {"init_info": {"rank_offset": 1, "master_port": 7}},
+        1: {"init_info": {"rank_offset": 3, "master_port": 7}},
+    }
+    assert [path for place, path, _ in heard if place == 0][1:] == [
+        "/start_weight_update",
+        "/update_weights",
+        "/finish_weight_update",
+    ]
+    (info,) = {
+        json.dumps(body["update_info"]) for _, path, body in heard if path == "/update_weights"
+    }
+    pickled = base64.b64decode(json.loads(info)["ipc_handles_pickled"])
+    assert pickle.loads(pickled) == [{"gpu": (1, b"x")}]
+    assert heard[-1][2] == {"weight_version": "5"}
 
 
 # --- on a real server --------------------------------------------------------------------------------

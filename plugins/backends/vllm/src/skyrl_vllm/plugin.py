@@ -87,16 +87,20 @@ def _start(
     from skyrl_vllm import devices
     from skyrl_vllm.server import Server
     from skyrl_vllm.settings import flags, more_flags, size
+    from skyrl_vllm.transports import server_flags, server_variables
 
     number = config.num_engines
     variables = devices.shares(
         devices.visible(), number, size(config), apart=not trainer.placement.colocate_all
     )
-    all_flags = [*flags(config, trainer), *more_flags(config.engine_init_kwargs)]
+    transport, colocated = config.weight_sync_backend, trainer.placement.colocate_all
+    all_flags = [*flags(config, trainer), *server_flags(transport, colocated=colocated)]
+    all_flags += more_flags(config.engine_init_kwargs)
     logs = _logs(trainer, number)
     servers: list[Server] = []
     try:
         for log, own in zip(logs, variables, strict=True):
+            own |= server_variables(transport, colocated=colocated)
             servers.append(Server(model, all_flags, log=log, variables=own))
     except BaseException:
         for server in servers:

@@ -2,7 +2,7 @@
 
 A transport has two halves. This package has the trainer's; vLLM's is a class of
 its own weight-transfer API, which is found by the name that the server was
-started with (`Transport.backend`): ours are in `skyrl_vllm.inside`, a third
+started with (`server_flags`): ours are in `skyrl_vllm.inside`, a third
 party's is registered by an entry point in the group ``vllm.general_plugins``.
 
 A transport of your own is a plugin in the slot
@@ -10,6 +10,7 @@ A transport of your own is a plugin in the slot
 returns ``Through(MyTransport)``; vLLM's half is registered under the plugin's name.
 """
 
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
@@ -18,9 +19,36 @@ from skyrl_kernel.defaults.push import push
 from skyrl_kernel.errors import CapabilityError
 from skyrl_kernel.protocols import Engine, Trainer
 from skyrl_vllm.fleet import Fleet
+from skyrl_vllm.inside import OWN
 
 if TYPE_CHECKING:
     import torch
+
+_OWN_NAMES = ("auto", "push", "safetensors", "gloo")
+
+
+def server_backend(name: str, *, colocated: bool) -> str:
+    """Which of vLLM's halves a server must be started with, for the transport of that name.
+
+    ``nccl`` means what it means to SkyRL: on a GPU that trainer and engine share there is
+    no group of two, and the memory itself is shared. A third party's half is called as
+    its plugin.
+    """
+    if name == "cuda_ipc" or (name == "nccl" and colocated):
+        return "ipc"
+    return OWN if name in _OWN_NAMES else name
+
+
+def server_flags(name: str, *, colocated: bool) -> list[str]:
+    """The same in words of vLLM's command line."""
+    backend = server_backend(name, colocated=colocated)
+    return ["--weight-transfer-config", json.dumps({"backend": backend})]
+
+
+def server_variables(name: str, *, colocated: bool) -> dict[str, str]:
+    """The environment likewise: handles of GPU memory come pickled, and a server here listens on loopback."""
+    is_pickled = server_backend(name, colocated=colocated) == "ipc"
+    return {"VLLM_ALLOW_INSECURE_SERIALIZATION": "1"} if is_pickled else {}
 
 
 class Transport(Protocol):

@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from skyrl_kernel.errors import CapabilityError, WeightSyncError
+from skyrl_kernel.hookspecs import hookimpl
 from skyrl_kernel.logs import get_logger
+from skyrl_kernel.place import is_here
+from skyrl_kernel.protocols import SyncWeights
 from skyrl_vllm.fleet import Fleet
 from skyrl_vllm.layout import Layout, copy_bytes
-from skyrl_vllm.network import is_here
+from skyrl_vllm.transports import Through
 from skyrl_vllm.transports.parcels import Parcels
 
 if TYPE_CHECKING:
@@ -25,6 +28,12 @@ SHARED_MEMORY = Path("/dev/shm")
 _PREFIX = "skyrl-weights-"
 """Begins the names of folders. A run holds a lock on its own, which ends with it."""
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM)
+
+
+@hookimpl
+def sync_weights(name: str) -> SyncWeights | None:
+    """For engines on the trainer's machine."""
+    return Through(Files) if name == "safetensors" else None
 
 
 class Files(Parcels):

@@ -4,14 +4,25 @@ import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from skyrl_kernel.hookspecs import hookimpl
+from skyrl_kernel.place import host_of, is_here
+from skyrl_kernel.protocols import SyncWeights
 from skyrl_vllm.client import Client
 from skyrl_vllm.gloo import BUCKET, Group, listen
 from skyrl_vllm.layout import Layout, as_bytes, copy_bytes
-from skyrl_vllm.network import LOOPBACK, host_of, is_here, own_address
+from skyrl_vllm.network import LOOPBACK, own_address
+from skyrl_vllm.transports import Through
 from skyrl_vllm.transports.parcels import Parcels
+from skyrl_vllm.transports.ranks import ranks
 
 if TYPE_CHECKING:
     import torch
+
+
+@hookimpl
+def sync_weights(name: str) -> SyncWeights | None:
+    """For engines on other machines; and for any."""
+    return Through(Gloo) if name == "gloo" else None
 
 
 class Gloo(Parcels):
@@ -41,32 +52,26 @@ class Gloo(Parcels):
         away = [one.url for one in clients if not is_here(one.url)]
         host = own_address(host_of(away[0])) if away else LOOPBACK
         store, port = listen(host, deadline_s)
-        workers = await asyncio.gather(*(self._workers(one) for one in clients))
-        firsts = [1 + sum(workers[:place]) for place in range(len(workers))]
-        size = 1 + sum(workers)
+        here = await ranks(self._fleet)
 
         def join() -> Group:
             try:
-                return Group(store, 0, size, host=host, deadline_s=deadline_s)
+                return Group(store, 0, here.size, host=host, deadline_s=deadline_s)
             except RuntimeError as error:
                 raise ConnectionError(
-                    f"not all of {size - 1} workers came to {host}:{port}, within {deadline_s:g} s: {error}"
+                    f"not all of {here.size - 1} workers came to {host}:{port}, within {deadline_s:g} s: {error}"
                 ) from error
 
         calls = [
-            self._invite(one, host=host, port=port, first=first, size=size, deadline_s=deadline_s)
-            for one, first in zip(clients, firsts, strict=True)
+            self._invite(
+                one, host=host, port=port, first=first, size=here.size, deadline_s=deadline_s
+            )
+            for one, first in zip(clients, here.firsts, strict=True)
         ]
         # Servers answer at once, and come in a thread of their own.
         await asyncio.gather(*calls)
         group: Group = await self.in_thread(join)
         return group
-
-    async def _workers(self, client: Client) -> int:
-        answer = await client.ask(
-            "GET", "/get_world_size?include_dp=true", timeout_s=self._fleet.deadlines.control_s
-        )
-        return int(answer["world_size"])
 
     async def _invite(self, client: Client, **about: object) -> None:
         await client.ask(

@@ -1,0 +1,68 @@
+"""Where trainer and engine of a run are, in words that transports of weights may need."""
+
+import contextlib
+import ipaddress
+import os
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+SAME_GPU, GPUS, SAME_MACHINE = "same_gpu", "gpus", "same_machine"
+PLACES: dict[str, str] = {
+    SAME_GPU: "an engine on the trainer's NVIDIA GPU (trainer.placement.colocate_all=true)",
+    GPUS: "an NVIDIA GPU, or with trainer.placement.colocate_all=false one each for trainer and engine",
+    SAME_MACHINE: "an engine on the trainer's machine",
+}
+"""Needed by transports as capabilities are, and offered by no plugin but the run itself. The nearest come first."""
+_DRIVER = Path("/proc/driver/nvidia/gpus")
+
+
+def places(urls: Sequence[str], *, colocated: bool) -> frozenset[str]:
+    """Which of `PLACES` a run has.
+
+    Args:
+        urls: Addresses of engines that run already; empty if the run starts its own here.
+        colocated: Whether trainer and engine share devices.
+    """
+    gpus = num_gpus()
+    found = set()
+    if all(map(is_here, urls)):
+        found.add(SAME_MACHINE)
+    if gpus and colocated and not urls:
+        found.add(SAME_GPU)
+    if gpus > (0 if colocated or urls else 1):
+        found.add(GPUS)
+    return frozenset(found)
+
+
+def num_gpus() -> int:
+    """NVIDIA GPUs that this process may use; found out without importing anything."""
+    if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return len([one for one in named.split(",") if one.strip() not in ("", "-1")])
+    return len(list(_DRIVER.iterdir())) if _DRIVER.is_dir() else 0
+
+
+def host_of(url: str) -> str:
+    """The name or address in ``url``."""
+    return urlsplit(url).hostname or ""
+
+
+def is_here(url: str) -> bool:
+    """True if the host of ``url`` is this machine."""
+    with contextlib.suppress(OSError):
+        found = socket.getaddrinfo(host_of(url), None, type=socket.SOCK_STREAM)
+        return all(_is_own(family, str(address[0])) for family, _, _, _, address in found)
+    return False
+
+
+def _is_own(family: socket.AddressFamily, address: str) -> bool:
+    """Only a machine's own addresses can be bound."""
+    if ipaddress.ip_address(address.partition("%")[0]).is_loopback:
+        return True
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError:
+            return False
+    return True
