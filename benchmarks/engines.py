@@ -4,7 +4,8 @@
     .venv-engines/bin/python benchmarks/engines.py --only serving    one measurement, the others stay
 
 Each measurement takes some minutes and is a module of its own. What is compared takes turns
-within one run, so that figures are ratios which others who use the machine disturb least.
+within one run, so that figures are ratios which others who use the machine disturb least; servers
+and what is measured with them come before others, where the system permits it.
 """
 
 import importlib.metadata
@@ -19,7 +20,9 @@ from typing import Any
 import click
 import engines_report
 import overlap
+import servers
 import serving
+import weight_sync
 from machine import describe_machine
 from text import to_json
 
@@ -29,6 +32,7 @@ RESULTS = Path(__file__).with_name("engines.json")
 MEASUREMENTS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "serving": serving.measure,
     "overlap": overlap.measure,
+    "sync": weight_sync.measure,
 }
 
 
@@ -41,7 +45,7 @@ def main(only: tuple[str, ...]) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for name in only or MEASUREMENTS:
-        with tempfile.TemporaryDirectory() as scratch:
+        with tempfile.TemporaryDirectory() as scratch, servers.preferred():
             measured = MEASUREMENTS[name](Path(scratch))
         # The load is that of the last minutes, and the measurement's own is part of it.
         machine = {**describe_machine(), "vllm": importlib.metadata.version(CPU_BUILD)}

@@ -11,6 +11,9 @@ SERVING_GOAL = 0.95
 """Our tokens per second over those of vLLM's own benchmark, at least."""
 OVERLAP_GOAL = 0.9
 """The ideal step over the asynchronous one, at least."""
+SYNC_GOAL, SYNC_GOAL_BYTES = 0.25, 256_000_000
+"""A plain copy over moving by shared memory, at least, from that size on."""
+SHARED_MEMORY = "shared memory"
 SIMULATION_GOAL = 0.9
 """A simulated step over the measured one, or the reverse, at least."""
 
@@ -55,6 +58,15 @@ def goals(results: Numbers) -> Iterator[Goal]:
             value=results["overlap"]["of_ideal"],
             least=OVERLAP_GOAL,
         )
+    if "sync" in results:
+        for size in results["sync"]["sizes"]:
+            if size["bytes"] >= SYNC_GOAL_BYTES:
+                yield Goal(
+                    measurement="sync",
+                    what=f"moving {_megabytes(size)} of weights by shared memory, of the speed of a plain copy",
+                    value=size["transports"][SHARED_MEMORY]["of_copy"],
+                    least=SYNC_GOAL,
+                )
     if "simulation" in results:
         yield Goal(
             measurement="simulation",
@@ -205,8 +217,63 @@ def _error(checked: Numbers) -> float:
     return 100 * float(checked["simulated_s"] / checked["measured_s"] - 1)
 
 
+# --- weight sync ---------------------------------------------------------------------------
+
+
+def _sync(n: Numbers) -> str:
+    rows = []
+    for size in n["sizes"]:
+        for name, one in size["transports"].items():
+            rows.append(
+                [
+                    _megabytes(size),
+                    name,
+                    *(_ms(one[part]) for part in ("copy_s", "moving_s", "loading_s", "total_s")),
+                    f"{100 * one['of_copy']:.0f} %",
+                    _ms([one["first_s"]]),
+                    _ms(one["stopped_s"]),
+                    f"{_ms(one['silence_s'])} ({_range_ms(one['silence_s'])})",
+                    f"{1e3 * one['usual_s']:.0f}",
+                ]
+            )
+    head = ["weights", "transport", "plain copy", "moving", "loading", "all", "moving, of a copy"]
+    head += ["the first", "stopped", "silence", "usual"]
+    return f"""\
+### Weight sync
+
+{table(head, rows)}
+
+Milliseconds, medians of {n["updates"]} updates of an idle server, after a **first** one that meets \
+it and makes files. **moving**: from the trainer's tensors until the server's process has checked \
+their bytes. **loading**: into the model that computes. **all**: the kernel's stage `push`, its orders \
+to pause and to go on included. **plain copy**: as many bytes in one process, to a place that was \
+written before; moving by shared memory shall have {100 * SYNC_GOAL:.0f} % of its speed from \
+{SYNC_GOAL_BYTES / 1e6:.0f} MB on.
+
+The last three are of {n["silences"]} other updates, in which a completion is streamed meanwhile. \
+**stopped**: from the order to pause to the answer to go on. **silence**: the longest time between \
+two tokens of that stream around the update, least and most in brackets; **usual**: the same before \
+it. Trainer, server and who listens share the cores here, so the silence is longer than the stop.
+
+{_measured(n)}
+"""
+
+
+def _megabytes(size: Numbers) -> str:
+    return f"{size['bytes'] / 1e6:.0f} MB"
+
+
+def _ms(seconds: list[float]) -> str:
+    return f"{1e3 * statistics.median(seconds):.{0 if statistics.median(seconds) > 0.01 else 1}f}"
+
+
+def _range_ms(seconds: list[float]) -> str:
+    return f"{1e3 * min(seconds):.0f}–{1e3 * max(seconds):.0f}"
+
+
 PARTS: dict[str, Callable[[Numbers], str]] = {
     "serving": _serving,
+    "sync": _sync,
     "overlap": _overlap,
     "simulation": _simulation,
 }

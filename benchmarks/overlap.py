@@ -52,10 +52,7 @@ def measure(scratch: Path) -> dict[str, Any]:
         raise click.ClickException("overlap: not run: it needs two cores, one of them the engine's")
     model = scratch / "model"
     servers.write_endless_model(model, **MODEL)
-    with (
-        servers.preferred(),
-        servers.served(model, scratch, rows=GROUPS * SAMPLES, core=ENGINE_CORE) as url,
-    ):
+    with servers.served(model, scratch, rows=GROUPS * SAMPLES, core=ENGINE_CORE) as url:
         skyrl = Runs(scratch, model, url)
         generation_s = stages(skyrl.run("probe", wait_s=0.0, steps=4))["generate_s"]
         click.echo(f"overlap: generation takes {generation_s:.2f} s, and so the env waits")

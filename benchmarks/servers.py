@@ -17,7 +17,7 @@ from skyrl_vllm.server import Server
 
 START_S = 240.0
 PRIORITY = -15
-"""Niceness of what is pinned to a core."""
+"""Niceness of servers, and of what is measured with them."""
 
 
 def write_endless_model(folder: Path, **config: object) -> None:
@@ -39,7 +39,7 @@ def served(
         scratch: For its log.
         rows: Most requests that it computes at a time.
         flags: More of its command line.
-        core: All its processes stay on this one, and have it before others; default: on any.
+        core: All its processes stay on this one; default: on any.
     """
     with pinned(core):
         server = Server(
@@ -49,7 +49,7 @@ def served(
         )
     try:
         asyncio.run(server.wait_until_ready(START_S))
-        with preferred(server.group) if core is not None else contextlib.nullcontext():
+        with preferred(server.group):
             yield server.url
     except BaseException:
         click.echo(f"the end of the server's log:\n{server.tail()}")

@@ -98,5 +98,17 @@ def test_a_goal_that_is_missed_is_called_missed() -> None:
     assert list(found.values()) == [True, True, False]
 
 
+def test_moving_has_a_goal_from_256_megabytes_on() -> None:
+    def size(megabytes: int, of_copy: float) -> dict[str, object]:
+        return {
+            "bytes": megabytes * 10**6,
+            "transports": {"shared memory": {"of_copy": of_copy}, "gloo": {"of_copy": 0.01}},
+        }
+
+    sizes = [size(64, 0.01), size(258, 0.25), size(515, 0.24)]
+    found = [goal.is_met for goal in engines_report.goals({"sync": {"sizes": sizes}})]
+    assert found == [True, False]
+
+
 def test_without_numbers_the_page_says_what_was_not_run() -> None:
     assert "Not run" in engines_report.section({})
