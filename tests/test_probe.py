@@ -14,6 +14,7 @@ from skyrl_kernel.config import TrainerConfig
 from skyrl_kernel.errors import WeightSyncError
 from skyrl_kernel.plugins import discover
 from skyrl_kernel.probe import probe
+from skyrl_kernel.records import FloatArray
 from skyrl_transformers.engine import TransformersEngine
 from skyrl_transformers.testing import write_random_model
 
@@ -28,15 +29,19 @@ def models(tmp_path: Path, *, same: bool) -> tuple[FsdpTrainer, TransformersEngi
     return trainer, TransformersEngine(paths[0 if same else 1])
 
 
+def scores(trainer: FsdpTrainer) -> list[FloatArray]:
+    return trainer.score("policy", ROWS, temperature=1.0)
+
+
 def test_equal_weights_agree(tmp_path: Path) -> None:
     trainer, engine = models(tmp_path, same=True)
-    asyncio.run(probe(trainer, engine, ROWS, 3, "float32"))
+    asyncio.run(probe(engine, ROWS, scores(trainer), 3, "float32"))
 
 
 def test_other_weights_are_an_error_that_names_the_version(tmp_path: Path) -> None:
     trainer, engine = models(tmp_path, same=False)
     with pytest.raises(WeightSyncError, match=r"policy version 3, engine and trainer differ by"):
-        asyncio.run(probe(trainer, engine, ROWS, 3, "float32"))
+        asyncio.run(probe(engine, ROWS, scores(trainer), 3, "float32"))
 
 
 MISMATCH = "policy/rollout_train_logprobs_abs_diff"

@@ -69,7 +69,7 @@ def sync_weights(name):
     return {"waits": waits, "in_a_thread": in_a_thread}.get(name)
 """
 
-METHODS = ("pause", "resume", "begin_update", "apply_update", "finish_update", "logprobs", "close")
+METHODS = ("begin_update", "apply_update", "finish_update", "logprobs", "close")
 OFFERS = ["concurrent_generation", "receives_weights", "exact_logprobs"]
 SHORT = (
     "generator.inference_engine.weight_sync_timeout_s=0.3",

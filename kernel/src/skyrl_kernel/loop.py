@@ -64,7 +64,7 @@ async def train(run: Session) -> int:
         times = metrics.timing_metrics(saving.seconds | clock.seconds)
         run.report(step, batch, credited, results, numbers | times)
         saving = Clock()
-        await run.compute(run.save, step, saving)
+        await run.save(step, saving)
         if run.stop:
             raise StopRun(run.stop)
         run.admission.advance()  # last, so that synchronous runs evaluate and save undisturbed

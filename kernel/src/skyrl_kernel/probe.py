@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from skyrl_kernel.errors import WeightSyncError
-from skyrl_kernel.protocols import Engine, Trainer
-from skyrl_kernel.records import IntArray
+from skyrl_kernel.protocols import Engine
+from skyrl_kernel.records import FloatArray, IntArray
 
 INTERVAL = 10
 """Syncs between two probes: often enough to find a stale engine early, too seldom to be felt."""
@@ -22,24 +22,26 @@ update of an ordinary step does not."""
 
 
 async def probe(
-    trainer: Trainer, engine: Engine, rows: Sequence[IntArray], version: int, precision: str
+    engine: Engine,
+    rows: Sequence[IntArray],
+    expected: Sequence[FloatArray],
+    version: int,
+    precision: str,
 ) -> None:
-    """Compare both models' log-probs of ``rows``.
+    """Compare the engine's log-probs of ``rows`` with the trainer's.
 
     Args:
-        trainer: Has the weights of ``version``.
-        engine: Says that it has them.
-        rows: [T] tokens each; at most `MAX_ROWS` are used.
+        engine: Says that it has the weights of ``version``.
+        rows: [T] tokens each.
+        expected: [T] log-probs each, of the trainer at temperature 1.
         version: For the message.
         precision: ``float32`` or ``bfloat16``.
 
     Raises:
         WeightSyncError: They differ.
     """
-    rows = rows[:MAX_ROWS]
-    mine = trainer.score("policy", rows, temperature=1.0)
-    theirs = await engine.logprobs(rows, temperature=1.0)
-    difference = max(float(np.abs(a - b).max()) for a, b in zip(mine, theirs, strict=True))
+    found = await engine.logprobs(rows, temperature=1.0)
+    difference = max(float(np.abs(a - b).max()) for a, b in zip(expected, found, strict=True))
     if not difference <= MAX_DIFFERENCE[precision]:
         raise WeightSyncError(
             f"after the sync of policy version {version}, engine and trainer differ by "

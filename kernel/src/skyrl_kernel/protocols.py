@@ -116,7 +116,7 @@ class Engine(Protocol):
         ...
 
     async def resume(self) -> None:
-        """Go on after `pause` or an update."""
+        """Go on after `pause`."""
         ...
 
     async def begin_update(self, version: int) -> None:
@@ -128,11 +128,24 @@ class Engine(Protocol):
         ...
 
     async def finish_update(self, version: int) -> None:
-        """Commit. Raises if tensors are missing or ``version`` is not the one begun."""
+        """Commit. Raises if tensors are missing or ``version`` is not the one begun.
+
+        An engine that generates meanwhile stops for it, keeps its requests, and goes
+        on unless it was paused before: no token comes from half of an update.
+        """
         ...
 
     async def close(self) -> None:
         """Release everything."""
+        ...
+
+
+@runtime_checkable
+class Starts(Protocol):
+    """What an engine adds to `Engine` that takes long to be ready."""
+
+    async def started(self) -> None:
+        """Return when it may be asked; raise if it will not be. Under a deadline of its own."""
         ...
 
 
@@ -156,7 +169,7 @@ class Forgets(Protocol):
         """Drop all cached keys and values, those of running requests too.
 
         The requests go on: what they need is computed again with the weights that the
-        engine holds now. Called after each weight sync, with
+        engine holds now. Called after each weight sync, while the engine is paused, with
         ``trainer.fully_async.clear_kv_cache_on_weight_sync=true``.
         """
         ...

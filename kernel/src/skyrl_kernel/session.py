@@ -9,6 +9,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from skyrl_kernel.admission import Admission
@@ -30,6 +31,7 @@ from skyrl_kernel.protocols import (
     Forgets,
     Loss,
     Reduction,
+    Starts,
     StepInfo,
     SyncWeights,
     Tokenizer,
@@ -159,12 +161,21 @@ class Session:
             WeightSyncError: The engine holds another version, or other weights, or it was not
                 done within ``weight_sync_timeout_s``.
         """
+        if isinstance(self.engine, Starts):
+            await self.engine.started()
         await in_time(self._sync(version), self.plan, version)
 
     async def _sync(self, version: int) -> None:
-        await self.sync_weights(self.trainer, self.engine, version)
-        if self.forgets is not None:
-            await self.forgets.forget_cache()
+        if self.forgets is None:
+            await self.sync_weights(self.trainer, self.engine, version)
+        else:
+            # Paused as a whole: no token may come from new weights on old keys and values.
+            await self.engine.pause()
+            try:
+                await self.sync_weights(self.trainer, self.engine, version)
+                await self.forgets.forget_cache()
+            finally:
+                await self.engine.resume()
         if self.engine.version != version:
             raise WeightSyncError(
                 f"after the sync of policy version {version} the engine says that it has version "
@@ -175,7 +186,9 @@ class Session:
         self._syncs += 1
         if self.probe_rows and is_due:
             precision = "bfloat16" if self.config.bf16 else "float32"
-            await probe(self.trainer, self.engine, self.probe_rows, version, precision)
+            rows = self.probe_rows
+            expected = await self.compute(self.trainer.score, "policy", rows, temperature=1.0)
+            await probe(self.engine, rows, expected, version, precision)
 
     async def close(self) -> list[str]:
         """End all that runs beside the loop, whatever of it fails or hangs; what did, in words."""
@@ -328,27 +341,30 @@ class Session:
 
     # --- checkpoints -------------------------------------------------------------------
 
-    def save(self, step: int, clock: Clock) -> None:
+    async def save(self, step: int, clock: Clock) -> None:
         """Write the Hugging Face export and the checkpoint, each where it is due."""
         exported = bool(self.stop) or self._due(step, self.config.hf_save_interval)
         if exported:
             with clock("save_hf_model"):
-                self._export(step)  # first: after its last checkpoint a run counts as finished
+                # First: after its last checkpoint a run counts as finished.
+                await self.compute(self._export, step)
         if not (self.stop or self._due(step, self.config.ckpt_interval)):
             return
         with clock("save_checkpoints"), self.progress.stage("checkpoint"):
-            self.folder.sync()
-            path = save_checkpoint(
-                self.folder.checkpoints,
-                step,
-                self.trainer.save,
-                self.state_dict(step),
-                self.config.max_ckpts_to_keep,
-            )
-            self.saved_step = step
+            # Taken here, not beside the producer, which goes on: it is of one moment.
+            state = self.state_dict(step)
+            path = await self.compute(self._checkpoint, step, state)
         self.observe("on_checkpoint", step=step, folder=path)
         if self.stop and not exported:  # an observer of the checkpoint stopped the run
-            self._export(step)
+            await self.compute(self._export, step)
+
+    def _checkpoint(self, step: int, state: Mapping[str, Any]) -> Path:
+        self.folder.sync()
+        path = save_checkpoint(
+            self.folder.checkpoints, step, self.trainer.save, state, self.config.max_ckpts_to_keep
+        )
+        self.saved_step = step
+        return path
 
     def _export(self, step: int) -> None:
         with self.progress.stage("export"):

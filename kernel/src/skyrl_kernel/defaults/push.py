@@ -13,16 +13,12 @@ def sync_weights(name: str) -> SyncWeights | None:
 async def push(trainer: Trainer, engine: Engine, version: int) -> None:
     """Send the policy's weights as one transaction, and commit ``version``.
 
-    Generation goes on while tensors are handed over and stops for the commit only;
-    requests stay, and go on with the new weights, also where the commit is refused.
+    Generation goes on while tensors are handed over; an engine stops it by itself for
+    the commit, and requests go on with the new weights.
 
     Raises:
         WeightSyncError: The engine refused; it says which weights it has.
     """
     await engine.begin_update(version)
     await engine.apply_update(trainer.weights())
-    await engine.pause()
-    try:
-        await engine.finish_update(version)
-    finally:
-        await engine.resume()
+    await engine.finish_update(version)
