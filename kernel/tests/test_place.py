@@ -38,6 +38,11 @@ def test_a_run_has_these_places(
     assert places(urls, colocated=colocated) == expected
 
 
+def test_engines_on_several_gpus_do_not_share_the_trainers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    assert places([], colocated=True, devices=2) == {SAME_MACHINE}
+
+
 def test_without_the_variable_the_driver_is_asked(
     monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

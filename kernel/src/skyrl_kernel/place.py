@@ -18,14 +18,16 @@ PLACES: dict[str, str] = {
 _DRIVER = Path("/proc/driver/nvidia/gpus")
 
 
-def places(urls: Sequence[str], *, colocated: bool) -> frozenset[str]:
+def places(urls: Sequence[str], *, colocated: bool, devices: int = 1) -> frozenset[str]:
     """Which of `PLACES` a run has.
 
     Args:
         urls: Addresses of engines that run already; empty if the run starts its own here.
         colocated: Whether trainer and engine share devices.
+        devices: That all engines compute on. The trainer has one, so of several it shares one, and
+            neither memory of a GPU nor a group of GPUs reaches all.
     """
-    gpus = num_gpus()
+    gpus = 0 if colocated and devices > 1 else num_gpus()
     found = set()
     if all(map(is_here, urls)):
         found.add(SAME_MACHINE)

@@ -5,6 +5,7 @@ each slot's hook for its callable. It allocates nothing and writes nothing, so
 ``--dry-run`` is this and a printout.
 """
 
+import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -65,6 +66,15 @@ SERVED = "served"
 """Offered by an engine in a process of its own, so that it may also be attached to by address."""
 SYNC_KEY = "generator.inference_engine.weight_sync_backend"
 ADDRESSES_KEY = "generator.inference_engine.external_server_urls"
+DEVICE_KEYS = tuple(
+    f"generator.inference_engine.{name}"
+    for name in (
+        "num_engines",
+        "tensor_parallel_size",
+        "pipeline_parallel_size",
+        "data_parallel_size",
+    )
+)
 COLOCATED_KEY = "trainer.placement.colocate_all"
 SHARES, RECEIVES = "shares_module", "receives_weights"
 """Offered by an engine that computes with the trainer's module, and by one that holds a copy."""
@@ -343,6 +353,7 @@ def _places(layers: Layers) -> frozenset[str]:
     return places(
         [str(url) for url in urls] if isinstance(urls, list) else [],
         colocated=bool(layers.get(COLOCATED_KEY)),
+        devices=math.prod(int(layers.get(key) or 1) for key in DEVICE_KEYS),
     )
 
 

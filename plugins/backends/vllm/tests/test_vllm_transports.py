@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
@@ -29,6 +30,7 @@ from skyrl_kernel.errors import CapabilityError, ConfigError, WeightSyncError
 from skyrl_kernel.plan import make_plan
 from skyrl_kernel.records import GenerateRequest, Sampling
 from skyrl_kernel.testing.contracts.engine.reference import Reference
+from skyrl_kernel.testing.distributions import make_distribution, on_path
 from skyrl_vllm.engine import VllmEngine
 from skyrl_vllm.fleet import Deadlines, Fleet
 from skyrl_vllm.gloo import Group
@@ -684,3 +686,106 @@ def test_a_server_that_is_killed_in_the_middle_is_an_error_in_time(
     engine.carry(transport)
     use(engine, body)
     servers.stop()
+
+
+# --- a third party's ---------------------------------------------------------------------------------
+
+MAIL = {
+    "skyrl_mail.plugin": """
+        import base64
+        from skyrl_kernel.hookspecs import hookimpl
+        from skyrl_vllm.transports import Through
+        from skyrl_vllm.transports.parcels import Parcels
+
+        class Mail(Parcels):
+            async def send(self, tensors):
+                letters = [
+                    (name, list(one.shape), base64.b64encode(one.float().numpy().tobytes()).decode())
+                    for name, one in tensors
+                ]
+                await self.announce({"letters": letters})
+
+        @hookimpl
+        def sync_weights(name):
+            return Through(Mail) if name == "mail" else None
+    """,
+    "skyrl_mail.inside": """
+        import base64
+        import torch
+        from skyrl_vllm.inside.receiver import Receiver
+
+        class Mailbox(Receiver):
+            def receive(self, parcel):
+                return [
+                    (name, torch.frombuffer(bytearray(base64.b64decode(text))).view(shape))
+                    for name, shape, text in parcel["letters"]
+                ]
+
+        def register():
+            from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+            WeightTransferEngineFactory.register_engine("mail", "skyrl_mail.inside", "Mailbox")
+    """,
+}
+MANIFEST = """
+    [mail]
+    summary = "Weights in letters."
+    slots = ["generator.inference_engine.weight_sync_backend"]
+    needs = ["receives_weights", "vllm_weight_transfer"]
+"""
+
+
+@pytest.mark.filterwarnings("ignore:Sending a large body")
+def test_a_third_partys_transport_is_a_plugin(
+    servers: Any, folder: Path, references: list[Reference], tmp_path: Path
+) -> None:
+    """Its two halves are found by entry points: the trainer's by the run, the other one by vLLM."""
+    site = tmp_path / "site"
+    metadata = make_distribution(
+        site,
+        "skyrl-mail",
+        modules=MAIL,
+        entry_points={"skyrl.plugins": {"mail": "skyrl_mail.plugin"}},
+        files={"skyrl_mail/plugin.toml": textwrap.dedent(MANIFEST)},
+    )
+    points = metadata / "entry_points.txt"
+    both = f"{points.read_text()}\n[vllm.general_plugins]\nmail = skyrl_mail.inside:register\n"
+    points.write_text(both)
+    servers.stop()
+    path = os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])
+    flags = ["--dtype", "float32", "--enforce-eager", *server_flags("mail", colocated=True)]
+    with on_path(site):
+        words = [f"{ENGINE}.backend=vllm", f"{ENGINE}.weight_sync_backend=mail"]
+        plan = make_plan(["demo"], [], words)
+        sync = plan.stages["sync_weights"].value
+        server = Server(folder, flags, log=tmp_path / "log", variables={"PYTHONPATH": path})
+
+        async def body(engine: VllmEngine) -> None:
+            assert await difference(engine, references[1]) > 100 * TOLERANCE
+            await sync(references[1], engine, 1)
+            assert await difference(engine, references[1]) <= TOLERANCE
+
+        use(VllmEngine(server, folder, deadlines=DEADLINES), body)
+
+
+# --- several workers ---------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_weights_reach_every_worker_of_a_server(
+    servers: Any, folder: Path, references: list[Reference], tmp_path: Path
+) -> None:
+    """Each of two has half of every layer."""
+    servers.stop()
+    flags = ["--dtype", "float32", "--enforce-eager", "--tensor-parallel-size", "2"]
+    server = Server(folder, flags, log=tmp_path / "log")
+
+    async def body(engine: VllmEngine) -> None:
+        for version, (make, reference) in enumerate(
+            zip(TRANSPORTS.values(), references[1:], strict=False), start=1
+        ):
+            engine.carry(make)
+            assert await difference(engine, reference) > 100 * TOLERANCE
+            await update(engine, reference, version)
+            assert await difference(engine, reference) <= TOLERANCE
+
+    use(VllmEngine(server, folder, deadlines=DEADLINES), body)

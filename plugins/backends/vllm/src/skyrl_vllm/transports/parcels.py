@@ -29,15 +29,18 @@ class Parcels(ABC):
         self._sent = 0
 
     async def open(self, fleet: Fleet) -> None:
-        """Close what a trainer that was killed has left open."""
+        """Nothing has to be agreed on."""
         self._fleet = fleet
-        await self._cancel()
 
     async def begin(self) -> None:
         """Begin an update at every server."""
         await self.forget()
         self._update_id, self._sent = uuid.uuid4().hex, 0
-        await self._tell("/start_weight_update")
+        try:
+            await self._tell("/start_weight_update")
+        except Refused:  # a trainer that was killed has left one open
+            await self._cancel()
+            await self._tell("/start_weight_update")
 
     async def move(self, weights: "Iterable[tuple[str, torch.Tensor]]") -> None:
         """Send one parcel. Its tensors are held until it is on its way."""
@@ -82,7 +85,11 @@ class Parcels(ABC):
         return await asyncio.get_running_loop().run_in_executor(self._thread, call, *args)
 
     async def _cancel(self) -> None:
-        """A server says yes by raising; one where nothing is open, or that is gone, says no."""
+        """A server says yes by raising; one that has closed it already, or is gone, says no.
+
+        Only where an update is open: of several workers that raise, vLLM 0.32 hears the first,
+        and takes the answers of the others for those to its next call.
+        """
         with contextlib.suppress(Refused, RunError, TimeoutError):
             await self._update(cancel=True)
 
