@@ -27,7 +27,7 @@ from skyrl_kernel.config.compat import shown
 from skyrl_kernel.config.layers import BEFORE
 from skyrl_kernel.config.rules import without_effect
 from skyrl_kernel.errors import CapabilityError, ConfigError, PluginSelectionError
-from skyrl_kernel.place import GPUS, PLACES, places
+from skyrl_kernel.place import GPUS, PLACES, SAME_GPU, places
 from skyrl_kernel.plugins import (
     Catalog,
     PluginEntry,
@@ -322,9 +322,8 @@ def _with_transport(layers: Layers, catalog: Catalog) -> Layers:
     offers = {offer for entry in found for offer in entry.manifest.offers}
     if RECEIVES not in offers or SHARES in offers:
         return layers
-    here = _places(layers)
-    if layers.get(ADDRESSES_KEY):
-        here -= {GPUS}  # of a server that somebody else started nobody knows
+    # Transports between GPUs have not run on one yet: they are taken by name only.
+    here = _places(layers) - {SAME_GPU, GPUS}
     able = [
         entry
         for entry in catalog
@@ -353,7 +352,9 @@ def _places(layers: Layers) -> frozenset[str]:
     return places(
         [str(url) for url in urls] if isinstance(urls, list) else [],
         colocated=bool(layers.get(COLOCATED_KEY)),
-        devices=math.prod(int(layers.get(key) or 1) for key in DEVICE_KEYS),
+        devices=math.prod(
+            value for key in DEVICE_KEYS if isinstance(value := layers.get(key), int) and value > 0
+        ),
     )
 
 

@@ -438,7 +438,8 @@ def test_requests_are_shared_out_and_orders_go_to_every_server(model: Path) -> N
     against([one.reply for one in servers], model, use)
     for server in servers:
         assert server.count(GENERATE) == 4
-        assert server.count("/pause") == server.count("/resume") == 1
+        assert server.count("/pause") == 1
+        assert server.count("/resume") == 2  # and once before all: it may have been left paused
         assert server.count("/update_weight_version") == 1
 
 

@@ -288,10 +288,12 @@ class VllmEngine:
             await asyncio.wait(waiting.values(), timeout=_ABORT_EVERY_S)
 
     async def pause(self) -> None:
-        """Stop computing after the current step; requests stay."""
+        """Stop computing after the current step; requests stay, with what they have computed."""
         await self._connected()
-        await self._fleet.order("/pause?mode=keep")
-        self._is_paused = True
+        self._is_paused = (
+            True  # also where one server of several, or the caller, does not wait for it
+        )
+        await self._fleet.order("/pause?mode=keep&clear_cache=false")
 
     async def resume(self) -> None:
         """Go on."""
@@ -305,8 +307,9 @@ class VllmEngine:
             self._ready.cancel()
         try:
             await self._updates.forget()
-            if self._running and not self._fleet.is_gone():
-                await self.abort()
+            if not self._fleet.is_gone():
+                if self._running:
+                    await self.abort()
                 if self._is_paused:
                     await self.resume()
         except (RunError, TimeoutError):
@@ -321,9 +324,8 @@ class VllmEngine:
         """Bring weights through another transport from the next update on."""
         if make is self._make_transport:
             return
-        self._updates.close()
         self._make_transport = make
-        self._updates = Updates(self._fleet, make(), self._expected, version=self.version)
+        self._updates.change(make())
 
     async def begin_update(self, version: int) -> None:
         """Get ready for the weights of ``version``; an update begun before is forgotten.
@@ -360,10 +362,12 @@ class VllmEngine:
             self.version = version
             if not self._is_salted:
                 await self.forget_cache()
-            if not was_paused:
-                await self.resume()
         except ServerError as error:
             raise WeightSyncError(f"policy version {version} was lost: {error}") from error
+        finally:
+            # Not where nobody knows which weights there are: nothing may be sampled from them.
+            if not was_paused and not self._updates.is_broken:
+                await self.resume()
 
     async def forget_cache(self) -> None:
         """Drop all keys and values; requests in flight compute theirs again with the weights of now.
@@ -383,10 +387,19 @@ class VllmEngine:
             self._ready = loop.create_task(self._connect())
         await asyncio.shield(self._ready)
 
+    async def started(self) -> None:
+        """Return when every server may be asked.
+
+        Raises:
+            ServerError: One has ended, was not ready in time, or was started otherwise than it must be.
+        """
+        await self._connected()
+
     async def _connect(self) -> None:
         await self._fleet.wait_until_ready()
         try:
             await self._fleet.order("/update_weight_version", {"new_version": str(self.version)})
+            await self._fleet.order("/resume")  # a run that was killed in a pause has left it so
         except ServerError as error:
             if self._fleet.own:
                 raise

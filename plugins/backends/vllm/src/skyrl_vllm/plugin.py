@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from skyrl_kernel.config.tree import GeneratorConfig, InferenceEngineConfig, TrainerConfig
 from skyrl_kernel.errors import ConfigError
@@ -30,6 +31,7 @@ def check_engine(name: str, settings: Settings) -> Sequence[str] | None:
     generator = settings[GeneratorConfig]
     config = generator.inference_engine
     _refuse_router_alone(config)
+    _refuse_no_addresses(config.external_server_urls or [])
     refuse_mistyped("sampling_params", generator.sampling_params)
     refuse_mistyped("eval_sampling_params", generator.eval_sampling_params)
     refuse_decided(config.engine_init_kwargs)
@@ -59,6 +61,7 @@ def make_engine(name: str, settings: Settings, model: Path) -> Engine | None:
     deadlines = Deadlines(
         start_s=float(os.environ.get(START_VARIABLE) or Deadlines().start_s),
         request_s=generator.request_timeout_s,
+        update_s=config.weight_sync_timeout_s,
     )
     return VllmEngine(
         config.external_server_urls or _start(config, trainer, model),
@@ -78,6 +81,16 @@ def _refuse_router_alone(config: InferenceEngineConfig) -> None:
             "each request to one engine, and weights must reach all; name them in "
             "generator.inference_engine.external_server_urls"
         )
+
+
+def _refuse_no_addresses(urls: Sequence[str]) -> None:
+    key = "generator.inference_engine.external_server_urls"
+    for url in urls:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ConfigError(f"{key} has '{url}'; an address is such as http://127.0.0.1:8000")
+    if len({url.rstrip("/") for url in urls}) < len(urls):
+        raise ConfigError(f"{key}={list(urls)} names a server twice; name each once")
 
 
 def _start(

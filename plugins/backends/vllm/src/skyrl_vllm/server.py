@@ -37,8 +37,9 @@ _FLAGS = (
     *("--logprobs-mode", "processed_logprobs"),  # those of what was sampled from; default: raw
     *("--max-logprobs", "-1"),
     "--enable-scale-out",  # /inference/v1/generate: token ids in, token ids out
-    *("--weight-transfer-config", f'{{"backend": "{OWN}"}}'),
 )
+_TRANSFER = ("--weight-transfer-config", f'{{"backend": "{OWN}"}}')
+"""Unless the flags name another: where one is named twice, vLLM takes the last."""
 _VARIABLES = {
     "VLLM_SERVER_DEV_MODE": "1",  # pause, abort and weight updates are served in this mode only
     "VLLM_NO_USAGE_STATS": "1",
@@ -75,7 +76,8 @@ class Server:
         port = str(self._port.getsockname()[1])
         self.url = f"http://{HOST}:{port}"
         serve = [sys.executable, "-m", MODULE, "--model", str(model)]
-        command = [*serve, *flags, *_FLAGS, "--port", port, *_cpu_flags(model, flags)]
+        transfer = () if _TRANSFER[0] in flags else _TRANSFER
+        command = [*serve, *flags, *_FLAGS, *transfer, "--port", port, *_cpu_flags(model, flags)]
         self._log_start = log.stat().st_size if log.exists() else 0
         with log.open("ab") as output:
             self._guard = subprocess.Popen(

@@ -60,6 +60,11 @@ class Updates:
         self._begun, self._names = version, set()
         await self._call(version, self._transport.begin())
 
+    def change(self, transport: Transport) -> None:
+        """Bring weights through another transport from the next update on."""
+        self.close()
+        self._transport, self._is_open, self._begun = transport, False, None
+
     async def apply(self, weights: "Iterable[tuple[str, torch.Tensor]]") -> None:
         """Bring some or all tensors on their way.
 
@@ -111,14 +116,15 @@ class Updates:
         assert version is not None, "arrive() first"
         try:
             await self._transport.load(version)
-        except ServerError as error:
-            raise self._lost(version, error) from error
-        except (Refused, TimeoutError, OSError, RuntimeError) as error:
+        except BaseException as error:
             self._broken = (
-                f"the update to policy version {version} failed: {self._fleet} gave {error}. It has "
-                "neither the old weights nor the new ones; start it again"
+                f"the update to policy version {version} failed: {self._fleet} gave "
+                f"{str(error) or type(error).__name__}. It has neither the old weights nor the new ones "
+                "for certain; start it again"
             )
-            raise WeightSyncError(self._broken) from error
+            if isinstance(error, (Refused, ServerError, TimeoutError, OSError, RuntimeError)):
+                raise WeightSyncError(self._broken) from error
+            raise
         self.version = version
 
     @property

@@ -208,12 +208,19 @@ def _remove_leftovers(root: Path) -> None:
     """Delete what runs that were killed have left: a model each."""
     for folder in root.glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError):  # somebody else's, or it is being removed
-            lock = os.open(folder, os.O_RDONLY)
+            # Everybody may make folders here, so that one may lead to somebody's files.
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
+                if os.fstat(lock).st_uid != os.getuid():
+                    continue
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 for path in folder.glob("*.safetensors"):
-                    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
-                        _give_back(memory)
+                    file = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+                    try:
+                        with mmap.mmap(file, 0) as memory:
+                            _give_back(memory)
+                    finally:
+                        os.close(file)
                 shutil.rmtree(folder, ignore_errors=True)
             finally:
                 os.close(lock)

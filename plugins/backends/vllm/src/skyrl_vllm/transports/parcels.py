@@ -1,14 +1,15 @@
 """The calls to vLLM that our own transports share; `skyrl_vllm.inside.receiver` answers them."""
 
-import asyncio
 import contextlib
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from skyrl_kernel.errors import RunError
+from skyrl_kernel.rollout.deadline import CallTimeout
+from skyrl_kernel.rollout.workers import Workers
 from skyrl_vllm.client import Refused
 from skyrl_vllm.fleet import Fleet
 from skyrl_vllm.layout import in_order
@@ -24,7 +25,7 @@ class Parcels(ABC):
 
     def __init__(self) -> None:
         # One: what an update that was given up still writes ends before the next one writes.
-        self._thread = ThreadPoolExecutor(1, "skyrl-weights")
+        self._thread = Workers(1, "skyrl-weights")
         self._update_id: str | None = None
         self._sent = 0
 
@@ -78,11 +79,19 @@ class Parcels(ABC):
 
     def close(self) -> None:
         """End the thread; whatever it does comes to its end."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._thread.close()
 
     async def in_thread(self, call: Callable[..., Any], *args: Any) -> Any:
-        """Call it where it disturbs nobody; such calls run one after the other."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, call, *args)
+        """Call it where it disturbs nobody; such calls run one after the other.
+
+        Raises:
+            TimeoutError: It was not done within `Deadlines.update_s`; its thread is left behind.
+        """
+        timeout_s = self._fleet.deadlines.update_s
+        try:
+            return await self._thread.call(partial(call, *args), timeout_s)
+        except CallTimeout as error:
+            raise TimeoutError(f"what sends the weights was not done in {timeout_s:g} s") from error
 
     async def _cancel(self) -> None:
         """A server says yes by raising; one that has closed it already, or is gone, says no.
