@@ -64,7 +64,6 @@ class Subject(ModelEngine):
     """Engines that are attached, one after the other, to one server of one model."""
 
     transports = tuple(TRANSPORTS)
-    keeps_states = False  # a pause empties vLLM's caches, those of running requests too
     faults = ("truncated", "corrupted", "missing")
     model = "tied"
     variables: Mapping[str, str] | None = None
