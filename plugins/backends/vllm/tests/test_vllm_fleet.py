@@ -169,6 +169,18 @@ def running(pair: Pair) -> float:
     )
 
 
+async def sampling(pair: Pair) -> None:
+    """Return when both servers have sampled some tokens since now."""
+
+    def counts() -> list[float]:
+        return [counter(one.url, "vllm:generation_tokens_total") for one in pair.servers]
+
+    before, until = counts(), time.monotonic() + 20
+    while min(now - then for now, then in zip(counts(), before, strict=True)) < 8:
+        assert time.monotonic() < until, "nothing is sampled"
+        await asyncio.sleep(0.02)
+
+
 async def stopped(pair: Pair) -> bool:
     """Whether nothing runs within 3 s, and no tokens are sampled from then on."""
     until = time.monotonic() + 3
@@ -189,7 +201,7 @@ def test_a_caller_that_is_cancelled_frees_the_servers(pair: Pair) -> None:
     async def use(engine: VllmEngine) -> None:
         asked = [endless(prompt, seed) for prompt in PROMPTS for seed in range(16)]
         task = asyncio.ensure_future(engine.generate(asked))
-        await asyncio.sleep(0.7)
+        await sampling(pair)
         assert running(pair) > 0
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -251,7 +263,7 @@ def test_requests_in_flight_go_on_with_keys_and_values_of_the_new_weights(
         await push(engine, pair, first, size=0.05)
         asked = [endless(prompt, seed) for prompt in PROMPTS for seed in range(2)]
         task = asyncio.ensure_future(engine.generate(asked))
-        await asyncio.sleep(0.3)
+        await sampling(pair)
         await push(engine, pair, first + 1, size=0.05, forgets=forgets)
         worst, overtaken = 0.0, 0
         for one, completion in zip(asked, await task, strict=True):
@@ -275,11 +287,14 @@ async def push(
     with torch.no_grad():
         for one in distinct_tensors(pair.module).values():
             one.add_(torch.randn(one.shape, generator=generator) * size)
+    if forgets:  # as a run does it
+        await engine.pause()
     await engine.begin_update(version)
     await engine.apply_update(distinct_tensors(pair.module).items())
     await engine.finish_update(version)
     if forgets:
         await engine.forget_cache()
+        await engine.resume()
 
 
 def test_a_run_starts_all_its_servers_and_ends_with_the_first_that_dies(

@@ -718,7 +718,7 @@ MAIL = {
         class Mailbox(Receiver):
             def receive(self, parcel):
                 return [
-                    (name, torch.frombuffer(bytearray(base64.b64decode(text))).view(shape))
+                    (name, torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.float32).view(shape))
                     for name, shape, text in parcel["letters"]
                 ]
 

@@ -16,8 +16,9 @@ _SHOWN = 500
 _KEPT_S = 2.0
 """How long an idle connection is used again: less than the 5 s after which the server closes it.
 Who computes meanwhile does not notice the end, and would ask a server that does not listen."""
-_ASKED, _ASKED_EVERY_S = 20, 0.05
-"""How often and how soon a server that does not answer is looked at."""
+_ASKED, _ASKED_EVERY_S = 140, 0.05
+"""How often and how soon a server that does not answer is looked at: its guard waits 5 s for engine
+processes before it says that the server has ended."""
 
 
 class ServerError(RunError):

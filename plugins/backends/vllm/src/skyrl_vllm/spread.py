@@ -27,6 +27,7 @@ class Spread:
         servers: How many there are, at least 1.
 
     Example:
+        >>> import numpy as np
         >>> spread = Spread(2)
         >>> prompt, other = np.arange(32), np.arange(100, 132)
         >>> spread.take(prompt), spread.take(other), spread.take(prompt)
