@@ -19,8 +19,7 @@ SABOTAGE = '''
 import dataclasses
 import json
 import os
-import threading
-import time
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -97,22 +96,23 @@ def on_checkpoint(step, folder):
 
 @hookimpl
 def on_run_start(run):
-    """Watch for folders in the making: no hook is called then."""
+    """Hear of files that are opened in folders in the making: no hook is called then."""
     seen.clear()
     moment = json.loads(ORDER.read_text())["moment"] if ORDER.exists() else ""
-    folder = run.folder / {"checkpoint": "checkpoints", "export": "export"}.get(moment, "none")
-    threading.Thread(target=watch, args=(folder, moment), daemon=True).start()
-
-
-def watch(folder, moment):
+    if moment not in ("checkpoint", "export"):
+        return
+    folder = str(run.folder / {"checkpoint": "checkpoints", "export": "export"}[moment])
     known = set()
-    while ORDER.exists():
-        names = os.listdir(folder) if folder.exists() else []
-        for name in names:
-            if ".tmp-" in name and name not in known:
-                known.add(name)
-                strike(moment)
-        time.sleep(0.0005)
+
+    def heard(event, args):
+        if event != "open" or not str(args[0]).startswith(folder):
+            return
+        name = Path(os.path.relpath(args[0], folder)).parts[0]
+        if ".tmp-" in name and name not in known:
+            known.add(name)
+            strike(moment)
+
+    sys.addaudithook(heard)
 '''
 
 
