@@ -107,7 +107,7 @@ def on_run_start(run):
     def heard(event, args):
         if event != "open" or not str(args[0]).startswith(folder):
             return
-        name = Path(os.path.relpath(args[0], folder)).parts[0]
+        name = os.path.relpath(args[0], folder).split(os.sep)[0]
         if ".tmp-" in name and name not in known:
             known.add(name)
             strike(moment)
