@@ -128,11 +128,11 @@ def _serving(n: Numbers) -> str:
 {table(["", "tokens/s", "ours of it, by round"], rows)}
 
 One server, {n["requests"]} requests of {n["prompt_tokens"]} + {n["output_tokens"]} tokens, \
-{n["at_a_time"]} at a time, a random Qwen2 of 4 layers, float32; each with a seed of its own and with \
+{n["at_a_time"]} at a time, a random Qwen2 of 4 layers, float32; each seeded and with \
 the log-probs of what it sampled. Ours is the engine as the kernel calls it; vLLM's is \
 `vllm.benchmarks.serve`, what `vllm bench serve` runs. They take turns; medians of \
-{len(speeds["ours"])} rounds. What remains different: ours asks `/inference/v1/generate`, takes token \
-ids and keeps each token's version; vLLM's asks `/v1/completions` and has text made of the tokens, \
+{len(speeds["ours"])} rounds. What remains different: ours gives each request a seed of its own, vLLM's \
+one to all; ours asks `/inference/v1/generate`, takes token ids and keeps each token's version; vLLM's asks `/v1/completions` and has text made of the tokens, \
 once streamed as it does by itself, once told `stream_interval` so that it reads one message.
 
 {_measured(n)}
