@@ -14,7 +14,7 @@ PLACES: dict[str, str] = {
     GPUS: "an NVIDIA GPU, or with trainer.placement.colocate_all=false one each for trainer and engine",
     SAME_MACHINE: "an engine on the trainer's machine",
 }
-"""Needed by transports as capabilities are, and offered by no plugin but the run itself. The nearest come first."""
+"""Needed by transports as capabilities are, and offered by no plugin but the run itself."""
 _DRIVER = Path("/proc/driver/nvidia/gpus")
 
 

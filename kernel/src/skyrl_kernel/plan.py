@@ -27,7 +27,7 @@ from skyrl_kernel.config.compat import shown
 from skyrl_kernel.config.layers import BEFORE
 from skyrl_kernel.config.rules import without_effect
 from skyrl_kernel.errors import CapabilityError, ConfigError, PluginSelectionError
-from skyrl_kernel.place import GPUS, PLACES, SAME_GPU, places
+from skyrl_kernel.place import PLACES, SAME_MACHINE, places
 from skyrl_kernel.plugins import (
     Catalog,
     PluginEntry,
@@ -309,11 +309,11 @@ def _with_loggers(layers: Layers, named: Sequence[PluginEntry]) -> Layers:
 
 
 def _with_transport(layers: Layers, catalog: Catalog) -> Layers:
-    """``auto`` shares memory with an engine that can, or takes the transport of the nearest place.
+    """``auto`` shares memory with an engine that can, or takes the best transport to it.
 
-    Among those that the engine and the place allow: first what needs trainer and engine
-    nearest to each other, then what needs most, which is made for this engine; the engine's own
-    distribution before others.
+    Among those that the engine and the place allow: first what needs both on one machine, then
+    what needs most, which is made for this engine; the engine's own distribution before others.
+    Those between GPUs have not run on one yet: they are taken by name only.
     """
     if layers.get(SYNC_KEY) not in (None, "auto"):
         return layers
@@ -322,8 +322,7 @@ def _with_transport(layers: Layers, catalog: Catalog) -> Layers:
     offers = {offer for entry in found for offer in entry.manifest.offers}
     if RECEIVES not in offers or SHARES in offers:
         return layers
-    # Transports between GPUs have not run on one yet: they are taken by name only.
-    here = _places(layers) - {SAME_GPU, GPUS}
+    here = _places(layers) & {SAME_MACHINE}
     able = [
         entry
         for entry in catalog
@@ -331,13 +330,11 @@ def _with_transport(layers: Layers, catalog: Catalog) -> Layers:
         and offers & {*entry.manifest.needs}
         and offers | here >= {*entry.manifest.needs}
     ]
-    nearness = {place: rank for rank, place in enumerate(PLACES)}
 
-    def rank(entry: PluginEntry) -> tuple[int, int, bool, str]:
+    def rank(entry: PluginEntry) -> tuple[bool, int, bool, str]:
         needs = entry.manifest.needs
-        near = min((nearness[one] for one in needs if one in nearness), default=len(nearness))
         is_foreign = all(entry.distribution != one.distribution for one in found)
-        return near, -len(needs), is_foreign, entry.name
+        return SAME_MACHINE not in needs, -len(needs), is_foreign, entry.name
 
     best = min(able, key=rank).name
     origin = f"auto, for the engine '{name}'"

@@ -41,7 +41,7 @@ from skyrl_vllm.transports import files as files_module
 from skyrl_vllm.transports import server_flags, server_variables
 from skyrl_vllm.transports.files import Files
 from skyrl_vllm.transports.gloo import Gloo
-from skyrl_vllm.transports.native import Client, Native
+from skyrl_vllm.transports.native import Native, SyncClient
 from skyrl_vllm.transports.parcels import Parcels
 from skyrl_vllm.transports.ranks import Ranks, ranks
 from skyrl_vllm.updates import _is_finite
@@ -321,7 +321,7 @@ def test_what_vllms_trainer_side_asks_reaches_every_server() -> None:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         return runner, f"http://127.0.0.1:{runner.addresses[0][1]}"
 
-    def trainer_side(client: Client) -> None:
+    def trainer_side(client: SyncClient) -> None:
         client.init_weight_transfer_engine({"rank_offset": 1, "master_port": 7})
         client.start_weight_update()
         client.update_weights({"names": ["a"], "ipc_handles": [{"gpu": (1, b"x")}]})
@@ -332,7 +332,7 @@ def test_what_vllms_trainer_side_asks_reaches_every_server() -> None:
         fleet = Fleet([url for _, url in servers])
         here = await ranks(fleet)
         assert here == Ranks((1, 3), 7)
-        client = Client(fleet, here)
+        client = SyncClient(fleet, here)
         client.version = 5
         await asyncio.to_thread(trainer_side, client)
         await fleet.close()

@@ -1,8 +1,8 @@
 """What runs in vLLM's processes: the receiving half of each transport.
 
 vLLM calls `register` in each of its processes, through its own plugin entry
-point, and imports the module of the backend it was started with. Nothing here
-is imported by the run.
+point, and imports the module of the backend it was started with. The run reads no more
+of this than the backend's name.
 """
 
 OWN = "skyrl"

@@ -53,7 +53,7 @@ class Native:
         self.backend = backend
         self._weights: list[tuple[str, torch.Tensor]] = []
         self._engine: Any = None
-        self._client: Client | None = None
+        self._client: SyncClient | None = None
 
     async def open(self, fleet: Fleet) -> None:
         """Nothing yet: vLLM's halves meet when there are weights to describe."""
@@ -82,7 +82,7 @@ class Native:
     async def arrive(self) -> None:
         """Meet the servers, if they have not met: the last moment at which that can fail without harm."""
         if self._engine is None:
-            self._client = Client(self._fleet, await ranks(self._fleet))
+            self._client = SyncClient(self._fleet, await ranks(self._fleet))
             self._engine = await self._in_thread(self._met, self._client)
 
     async def load(self, version: int) -> None:
@@ -102,7 +102,7 @@ class Native:
         """Leave the servers."""
         self._weights, self._engine = [], None
 
-    def _met(self, client: "Client") -> Any:
+    def _met(self, client: "SyncClient") -> Any:
         from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 
         return WeightTransferTrainerFactory.trainer_init(
@@ -149,7 +149,7 @@ class Native:
         return await asyncio.wait_for(done, self._fleet.deadlines.update_s)
 
 
-class Client:
+class SyncClient:
     """vLLM's ``VLLMWeightSyncClient``: its calls come from other threads, and go to every server.
 
     Args:
