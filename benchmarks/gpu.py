@@ -24,7 +24,8 @@ from text import to_json
 
 from skyrl_fsdp.trainer import FsdpTrainer
 from skyrl_grpo.clip import clipped_loss
-from skyrl_kernel.config.tree import OptimizerConfig, PolicyConfig, TrainerConfig
+from skyrl_kernel.config.roles import OptimizerConfig, PolicyConfig
+from skyrl_kernel.config.trainer import TrainerConfig
 from skyrl_kernel.protocols import Loss
 from skyrl_kernel.records import Completion, GenerateRequest, Sampling, Scores, TrainingSample
 from skyrl_kernel.torch import LossInputs, LossTerms, ratio

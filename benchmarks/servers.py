@@ -9,7 +9,8 @@ from pathlib import Path
 
 import click
 
-from skyrl_kernel.config.tree import GeneratorConfig, InferenceEngineConfig, TrainerConfig
+from skyrl_kernel.config.generator import GeneratorConfig, InferenceEngineConfig
+from skyrl_kernel.config.trainer import TrainerConfig
 from skyrl_kernel.protocols import Engine
 from skyrl_transformers.testing import write_random_model
 from skyrl_vllm.plugin import NAME, make_engine

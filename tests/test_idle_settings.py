@@ -7,7 +7,7 @@ import pytest
 from running import skyrl
 
 from skyrl_kernel.config import AlgorithmConfig
-from skyrl_kernel.config.tree import Section
+from skyrl_kernel.config.section import Section
 from skyrl_kernel.errors import ConfigError
 from skyrl_kernel.plan import make_plan
 from skyrl_kernel.plugins import discover

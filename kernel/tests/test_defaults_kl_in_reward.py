@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skyrl_kernel.config import AlgorithmConfig
-from skyrl_kernel.config.tree import KLControllerConfig
+from skyrl_kernel.config.algorithm import KLControllerConfig
 from skyrl_kernel.defaults import kl_in_reward
 from skyrl_kernel.defaults.kl_in_reward import KLController, with_kl
 from skyrl_kernel.plan import make_plan

@@ -112,7 +112,7 @@ def generate(name):
 
 
 def test_the_kernels_kl_loss_wraps_a_loss_only_where_it_is_switched_on(site: Path) -> None:
-    from skyrl_kernel.config.tree import AlgorithmConfig
+    from skyrl_kernel.config.algorithm import AlgorithmConfig
 
     make_distribution(
         site,

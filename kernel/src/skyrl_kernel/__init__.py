@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from skyrl_kernel.config.tree import Section
+    from skyrl_kernel.config.section import Section
     from skyrl_kernel.env import Env, EnvStep, TextEnv
     from skyrl_kernel.hookspecs import hookimpl
     from skyrl_kernel.protocols import Advantage, DataRecipe, Loss, Settings
@@ -26,7 +26,7 @@ _HOMES = {
     "Loss": "protocols",
     "Prompt": "records",
     "Reward": "records",
-    "Section": "config.tree",
+    "Section": "config.section",
     "Segment": "records",
     "Settings": "protocols",
     "TextEnv": "env",

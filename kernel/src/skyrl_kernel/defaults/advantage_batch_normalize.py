@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from skyrl_kernel.config.tree import AlgorithmConfig
+from skyrl_kernel.config.algorithm import AlgorithmConfig
 from skyrl_kernel.hookspecs import hookimpl
 from skyrl_kernel.protocols import Advantage, Settings
 from skyrl_kernel.records import Scored, TokenAdvantages

@@ -8,7 +8,7 @@ laid out in token rows is `skyrl_kernel.token_rows`'s.
 import time
 from functools import partial
 
-from skyrl_kernel.config.tree import GeneratorConfig
+from skyrl_kernel.config.generator import GeneratorConfig
 from skyrl_kernel.env import EnvStep
 from skyrl_kernel.errors import FailureKind, TrajectoryError
 from skyrl_kernel.hookspecs import hookimpl

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from skyrl_kernel.config.tree import AlgorithmConfig, KLControllerConfig
+from skyrl_kernel.config.algorithm import AlgorithmConfig, KLControllerConfig
 from skyrl_kernel.hookspecs import hookimpl
 from skyrl_kernel.protocols import Advantage, CreditedGroup, Settings
 from skyrl_kernel.records import FloatArray, Scored, TokenAdvantages

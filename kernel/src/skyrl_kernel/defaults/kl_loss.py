@@ -8,7 +8,7 @@ from collections.abc import Generator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from skyrl_kernel.config.tree import AlgorithmConfig
+from skyrl_kernel.config.algorithm import AlgorithmConfig
 from skyrl_kernel.hookspecs import hookimpl
 from skyrl_kernel.protocols import Loss, Settings
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from skyrl_kernel.config.tree import GeneratorConfig
+from skyrl_kernel.config.generator import GeneratorConfig
 from skyrl_kernel.hookspecs import hookimpl
 from skyrl_kernel.protocols import Generate, RolloutContext, Settings
 from skyrl_kernel.records import Prompt, StopReason, Trajectory

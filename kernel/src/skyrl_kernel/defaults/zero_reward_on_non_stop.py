@@ -2,7 +2,7 @@
 
 from collections.abc import Generator, Sequence
 
-from skyrl_kernel.config.tree import GeneratorConfig
+from skyrl_kernel.config.generator import GeneratorConfig
 from skyrl_kernel.hookspecs import hookimpl
 from skyrl_kernel.protocols import RewardFn, Settings
 from skyrl_kernel.records import Reward, StopReason, Trajectory

@@ -9,7 +9,8 @@ from collections.abc import Generator, Sequence
 
 import numpy as np
 
-from skyrl_kernel.config.tree import AlgorithmConfig, FullyAsyncConfig
+from skyrl_kernel.config.algorithm import AlgorithmConfig
+from skyrl_kernel.config.trainer import FullyAsyncConfig
 from skyrl_kernel.hookspecs import hookimpl
 from skyrl_kernel.protocols import Select, Settings
 from skyrl_kernel.records import EQUAL_REWARDS, Group, Selection, Verdict

@@ -14,7 +14,7 @@ from skyrl_fsdp import microbatch
 from skyrl_fsdp.budget import fill
 from skyrl_fsdp.packing import places
 from skyrl_fsdp.trainer import FsdpTrainer
-from skyrl_kernel.config.tree import TrainerConfig
+from skyrl_kernel.config.trainer import TrainerConfig
 from skyrl_kernel.protocols import Loss
 from skyrl_kernel.records import Scores, TrainingSample
 from skyrl_kernel.torch import LossInputs, LossTerms

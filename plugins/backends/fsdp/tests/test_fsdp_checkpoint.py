@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from skyrl_fsdp.trainer import FsdpTrainer
-from skyrl_kernel.config.tree import OptimizerConfig, PolicyConfig, TrainerConfig
+from skyrl_kernel.config.roles import OptimizerConfig, PolicyConfig
+from skyrl_kernel.config.trainer import TrainerConfig
 from skyrl_kernel.errors import CheckpointError, ConfigError, ModelError, ResumeError
 from skyrl_kernel.protocols import Loss, Trainer
 from skyrl_kernel.records import Scores, TrainingSample

@@ -14,7 +14,7 @@ from transformers import AutoModel
 
 from skyrl_fsdp.critic import Critic, load_critic
 from skyrl_fsdp.trainer import FsdpTrainer
-from skyrl_kernel.config.tree import TrainerConfig
+from skyrl_kernel.config.trainer import TrainerConfig
 from skyrl_kernel.errors import (
     CheckpointError,
     ConfigError,

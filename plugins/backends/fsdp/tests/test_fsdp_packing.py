@@ -16,7 +16,7 @@ from skyrl_fsdp.critic import Critic
 from skyrl_fsdp.microbatch import forward, forward_values
 from skyrl_fsdp.packing import first_fit_decreasing, keeps_rows_apart, lay_out, pack_rows
 from skyrl_fsdp.trainer import FsdpTrainer
-from skyrl_kernel.config.tree import TrainerConfig
+from skyrl_kernel.config.trainer import TrainerConfig
 from skyrl_kernel.protocols import Loss
 from skyrl_kernel.records import Scores, TrainingSample
 from skyrl_kernel.torch import LossInputs, LossTerms

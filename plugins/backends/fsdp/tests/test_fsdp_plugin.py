@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from skyrl_fsdp import plugin
 from skyrl_fsdp.config import FsdpConfig
 from skyrl_fsdp.trainer import FsdpTrainer
-from skyrl_kernel.config.tree import TrainerConfig
+from skyrl_kernel.config.trainer import TrainerConfig
 
 
 class Sections(dict[type[BaseModel], BaseModel]):

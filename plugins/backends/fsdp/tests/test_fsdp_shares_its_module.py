@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from skyrl_fsdp.trainer import FsdpTrainer
-from skyrl_kernel.config.tree import OptimizerConfig, PolicyConfig, TrainerConfig
+from skyrl_kernel.config.roles import OptimizerConfig, PolicyConfig
+from skyrl_kernel.config.trainer import TrainerConfig
 from skyrl_kernel.protocols import Loss
 from skyrl_kernel.records import GenerateRequest, Sampling, Scores, TrainingSample
 from skyrl_kernel.torch import LossInputs, LossTerms

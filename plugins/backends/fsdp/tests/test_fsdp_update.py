@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM
 
 from skyrl_fsdp.microbatch import split
 from skyrl_fsdp.trainer import FsdpTrainer
-from skyrl_kernel.config.tree import OptimizerConfig, PolicyConfig, TrainerConfig
+from skyrl_kernel.config.roles import OptimizerConfig, PolicyConfig
+from skyrl_kernel.config.trainer import TrainerConfig
 from skyrl_kernel.errors import NonFiniteError
 from skyrl_kernel.protocols import Loss
 from skyrl_kernel.records import Scores, TrainingSample

@@ -15,7 +15,9 @@ import pytest
 import torch
 from aiohttp import web
 
-from skyrl_kernel.config.tree import Config, GeneratorConfig, TrainerConfig
+from skyrl_kernel.config.generator import GeneratorConfig
+from skyrl_kernel.config.trainer import TrainerConfig
+from skyrl_kernel.config.tree import Config
 from skyrl_kernel.errors import (
     CapabilityError,
     ConfigError,

@@ -17,7 +17,9 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from skyrl_kernel.config.tree import Config, GeneratorConfig, TrainerConfig
+from skyrl_kernel.config.generator import GeneratorConfig
+from skyrl_kernel.config.trainer import TrainerConfig
+from skyrl_kernel.config.tree import Config
 from skyrl_kernel.errors import TrajectoryError
 from skyrl_kernel.protocols import Streams
 from skyrl_kernel.records import GenerateRequest, Sampling

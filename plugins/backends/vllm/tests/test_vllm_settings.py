@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 
-from skyrl_kernel.config.tree import Config, GeneratorConfig, TrainerConfig
+from skyrl_kernel.config.generator import GeneratorConfig
+from skyrl_kernel.config.trainer import TrainerConfig
+from skyrl_kernel.config.tree import Config
 from skyrl_kernel.errors import ConfigError
 from skyrl_kernel.plan import make_plan
 from skyrl_vllm import plugin

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import BaseModel, Field
 
-from skyrl_kernel.config.tree import Section
+from skyrl_kernel.config.section import Section
 from skyrl_kernel.env import Env
 from skyrl_kernel.hookspecs import hookimpl
 from skyrl_kernel.protocols import Advantage, Engine, Loss, Settings, SyncWeights, Trainer

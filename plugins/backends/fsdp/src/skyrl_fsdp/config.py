@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from skyrl_kernel.config.tree import Section
+from skyrl_kernel.config.section import Section
 
 
 class FsdpConfig(Section):

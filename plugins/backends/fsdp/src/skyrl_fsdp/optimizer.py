@@ -9,7 +9,7 @@ from torch.optim import AdamW, Muon, Optimizer
 from transformers import PreTrainedModel
 
 from skyrl_fsdp.critic import Critic
-from skyrl_kernel.config.tree import OptimizerConfig
+from skyrl_kernel.config.roles import OptimizerConfig
 from skyrl_kernel.errors import ConfigError
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from skyrl_fsdp.config import FsdpConfig
-from skyrl_kernel.config.tree import TrainerConfig
+from skyrl_kernel.config.trainer import TrainerConfig
 from skyrl_kernel.hookspecs import hookimpl
 from skyrl_kernel.protocols import Settings, Trainer
 

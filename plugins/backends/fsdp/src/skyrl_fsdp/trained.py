@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from skyrl_fsdp import checkpoint
 from skyrl_fsdp.critic import Critic
 from skyrl_fsdp.optimizer import make_optimizers, rate_factor, set_rates, step_and_compare
-from skyrl_kernel.config.tree import OptimizerConfig
+from skyrl_kernel.config.roles import OptimizerConfig
 from skyrl_kernel.errors import ResumeError
 from skyrl_transformers.loading import distinct_tensors
 

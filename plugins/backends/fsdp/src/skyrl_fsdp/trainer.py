@@ -27,7 +27,7 @@ from skyrl_fsdp.finite import require_finite, require_finite_gradient
 from skyrl_fsdp.microbatch import forward, forward_values, split, trained
 from skyrl_fsdp.packing import keeps_rows_apart
 from skyrl_fsdp.trained import Model, TrainedModel
-from skyrl_kernel.config.tree import TrainerConfig
+from skyrl_kernel.config.trainer import TrainerConfig
 from skyrl_kernel.errors import CheckpointError, ConfigError, ResumeError
 from skyrl_kernel.protocols import Loss
 from skyrl_kernel.records import FloatArray, IntArray, TrainingSample, UpdateResult

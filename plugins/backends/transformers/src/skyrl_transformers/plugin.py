@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from skyrl_kernel.config.tree import GeneratorConfig, TrainerConfig
+from skyrl_kernel.config.generator import GeneratorConfig
+from skyrl_kernel.config.trainer import TrainerConfig
 from skyrl_kernel.hookspecs import hookimpl
 from skyrl_kernel.protocols import Engine, Settings, Tokenizer
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from skyrl_kernel.config.tree import GeneratorConfig, InferenceEngineConfig, TrainerConfig
+from skyrl_kernel.config.generator import GeneratorConfig, InferenceEngineConfig
+from skyrl_kernel.config.trainer import TrainerConfig
 from skyrl_kernel.errors import ConfigError
 from skyrl_kernel.hookspecs import hookimpl
 from skyrl_kernel.protocols import Engine, Settings

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from skyrl_kernel.config.tree import InferenceEngineConfig
+from skyrl_kernel.config.generator import InferenceEngineConfig
 from skyrl_kernel.errors import PluginLoadError
 from skyrl_vllm.client import Client, Refused, ServerError
 from skyrl_vllm.guard import GROUP_LINE, end_group

@@ -9,7 +9,8 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from skyrl_kernel.config.tree import InferenceEngineConfig, SamplingConfig, TrainerConfig
+from skyrl_kernel.config.generator import InferenceEngineConfig, SamplingConfig
+from skyrl_kernel.config.trainer import TrainerConfig
 from skyrl_kernel.errors import ConfigError
 
 SECTION = "generator.inference_engine"

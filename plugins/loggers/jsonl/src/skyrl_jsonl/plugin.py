@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from skyrl_kernel import progress
-from skyrl_kernel.config.tree import Section
+from skyrl_kernel.config.section import Section
 from skyrl_kernel.hookspecs import hookimpl
 from skyrl_kernel.json_lines import append_lines, dump_line
 from skyrl_kernel.protocols import EvalInfo, RunEnd, RunInfo, StepInfo

@@ -9,7 +9,7 @@
 from importlib.resources import files
 from pathlib import Path
 
-from skyrl_kernel.config.tree import GeneratorConfig
+from skyrl_kernel.config.generator import GeneratorConfig
 from skyrl_kernel.errors import ConfigError
 
 _SUFFIX = ".jinja"

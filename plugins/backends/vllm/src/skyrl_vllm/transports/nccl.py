@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from skyrl_kernel.config.tree import TrainerConfig
+from skyrl_kernel.config.trainer import TrainerConfig
 from skyrl_kernel.hookspecs import hookimpl
 from skyrl_kernel.protocols import Settings, SyncWeights
 from skyrl_vllm.transports import Through

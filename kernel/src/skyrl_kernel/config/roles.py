@@ -1,0 +1,90 @@
+"""Sections of the models that take part in training, by role, and of their optimizers."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from skyrl_kernel.config.section import Beta, Fraction, Section
+
+
+class ModelConfig(Section):
+    """``….model``: where a model comes from."""
+
+    path: str = "builtin:tiny"
+    """Hugging Face directory or name, or ``NAME:REST`` of a plugin. SkyRL: Qwen/Qwen2.5-1.5B-Instruct."""
+
+
+class OptimizerConfig(Section):
+    """``….optimizer_config``: how weights are updated."""
+
+    name: Literal["adamw", "muon"] = "adamw"
+    """``muon``: Muon on hidden matrices, AdamW on embeddings, norms and biases."""
+    lr: Annotated[float, Field(ge=0)] = 1e-6
+    """Peak learning rate of AdamW."""
+    muon_lr: Annotated[float, Field(ge=0)] = 0.02
+    """Peak learning rate of Muon; read only with ``name=muon``."""
+    adam_betas: tuple[Beta, Beta] = (0.9, 0.999)
+    """Decay of AdamW's first and second moments."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """Decoupled weight decay."""
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Gradients are scaled down to this norm."""
+    num_warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Updates over which the rate rises linearly to its peak; the first already has 1/n of it."""
+    scheduler: Literal["constant_with_warmup", "linear"] = "constant_with_warmup"
+    """``linear`` falls after the warm-up towards ``min_lr_frac`` of the peak."""
+    min_lr_frac: Fraction = 0.0
+    """Where ``linear`` ends, as a fraction of the peak."""
+
+
+class PolicyConfig(Section):
+    """``trainer.policy``: the model that is trained."""
+
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    """Its weights and tokenizer."""
+    optimizer_config: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    """Its optimizer."""
+
+
+class RefModelConfig(Section):
+    """``trainer.ref.model``: the frozen reference."""
+
+    path: str | None = None
+    """Default: the policy's path."""
+
+
+class RefConfig(Section):
+    """``trainer.ref``: the frozen model of the KL term; loaded only if something needs it."""
+
+    model: RefModelConfig = Field(default_factory=RefModelConfig)
+    """Its weights."""
+
+
+class CriticModelConfig(Section):
+    """``trainer.critic.model``: what the critic starts from."""
+
+    path: str | None = None
+    """Its body; a head without one begins anew. Default: the policy's path. SkyRL: to be named."""
+
+
+class CriticConfig(Section):
+    """``trainer.critic``: the value model; loaded only if something needs it."""
+
+    model: CriticModelConfig = Field(default_factory=CriticModelConfig)
+    """Its weights."""
+    optimizer_config: OptimizerConfig = Field(default_factory=lambda: OptimizerConfig(lr=5e-6))
+    """Its optimizer."""
+
+
+class TeacherModelConfig(Section):
+    """``trainer.teacher.model``: the frozen model to learn from."""
+
+    path: str | None = None
+    """Its weights; it has the policy's tokenizer. To be named where a teacher is needed. SkyRL: trainer.ref.model.path."""
+
+
+class TeacherConfig(Section):
+    """``trainer.teacher``: the frozen model to learn from; loaded only if something needs it."""
+
+    model: TeacherModelConfig = Field(default_factory=TeacherModelConfig)
+    """Its weights."""
