@@ -6,4 +6,5 @@
 - `groups`: judged trajectories, for algorithms.
 - `distributions`: installed packages made in a folder.
 - `clock`: an event loop in which waiting takes no time.
+- `ranks`: processes that are the ranks of one job, for trainers that are sharded.
 """
