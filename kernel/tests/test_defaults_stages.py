@@ -118,10 +118,3 @@ def test_sharing_needs_a_trainer_that_lends_and_an_engine_that_takes() -> None:
         asyncio.run(shared.shared(ScriptedTrainer(script), engine, 3))
     with pytest.raises(CapabilityError, match="share a module; this engine does not"):
         asyncio.run(shared.shared(Lends(script), ScriptedEngine(script), 3))
-
-
-def test_the_local_runtime_makes_things_here() -> None:
-    runtime = local.Local()
-    made = object()
-    assert runtime.start(lambda: made) is made
-    runtime.close()

@@ -22,6 +22,7 @@ from skyrl_kernel.probe import MAX_ROWS
 from skyrl_kernel.producer import Producer
 from skyrl_kernel.progress import Progress
 from skyrl_kernel.protocols import Engine, MeasureRow, Runtime, Tokenizer, Trainer
+from skyrl_kernel.recipe import EngineRecipe, TrainerRecipe
 from skyrl_kernel.records import Group, IntArray, Prompt, Sampling
 from skyrl_kernel.resume import Start
 from skyrl_kernel.rollout.driver import Rollouts
@@ -303,27 +304,12 @@ def make_rollouts(plan: Plan, engine: Engine, tokenizer: Tokenizer, progress: Pr
 
 def make_engine(plan: Plan, runtime: Runtime, model: Path) -> Engine:
     """The engine, where the runtime puts it."""
-    name = plan.tree.generator.inference_engine.backend
-    engine: Engine = runtime.start(
-        lambda: plan.manager.make("make_engine", name, name=name, settings=plan.config, model=model)
-    )
-    return engine
+    return runtime.start_engine(EngineRecipe.of(plan, model))
 
 
 def make_trainer(plan: Plan, runtime: Runtime, models: dict[str, Path], updates: int) -> Trainer:
     """The trainer, where the runtime puts it."""
-    name = plan.tree.trainer.strategy
-    trainer: Trainer = runtime.start(
-        lambda: plan.manager.make(
-            "make_trainer",
-            name,
-            name=name,
-            settings=plan.config,
-            models=models,
-            total_updates=updates,
-        )
-    )
-    return trainer
+    return runtime.start_trainer(TrainerRecipe.of(plan, models, updates))
 
 
 def make_session(

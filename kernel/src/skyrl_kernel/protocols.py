@@ -46,10 +46,10 @@ from skyrl_kernel.records import (
 if TYPE_CHECKING:
     import torch
 
+    from skyrl_kernel.recipe import EngineRecipe, TrainerRecipe
     from skyrl_kernel.torch import LossInputs, LossTerms
 
 Section = TypeVar("Section", bound=BaseModel)
-Made = TypeVar("Made")
 
 
 class Settings(Protocol):
@@ -223,6 +223,35 @@ class Trainer(Protocol):
 
     def onload(self) -> None:
         """Undo `offload`."""
+        ...
+
+
+@runtime_checkable
+class Ranked(Protocol):
+    """What a trainer adds to `Trainer` where several processes make up one: offers ``several_ranks``.
+
+    The runtime has set torchrun's environment variables (``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK``,
+    ``LOCAL_WORLD_SIZE``, ``MASTER_ADDR``, ``MASTER_PORT``) before `make_trainer` is called in each
+    process; the plugin makes its process group from them and ends it in `close`. Every method of
+    `Trainer` is called on every rank, in the same order:
+
+    - `score` with the rank's own rows, maybe none; ranks of equal `share` get the same.
+    - `update` with the rank's own part of one mini-batch, maybe nothing, never part of an atom of
+      the loss. Loss weights are of the whole mini-batch, so gradients add up over shares. The
+      result is that of the whole mini-batch, equal on all ranks.
+    - `weights`: iterated to its end on all ranks, in step; full tensors on each.
+    - `save`, `load`, `export`: with one folder for all; they return when all ranks are done.
+
+    What one rank finds wrong is raised on all, naming the rank, within a deadline.
+    """
+
+    share: int
+    """Which part of the data this rank computes, from 0."""
+    shares: int
+    """Number of parts."""
+
+    def close(self) -> None:
+        """Leave the process group."""
         ...
 
 
@@ -403,8 +432,12 @@ class Reduction(Protocol):
 class Runtime(Protocol):
     """Where trainer and engine run: in this process, or in others that it starts."""
 
-    def start(self, make: Callable[[], Made]) -> Made:
-        """The object that ``make`` makes, or one that stands for it in another process."""
+    def start_engine(self, recipe: "EngineRecipe") -> Engine:
+        """The engine, or an object that stands for it in another process."""
+        ...
+
+    def start_trainer(self, recipe: "TrainerRecipe") -> Trainer:
+        """The trainer, or an object that stands for it in other processes."""
         ...
 
     def close(self) -> None:

@@ -1,12 +1,8 @@
 """Runtime ``local``: controller, trainer and engine in this process."""
 
-from collections.abc import Callable
-from typing import TypeVar
-
 from skyrl_kernel.hookspecs import hookimpl
-from skyrl_kernel.protocols import Runtime
-
-T = TypeVar("T")
+from skyrl_kernel.protocols import Engine, Runtime, Trainer
+from skyrl_kernel.recipe import EngineRecipe, TrainerRecipe
 
 
 @hookimpl
@@ -18,9 +14,13 @@ def make_runtime(name: str) -> Runtime | None:
 class Local:
     """Makes everything right here."""
 
-    def start(self, make: Callable[[], T]) -> T:
-        """Call ``make``."""
-        return make()
+    def start_engine(self, recipe: EngineRecipe) -> Engine:
+        """Make it."""
+        return recipe.make()
+
+    def start_trainer(self, recipe: TrainerRecipe) -> Trainer:
+        """Make it."""
+        return recipe.make()
 
     def close(self) -> None:
         """Nothing was started."""

@@ -1,0 +1,173 @@
+"""How a trainer and an engine are made: in this process, or in one that gets nothing but the recipe.
+
+A recipe holds names, settings and paths, and no object that a plugin made, so that it can be
+pickled. What it is unpickled in loads the plugins of its lock and asks them the same questions.
+"""
+
+import pickle
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+
+from skyrl_kernel.config import ResolvedConfig
+from skyrl_kernel.plugins import (
+    Catalog,
+    Lock,
+    PluginEntry,
+    PluginManager,
+    locked_entries,
+    plugin_lock,
+)
+from skyrl_kernel.plugins.discovery import KERNEL, installed_version
+from skyrl_kernel.protocols import Engine, Loss, Section, Settings, Trainer
+from skyrl_kernel.slots import MAKERS
+
+if TYPE_CHECKING:
+    from skyrl_kernel.plan import Plan
+
+
+class PortableSettings:
+    """The config sections of a run, each pickled by itself.
+
+    A process reads those that its plugins ask for, and so needs no package but theirs.
+    """
+
+    def __init__(self, config: ResolvedConfig) -> None:
+        self._pickled = {_name(cls): pickle.dumps(one) for cls, one in config.sections.items()}
+        self._read: dict[str, BaseModel] = {}
+
+    def __getitem__(self, section: type[Section]) -> Section:
+        """The section of that class; see `skyrl_kernel.protocols.Settings`."""
+        name = _name(section)
+        if name not in self._read:
+            if name not in self._pickled:
+                raise KeyError(
+                    f"no config section {section.__name__} in this run: the plugin that owns it "
+                    f"({section.__module__.split('.')[0]}) is not selected"
+                )
+            self._read[name] = pickle.loads(self._pickled[name])  # written by this run
+        found = self._read[name]
+        assert isinstance(found, section)
+        return found
+
+
+def _name(section: type[BaseModel]) -> str:
+    return f"{section.__module__}.{section.__qualname__}"
+
+
+@dataclass(kw_only=True)
+class Recipe:
+    """What both recipes have: who is asked, and who else must be loaded."""
+
+    name: str
+    """Of the plugin that makes it."""
+    lock: Lock
+    """The plugins that its process loads."""
+    order: tuple[str, ...]
+    """``kind/NAME`` of each, in call order."""
+    settings: Settings
+    _manager: PluginManager | None = field(default=None, repr=False)
+
+    @property
+    def manager(self) -> PluginManager:
+        """Has the plugins loaded: at the first use, in a process that unpickled the recipe."""
+        if self._manager is None:
+            entries = locked_entries(self.lock)
+            version = installed_version(KERNEL) or "unknown"
+            self._manager = PluginManager(Catalog(entries=tuple(entries), kernel_version=version))
+            self._manager.load(entries, order=self.order)
+        return self._manager
+
+    def __getstate__(self) -> dict[str, Any]:
+        settings = self.settings
+        if not isinstance(settings, PortableSettings):
+            assert isinstance(settings, ResolvedConfig), "of a plan, or travelled already"
+            settings = PortableSettings(settings)
+        return {**self.__dict__, "settings": settings, "_manager": None}
+
+
+@dataclass(kw_only=True)
+class TrainerRecipe(Recipe):
+    """How each process of the trainer makes its part, and the loss that `update` applies."""
+
+    models: Mapping[str, Path]
+    """Role → model directory."""
+    total_updates: int
+    """Of the whole run, for schedules."""
+    loss_name: str
+    """What ``trainer.algorithm.policy_loss_type`` holds."""
+
+    @classmethod
+    def of(cls, plan: "Plan", models: Mapping[str, Path], total_updates: int) -> "TrainerRecipe":
+        """For the trainer of a plan."""
+        name, loss = plan.tree.trainer.strategy, plan.stages["loss"]
+        asked = _asked(plan, "make_trainer", name)
+        return cls(
+            name=name,
+            **_loaded(plan, [*asked, loss.provider, *loss.wrappers]),
+            models=dict(models),
+            total_updates=total_updates,
+            loss_name=plan.tree.trainer.algorithm.policy_loss_type,
+        )
+
+    def make(self) -> Trainer:
+        """The trainer, or this process's part of it."""
+        made: Trainer = self.manager.make(
+            "make_trainer",
+            self.name,
+            name=self.name,
+            settings=self.settings,
+            models=self.models,
+            total_updates=self.total_updates,
+        )
+        return made
+
+    def loss(self) -> Loss:
+        """Stage 5 with all that is around it: functions do not cross processes, their names do."""
+        resolved = self.manager.resolve(
+            "loss", self.loss_name, name=self.loss_name, settings=self.settings
+        )
+        found: Loss = resolved.value
+        return found
+
+
+@dataclass(kw_only=True)
+class EngineRecipe(Recipe):
+    """How an engine is made."""
+
+    model: Path
+    """Has the first weights."""
+
+    @classmethod
+    def of(cls, plan: "Plan", model: Path) -> "EngineRecipe":
+        """For the engine of a plan."""
+        name = plan.tree.generator.inference_engine.backend
+        return cls(name=name, **_loaded(plan, _asked(plan, "make_engine", name)), model=model)
+
+    def make(self) -> Engine:
+        """The engine."""
+        made: Engine = self.manager.make(
+            "make_engine", self.name, name=self.name, settings=self.settings, model=self.model
+        )
+        return made
+
+
+def _asked(plan: "Plan", hook: str, name: str) -> list[PluginEntry]:
+    """The selected plugins of that name, in the groups where the hook's slot looks for it."""
+    groups = next(slot.groups for slot in MAKERS if slot.hook == hook)
+    return [one for one in plan.entries if one.name == name and one.group in groups]
+
+
+def _loaded(plan: "Plan", wanted: Iterable[PluginEntry]) -> dict[str, Any]:
+    """The fields of a `Recipe` that loads ``wanted`` in the order of the plan."""
+    keys = {(one.group, one.name) for one in wanted}
+    entries = [one for one in plan.manager.entries if (one.group, one.name) in keys]
+    return {
+        "lock": plugin_lock(entries),
+        "order": tuple(entry.qualified for entry in entries),
+        "settings": plan.config,
+        "_manager": plan.manager,
+    }
