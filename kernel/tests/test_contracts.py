@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from skyrl_kernel.env import Env
-from skyrl_kernel.errors import HookError
+from skyrl_kernel.errors import HookError, RunError
 from skyrl_kernel.hookspecs import hookimpl
 from skyrl_kernel.protocols import Advantage, Engine, Loss, Trainer
 from skyrl_kernel.records import Completion, GenerateRequest, IntArray, TokenAdvantages
@@ -23,6 +23,7 @@ from skyrl_kernel.testing.contracts import (
     ObserverContract,
     TrainerContract,
 )
+from skyrl_kernel.testing.contracts.engine import SleepContract
 from skyrl_kernel.testing.scripted import Script, ScriptedEngine, ScriptedEnv, ScriptedTrainer
 
 Refused = (AssertionError, BadResult, pytest.fail.Exception)
@@ -159,6 +160,23 @@ class IgnoresPauses(ScriptedEngine):
         """Go on."""
 
 
+class AnswersInItsSleep(ScriptedEngine):
+    def _refuse_asleep(self, what: str) -> None:
+        """Go on."""
+
+
+class DropsItsWeights(ScriptedEngine):
+    async def sleep(self, level: int) -> None:
+        await super().sleep(level)
+        self.weight = 0.5
+
+
+class RefusesWhatComesInItsSleep(ScriptedEngine):
+    async def apply_update(self, weights: Any) -> None:
+        self._refuse_asleep("kv_cache")
+        await super().apply_update(weights)
+
+
 @pytest.mark.parametrize(
     ("engine", "test"),
     [
@@ -172,12 +190,18 @@ class IgnoresPauses(ScriptedEngine):
         ),
         (IgnoresPauses, EngineContract.test_a_paused_engine_waits_until_it_may_go_on),
         (IgnoresPauses, EngineContract.test_an_abort_ends_what_runs_and_nothing_that_comes_after),
+        (AnswersInItsSleep, SleepContract.test_a_request_in_its_sleep_is_an_error),
+        (DropsItsWeights, SleepContract.test_at_level_1_it_keeps_its_weights),
+        (
+            RefusesWhatComesInItsSleep,
+            SleepContract.test_it_wakes_with_the_weights_that_came_in_its_sleep,
+        ),
     ],
 )
 def test_a_broken_engine_is_refused(
     engine: type[ScriptedEngine], test: Callable[[Any], None]
 ) -> None:
-    class Contract(EngineContract):
+    class Contract(SleepContract, EngineContract):
         def make(self) -> Engine:
             return engine(Script())
 
@@ -187,7 +211,7 @@ def test_a_broken_engine_is_refused(
         def other_weights(self) -> Iterable[tuple[str, Any]]:
             return [("weight", np.ones(1))]
 
-    with pytest.raises(pytest.fail.Exception if engine is CommitsAnything else AssertionError):
+    with pytest.raises((AssertionError, pytest.fail.Exception, RunError)):
         test(Contract())
 
 
@@ -223,6 +247,14 @@ class ScoresFromTheFirstToken(ScriptedTrainer):
         return [row - 1 for row in super().score(role, rows, temperature=temperature)]
 
 
+class OffloadsItsOnlyCopy(ScriptedTrainer):
+    def offload(self) -> None:
+        self._kept, self.weight = self.weight, np.zeros(1)
+
+    def onload(self) -> None:
+        self.weight = self._kept
+
+
 class Pickles(ScriptedTrainer):
     def save(self, folder: Path) -> None:
         (folder / "state.pt").touch()
@@ -242,6 +274,7 @@ class Pickles(ScriptedTrainer):
             ScoresFromTheFirstToken,
             TrainerContract.test_scores_are_log_probs_of_each_token_in_the_order_of_the_rows,
         ),
+        (OffloadsItsOnlyCopy, TrainerContract.test_what_is_offloaded_is_saved_and_exported_whole),
         (Pickles, TrainerContract.test_no_pickle_is_written),
     ],
 )

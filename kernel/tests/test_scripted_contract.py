@@ -15,10 +15,11 @@ from skyrl_kernel.testing.contracts import (
     EngineContract,
     EnvContract,
 )
+from skyrl_kernel.testing.contracts.engine import SleepContract
 from skyrl_kernel.testing.scripted import CharTokenizer, Script, ScriptedEngine, ScriptedTrainer
 
 
-class TestEngine(EngineContract):
+class TestEngine(SleepContract, EngineContract):
     def make(self) -> Engine:
         return ScriptedEngine(Script())
 

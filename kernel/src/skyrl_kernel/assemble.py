@@ -328,6 +328,10 @@ def make_session(
         // config.trainer.policy_mini_batch_size
     )
     trainer = make_trainer(plan, runtime, prepared.models, order.total_steps * updates_per_step)
+    if start.checkpoint is not None:
+        trainer.load(start.checkpoint.path)
+    if plan.takes_turns:  # an engine takes its memory when it starts
+        trainer.offload()
     engine = make_engine(plan, runtime, prepared.models["policy"])
     admission = Admission(
         target=config.trainer.train_batch_size,
@@ -339,7 +343,6 @@ def make_session(
         dropped=int(state["producer"]["dropped"]) if state else 0,
     )
     if start.checkpoint is not None:
-        trainer.load(start.checkpoint.path)
         order.load_state_dict(state["producer"]["prompts"])
         for hook, saved in state["stages"].items():
             plan.stages[hook].value.load_state_dict(saved)

@@ -44,7 +44,7 @@ async def evaluate(run: Session, *, step: int, clock: Clock) -> dict[str, float]
                 f"allows; the first: {failures[0].message}",
                 failures,
             )
-        scored = await run.compute(run.eval_scorer.score, trajectories)
+        scored = await run.score_evaluation(trajectories)
         numbers = by_source(run.evaluate, scored, failures)
         if run.config.dump_eval_results:
             _dump(run, step, trajectories, numbers)

@@ -42,6 +42,7 @@ async def train(run: Session) -> int:
             with clock("generate"), run.stage("generate", step, total=run.rollouts_per_step):
                 batch = await run.producer.batch(step)
             with clock("fwd_logprobs_values_reward"), run.stage("score", step):
+                await run.turns.train()
                 scored = await run.compute(run.scorer, batch.groups)
             with clock("compute_advantages_and_returns"), run.stage("advantage", step):
                 credited = credit(run.advantage, scored, _masked_places(batch))

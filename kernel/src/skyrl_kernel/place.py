@@ -31,11 +31,21 @@ def places(urls: Sequence[str], *, colocated: bool, devices: int = 1) -> frozens
     found = set()
     if all(map(is_here, urls)):
         found.add(SAME_MACHINE)
-    if gpus and colocated and not urls:
+    if gpus and shares_gpu(urls, colocated=colocated):
         found.add(SAME_GPU)
     if gpus > (0 if colocated or urls else 1):
         found.add(GPUS)
     return frozenset(found)
+
+
+def shares_gpu(urls: Sequence[str], *, colocated: bool) -> bool:
+    """Whether an engine that the run starts computes on the trainer's GPUs.
+
+    Args:
+        urls: As in `places`.
+        colocated: As there.
+    """
+    return colocated and not urls and num_gpus() > 0
 
 
 def num_gpus() -> int:

@@ -27,7 +27,7 @@ from skyrl_kernel.config.compat import shown
 from skyrl_kernel.config.layers import BEFORE
 from skyrl_kernel.config.rules import without_effect
 from skyrl_kernel.errors import CapabilityError, ConfigError, PluginSelectionError
-from skyrl_kernel.place import PLACES, SAME_MACHINE, places
+from skyrl_kernel.place import PLACES, SAME_MACHINE, places, shares_gpu
 from skyrl_kernel.plugins import (
     Catalog,
     PluginEntry,
@@ -62,6 +62,8 @@ CONCURRENT = "concurrent_generation"
 """Offered by an engine that generates while the trainer trains."""
 FORGETS = "forgets_cache"
 """Offered by an engine that is a `skyrl_kernel.protocols.Forgets`."""
+SLEEPS = "sleeps"
+"""Offered by an engine that is a `skyrl_kernel.protocols.Sleeps`."""
 SERVED = "served"
 """Offered by an engine in a process of its own, so that it may also be attached to by address."""
 SYNC_KEY = "generator.inference_engine.weight_sync_backend"
@@ -76,6 +78,7 @@ DEVICE_KEYS = tuple(
     )
 )
 COLOCATED_KEY = "trainer.placement.colocate_all"
+OFFLOAD_KEY = "generator.inference_engine.offload_kv_for_weight_sync"
 SHARES, RECEIVES = "shares_module", "receives_weights"
 """Offered by an engine that computes with the trainer's module, and by one that holds a copy."""
 
@@ -93,6 +96,13 @@ class Plan:
     """Hook → callable, provider and wrappers, in the order of a step."""
     missing: tuple[str, ...] = ()
     """What this machine lacks for the engine; a run with any is refused."""
+    takes_turns: bool = False
+    """Trainer and engine have the same GPUs, in turns: see `skyrl_kernel.turns`."""
+
+    @property
+    def engine_sleeps(self) -> bool:
+        """Whether the engine sleeps at times: in the trainer's turn, or to have room for weights."""
+        return self.takes_turns or self.tree.generator.inference_engine.offload_kv_for_weight_sync
 
     @property
     def tree(self) -> Config:
@@ -178,12 +188,15 @@ def make_plan(
     asks_engine = training and not any(one.name == ENGINE_KEY for one in layers.replaced)
     if asks_engine:
         _refuse_truncated_sampling(config, entries)
+    offers = _engine_offers(layers, catalog)
     check_capabilities(
         entries,
         catalog,
-        extra_needs=_engine_needs(config.config) if asks_engine else {},
+        extra_needs=_engine_needs(config.config, offers) if asks_engine else {},
         places=_places(layers),
     )
+    if asks_engine:
+        _refuse_sleep_while_ahead(config.config, offers)
     _refuse_unread_sampling(config, catalog)
     engine = config.config.generator.inference_engine.backend
     missing = tuple(manager.ask("check_engine", engine, name=engine, settings=config) or ())
@@ -202,8 +215,14 @@ def make_plan(
         config = _with_idle(
             config, without_effect(layers, needs, partial(_would_read, catalog, layers, stages))
         )
+    is_ahead = training and config.config.trainer.max_staleness > 0
     return Plan(
-        config=config, entries=tuple(entries), manager=manager, stages=stages, missing=missing
+        config=config,
+        entries=tuple(entries),
+        manager=manager,
+        stages=stages,
+        missing=missing,
+        takes_turns=SLEEPS in offers and _shares_gpu(config.config) and not is_ahead,
     )
 
 
@@ -234,8 +253,42 @@ def _with_idle(config: ResolvedConfig, idle: Iterable[Answer]) -> ResolvedConfig
     return replace(config, not_read=(*config.not_read, *more))
 
 
-def _engine_needs(config: Config) -> dict[str, tuple[str, ...]]:
-    """Key → what it asks of the engine."""
+def _engine_offers(layers: Layers, catalog: Catalog) -> frozenset[str]:
+    name = layers.get(ENGINE_KEY)
+    found = catalog.named(name, (BACKENDS, PLUGINS)) if isinstance(name, str) else ()
+    return frozenset(offer for entry in found for offer in entry.manifest.offers)
+
+
+def _shares_gpu(config: Config) -> bool:
+    """Whether an engine with weights of its own is on the trainer's GPUs."""
+    urls = config.generator.inference_engine.external_server_urls or []
+    return shares_gpu(urls, colocated=config.trainer.placement.colocate_all)
+
+
+def _refuse_sleep_while_ahead(config: Config, offers: Collection[str]) -> None:
+    """An engine that sleeps generates nothing, and its running requests lose what they have cached."""
+    if not config.trainer.max_staleness:
+        return
+    if SERVED in offers and _shares_gpu(config):
+        raise CapabilityError(
+            f"{ASYNC_KEY}=true lets the engine generate while the trainer trains, and with "
+            f"{COLOCATED_KEY}=true they take turns on the same GPUs; give the engine its own with "
+            f"{COLOCATED_KEY}=false, or leave {ASYNC_KEY} out"
+        )
+    if config.generator.inference_engine.offload_kv_for_weight_sync:
+        raise CapabilityError(
+            f"{OFFLOAD_KEY}=true drops the keys and values of all requests at a weight sync, and with "
+            f"{ASYNC_KEY}=true some run then; leave one of them out"
+        )
+
+
+def _engine_needs(config: Config, offers: Collection[str]) -> dict[str, tuple[str, ...]]:
+    """Key → what it asks of the engine.
+
+    Args:
+        config: Of the run.
+        offers: Of the engine. One in the trainer's process has its module or memory, and need not sleep.
+    """
     engine = config.generator.inference_engine
     needs: dict[str, tuple[str, ...]] = {}
     if config.trainer.max_staleness:
@@ -249,6 +302,10 @@ def _engine_needs(config: Config) -> dict[str, tuple[str, ...]]:
         needs["generator.inference_engine.run_engines_locally=false"] = (SERVED,)
     if engine.external_server_urls:
         needs["generator.inference_engine.external_server_urls"] = (SERVED,)
+    if SERVED in offers and _shares_gpu(config):
+        needs[f"{COLOCATED_KEY}=true on a GPU"] = (SLEEPS,)
+    if engine.offload_kv_for_weight_sync:
+        needs[f"{OFFLOAD_KEY}=true"] = (SLEEPS,)
     return needs
 
 
@@ -319,7 +376,7 @@ def _with_transport(layers: Layers, catalog: Catalog) -> Layers:
         return layers
     name = layers.get(ENGINE_KEY)
     found = catalog.named(name, (BACKENDS, PLUGINS)) if isinstance(name, str) else ()
-    offers = {offer for entry in found for offer in entry.manifest.offers}
+    offers = _engine_offers(layers, catalog)
     if RECEIVES not in offers or SHARES in offers:
         return layers
     here = _places(layers) & {SAME_MACHINE}

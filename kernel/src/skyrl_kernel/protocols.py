@@ -176,6 +176,28 @@ class Forgets(Protocol):
 
 
 @runtime_checkable
+class Sleeps(Protocol):
+    """What an engine adds to `Engine` that offers ``sleeps``: it gives an accelerator back for a while.
+
+    Called while no request runs. Between `sleep` and the second `wake` it generates
+    nothing and scores nothing; a request is an error then, not a wait.
+    """
+
+    async def sleep(self, level: int) -> None:
+        """Give back all memory that can be had again. Cached keys and values are gone.
+
+        Args:
+            level: 1 keeps a copy of the weights in the machine's memory; 2 keeps none, and an
+                update brings them before the next request.
+        """
+        ...
+
+    async def wake(self, what: Literal["weights", "kv_cache"]) -> None:
+        """Take memory again: for the weights first, which is when an update may come; then for the cache."""
+        ...
+
+
+@runtime_checkable
 class Trainer(Protocol):
     """Owns models by role (``policy``, ``reference``, …) and the optimizers of those it trains.
 
@@ -218,7 +240,10 @@ class Trainer(Protocol):
         ...
 
     def offload(self) -> None:
-        """Give the accelerator's memory back; a no-op without one."""
+        """Give the accelerator's memory back; a no-op without one.
+
+        `save`, `load` and `export` work on what was moved away, and leave it there.
+        """
         ...
 
     def onload(self) -> None:

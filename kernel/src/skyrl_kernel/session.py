@@ -39,9 +39,11 @@ from skyrl_kernel.protocols import (
 )
 from skyrl_kernel.records import (
     Failure,
+    FloatArray,
     IntArray,
     Prompt,
     Sampling,
+    Scored,
     TrainingSample,
     Trajectory,
     UpdateResult,
@@ -53,6 +55,7 @@ from skyrl_kernel.run.checkpoint import save_checkpoint
 from skyrl_kernel.run.folder import RunFolder
 from skyrl_kernel.score_metrics import MISMATCH
 from skyrl_kernel.sentinels import Sentinels
+from skyrl_kernel.turns import Turns
 from skyrl_kernel.weight_sync import in_time
 
 P = ParamSpec("P")
@@ -131,6 +134,7 @@ class Session:
             self.forgets = self.engine
         if not self.engine.lockstep:
             self._thread = Workers(1, "skyrl-trainer")
+        self.turns = Turns(self.plan, self.engine, self.trainer, self.compute)
 
     @property
     def config(self) -> TrainerConfig:
@@ -166,6 +170,7 @@ class Session:
         await in_time(self._sync(version), self.plan, version)
 
     async def _sync(self, version: int) -> None:
+        await self.turns.begin_sync()
         if self.forgets is None:
             await self.sync_weights(self.trainer, self.engine, version)
         else:
@@ -184,11 +189,21 @@ class Session:
             )
         is_due = self._syncs % INTERVAL == 0
         self._syncs += 1
-        if self.probe_rows and is_due:
-            precision = "bfloat16" if self.config.bf16 else "float32"
-            rows = self.probe_rows
+        rows = self.probe_rows if is_due else ()
+        expected: list[FloatArray] = []
+        if rows:  # the trainer's half, while it has the accelerator
             expected = await self.compute(self.trainer.score, "policy", rows, temperature=1.0)
+        await self.turns.end_sync()
+        if rows:
+            precision = "bfloat16" if self.config.bf16 else "float32"
             await probe(self.engine, rows, expected, version, precision)
+
+    async def score_evaluation(self, trajectories: Sequence[Trajectory]) -> list[Scored]:
+        """Held-out trajectories with the scores that the stage `evaluate` needs."""
+        if not self.evaluate.needs:
+            return await self.compute(self.eval_scorer.score, trajectories)
+        async with self.turns.lent():
+            return await self.compute(self.eval_scorer.score, trajectories)
 
     async def close(self) -> list[str]:
         """End all that runs beside the loop, whatever of it fails or hangs; what did, in words."""

@@ -1,7 +1,7 @@
 """``skyrl eval``: the held-out numbers of a run's checkpoint, or of any model."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from skyrl_kernel.errors import CheckpointError, RunError, SkyrlError, UsageErro
 if TYPE_CHECKING:
     from skyrl_kernel.plan import Plan
     from skyrl_kernel.progress import Progress
+    from skyrl_kernel.protocols import Engine, Trainer
     from skyrl_kernel.records import Failure, Trajectory
     from skyrl_kernel.run import Checkpoint, RunFolder
 
@@ -243,19 +244,20 @@ def _play(
     runtime = plan.manager.make("make_runtime", name, name=name, settings=plan.config)
     step = 0 if checkpoint is None else checkpoint.step
     try:
-        engine = assemble.make_engine(plan, runtime, model)
         trainer = None
         if checkpoint is not None or evaluator.needs:
             trainer = assemble.make_trainer(plan, runtime, models, 1)
             if checkpoint is not None:
                 trainer.load(checkpoint.path)
+            if plan.takes_turns:  # an engine takes its memory when it starts
+                trainer.offload()
+        engine = assemble.make_engine(plan, runtime, model)
         rollouts = assemble.make_rollouts(plan, engine, tokenizer, progress)
 
         async def run() -> "tuple[list[Trajectory], list[Failure]]":
             try:
                 if trainer is not None:
-                    sync = plan.stages["sync_weights"].value(trainer, engine, step)
-                    await in_time(sync, plan, step)
+                    await in_time(_sync(plan, trainer, engine, step), plan, step)
                 return await play(
                     rollouts,
                     data.val.prompts,
@@ -279,6 +281,8 @@ def _play(
                 )
             scored = [Scored(trajectory=one, scores=()) for one in trajectories]
             if trainer is not None:
+                if plan.takes_turns:  # the engine is gone
+                    trainer.onload()
                 scored = Scorer(
                     trainer=trainer,
                     needs=evaluator.needs,
@@ -298,6 +302,18 @@ def _play(
             lambda folder: write_eval_dump(folder, trajectories, numbers, tokenizer),
         )
     return numbers, failures
+
+
+async def _sync(plan: "Plan", trainer: "Trainer", engine: "Engine", version: int) -> None:
+    from skyrl_kernel.turns import Turns
+
+    async def call(method: Callable[[], None]) -> None:
+        method()
+
+    turns = Turns(plan, engine, trainer, call)
+    await turns.begin_sync()
+    await plan.stages["sync_weights"].value(trainer, engine, version)
+    await turns.end_sync()
 
 
 # --- what is printed ----------------------------------------------------------------------

@@ -68,6 +68,9 @@ class InferenceEngineConfig(Section):
     """Slot of `make_engine`. SkyRL: vllm."""
     weight_sync_backend: str = "auto"
     """Slot of the stage `sync_weights`; ``auto`` takes the best that trainer and engine share. SkyRL: nccl."""
+    offload_kv_for_weight_sync: bool = False
+    """An engine with GPUs of its own drops its cache while new weights come, and takes the memory again
+    after them: for syncs that need more room than ``gpu_memory_utilization`` leaves."""
     weight_sync_timeout_s: Seconds = 600.0
     """Deadline of one weight sync, from its beginning until the engine generates with the new weights."""
     max_num_seqs: Positive = 1024

@@ -157,6 +157,24 @@ class TrainerContract:
         for b, a in zip(before, self._score(trainer, self.rows()), strict=True):
             np.testing.assert_allclose(b, a, atol=self.tolerance)
 
+    def test_what_is_offloaded_is_saved_and_exported_whole(self, tmp_path: Path) -> None:
+        """A run that shares its GPU writes checkpoints in the engine's turn."""
+        trainer = self.make()
+        self._update(trainer, self._samples(trainer))
+        before = self._score(trainer, self.rows())
+        trainer.offload()
+        folders = [tmp_path / name for name in ("saved", "exported")]
+        for folder, write in zip(folders, (trainer.save, trainer.export), strict=True):
+            folder.mkdir()
+            write(folder)
+        loaded = self.make()
+        loaded.load(folders[0])
+        trainer.onload()
+        for one in (trainer, loaded):
+            for b, a in zip(before, self._score(one, self.rows()), strict=True):
+                np.testing.assert_allclose(b, a, atol=self.tolerance)
+        assert (folders[1] / "config.json").is_file()
+
     def _score(self, trainer: Trainer, rows: Sequence[IntArray]) -> list[FloatArray]:
         return trainer.score("policy", rows, temperature=1.0)
 

@@ -1,12 +1,13 @@
 """An engine that says what its script says, token by token."""
 
 import asyncio
+import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from skyrl_kernel.errors import WeightSyncError
+from skyrl_kernel.errors import RunError, WeightSyncError
 from skyrl_kernel.records import Completion, FloatArray, GenerateRequest, IntArray
 from skyrl_kernel.testing.scripted.script import Ask, Script
 from skyrl_kernel.testing.scripted.tokenizer import END, CharTokenizer
@@ -51,9 +52,15 @@ class ScriptedEngine:
         self._aborts = 0
         self._begun: int | None = None
         self._received: float | None = None
+        self._asleep: set[str] = set()
 
     async def generate(self, requests: Sequence[GenerateRequest]) -> list[Completion]:
-        """Complete every request, in order."""
+        """Complete every request, in order.
+
+        Raises:
+            RunError: It sleeps.
+        """
+        self._refuse_asleep("kv_cache")
         self.calls.append(len(requests))
         return list(await asyncio.gather(*(self._complete(request) for request in requests)))
 
@@ -96,7 +103,12 @@ class ScriptedEngine:
         )
 
     async def logprobs(self, rows: Sequence[IntArray], *, temperature: float) -> list[FloatArray]:
-        """[T] log-prob of each token; 0 at index 0. The temperature changes nothing here."""
+        """[T] log-prob of each token; 0 at index 0. The temperature changes nothing here.
+
+        Raises:
+            RunError: It sleeps.
+        """
+        self._refuse_asleep("kv_cache")
         return [row_logprobs(self.weight, row) for row in rows]
 
     async def abort(self) -> None:
@@ -119,6 +131,28 @@ class ScriptedEngine:
         """There is none; note that it was asked."""
         self._script.note("forget")
 
+    async def sleep(self, level: int) -> None:
+        """Hold nothing; at level 2 the weight is NaN until another comes."""
+        self._script.note(f"sleep {level}")
+        self._asleep = {"weights", "kv_cache"}
+        if level == 2:
+            self.weight = math.nan
+
+    async def wake(self, what: Literal["weights", "kv_cache"]) -> None:
+        """Hold it again.
+
+        Raises:
+            RunError: The cache was to come before the weights.
+        """
+        self._script.note(f"wake {what}")
+        if what == "kv_cache":
+            self._refuse_asleep("weights")
+        self._asleep.discard(what)
+
+    def _refuse_asleep(self, what: str) -> None:
+        if what in self._asleep:
+            raise RunError(f"the scripted engine sleeps: it has no memory for {what}")
+
     async def begin_update(self, version: int) -> None:
         """Get ready; an update begun before is forgotten.
 
@@ -134,8 +168,10 @@ class ScriptedEngine:
         """Receive the one number.
 
         Raises:
+            RunError: It sleeps.
             WeightSyncError: No update was begun, or the tensor is another.
         """
+        self._refuse_asleep("weights")
         if self._begun is None:
             raise WeightSyncError("weights arrived before begin_update")
         for name, value in weights:

@@ -57,7 +57,7 @@ class Script:
     """Called inside each update, in the trainer's thread, with the updates before it."""
     events: list[str] = field(default_factory=list)
     """What happened, in order: ``ask 3``, ``answer 3``, ``update``, ``sync 1``, ``forget``, ``save``,
-    ``export``."""
+    ``export``, ``sleep 2``, ``wake weights``, ``wake kv_cache``, ``offload``, ``onload``."""
     engine: "ScriptedEngine | None" = None
     """The engine made last."""
     trainer: "ScriptedTrainer | None" = None

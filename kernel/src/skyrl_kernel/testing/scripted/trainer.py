@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from skyrl_kernel.errors import RunError
 from skyrl_kernel.protocols import Loss
 from skyrl_kernel.records import FloatArray, IntArray, TrainingSample, UpdateResult
 from skyrl_kernel.testing.scripted.engine import row_logprobs
@@ -39,13 +40,16 @@ class ScriptedTrainer:
         self.scored: list[tuple[str, int]] = []
         """Role and number of rows of each call of `score`."""
         self._script = script
+        self._is_loaded = True
 
     def score(self, role: str, rows: Sequence[IntArray], *, temperature: float) -> list[FloatArray]:
         """[T] log-probs, a reference has the initial weight; or values of the critic.
 
         Raises:
+            RunError: It is offloaded.
             ValueError: The role is none of ``policy``, ``reference`` and ``value``.
         """
+        self._refuse_offloaded()
         weights = {"policy": float(self.weight[0]), "reference": 0.0, "value": self.value}
         if role not in weights:
             raise ValueError(
@@ -60,7 +64,12 @@ class ScriptedTrainer:
     def update(
         self, batch: Sequence[TrainingSample], loss: Loss, *, temperature: float
     ) -> UpdateResult:
-        """Move the weight, and the critic's; the loss is not called."""
+        """Move the weight, and the critic's; the loss is not called.
+
+        Raises:
+            RunError: It is offloaded.
+        """
+        self._refuse_offloaded()
         self._script.note("update")
         self._script.on_update(self.updates)
         self.batches.append(list(batch))
@@ -98,7 +107,12 @@ class ScriptedTrainer:
         }
 
     def weights(self, role: str = "policy") -> "Iterator[tuple[str, torch.Tensor]]":
-        """The one number, as ``weight``."""
+        """The one number, as ``weight``.
+
+        Raises:
+            RunError: It is offloaded.
+        """
+        self._refuse_offloaded()
         yield "weight", self.weight.copy()  # type: ignore[misc]  # an array stands in for a tensor
 
     def save(self, folder: Path) -> None:
@@ -124,7 +138,15 @@ class ScriptedTrainer:
         (folder / "config.json").write_text(json.dumps(config))
 
     def offload(self) -> None:
-        """There is no accelerator."""
+        """Note it, and compute nothing until `onload`."""
+        self._script.note("offload")
+        self._is_loaded = False
 
     def onload(self) -> None:
-        """There is no accelerator."""
+        """Note it."""
+        self._script.note("onload")
+        self._is_loaded = True
+
+    def _refuse_offloaded(self) -> None:
+        if not self._is_loaded:
+            raise RunError("the scripted trainer is offloaded: it computes nothing")

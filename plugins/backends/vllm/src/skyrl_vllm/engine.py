@@ -102,6 +102,7 @@ class VllmEngine:
         self._names = itertools.count()
         self._name = uuid.uuid4().hex[:12]
         self._is_paused = False
+        self._asleep: set[str] = set()
 
     @property
     def deadlines(self) -> Deadlines:
@@ -124,6 +125,7 @@ class VllmEngine:
         _refuse_empty(requests)
         if not requests:
             return []
+        self._refuse_asleep()
         await self._connected()
         return await _together([self._complete(request) for request in requests])
 
@@ -141,6 +143,7 @@ class VllmEngine:
             ValueError: As in `generate`; so are the others.
         """
         _refuse_empty([request])
+        self._refuse_asleep()
         await self._connected()
         version = self.version
         parts: list[Piece] = []
@@ -210,6 +213,7 @@ class VllmEngine:
         """
         if temperature not in (0, 1):
             self._refuse_long(max(map(len, rows), default=0))
+        self._refuse_asleep()
         await self._connected()
         scored = await _together(
             [
@@ -301,6 +305,32 @@ class VllmEngine:
         await self._fleet.order("/resume")
         self._is_paused = False
 
+    async def sleep(self, level: int) -> None:
+        """Give back the GPU memory of weights and cache; level 1 keeps the weights in the machine's.
+
+        Running requests are aborted. The CPU build keeps its memory.
+        """
+        await self._connected()
+        self._asleep = {"weights", "kv_cache"}  # also where only some of several servers sleep
+        await self._move_memory(f"/sleep?level={level}")
+
+    async def wake(self, what: Literal["weights", "kv_cache"]) -> None:
+        """Take the memory again; with both, the server goes on computing."""
+        await self._move_memory(f"/wake_up?tags={what}")
+        self._asleep.discard(what)
+
+    async def _move_memory(self, path: str) -> None:
+        await self._fleet.order(path, timeout_s=self.deadlines.update_s)
+
+    def _refuse_asleep(self) -> None:
+        """The server would let a request wait until it is woken.
+
+        Raises:
+            ServerError: It sleeps.
+        """
+        if self._asleep:
+            raise ServerError(f"{self._fleet} sleeps, and was asked to compute; wake it first")
+
     async def close(self) -> None:
         """End running requests; end the server, if this run started it."""
         if self._ready is not None:
@@ -310,6 +340,8 @@ class VllmEngine:
             if not self._fleet.is_gone():
                 if self._running:
                     await self.abort()
+                if self._asleep:
+                    await self._move_memory("/wake_up")
                 if self._is_paused:
                     await self.resume()
         except (RunError, TimeoutError):
@@ -354,13 +386,14 @@ class VllmEngine:
                 server refused. The update is over; the message says which weights it has.
         """
         await self._updates.arrive(version)
-        was_paused = self._is_paused
+        # A sleeping server computes nothing, and would without a cache if it were resumed.
+        was_paused = self._is_paused or bool(self._asleep)
         try:
             if not was_paused:
                 await self.pause()
             await self._updates.load()
             self.version = version
-            if not self._is_salted:
+            if not self._is_salted and not self._asleep:
                 await self.forget_cache()
         except ServerError as error:
             raise WeightSyncError(f"policy version {version} was lost: {error}") from error

@@ -26,7 +26,7 @@ class Deadlines:
     request_s: float = 3600.0
     """Of one completion, with the wait for its turn."""
     update_s: float = 600.0
-    """Of one call that an update consists of."""
+    """Of one call that an update consists of, and of one that moves memory."""
     control_s: float = 60.0
     """Of everything else: pause, resume, abort."""
 
@@ -88,14 +88,21 @@ class Fleet:
                 raise answer
         return answers
 
-    async def order(self, path: str, body: Mapping[str, Any] | None = None) -> None:
+    async def order(
+        self, path: str, body: Mapping[str, Any] | None = None, *, timeout_s: float | None = None
+    ) -> None:
         """Tell every server something that it must be able to do.
+
+        Args:
+            path: With its query.
+            body: JSON-able.
+            timeout_s: Longest wait; default: `Deadlines.control_s`.
 
         Raises:
             ServerError: One cannot, or is gone.
         """
         try:
-            await self.ask(path, body, timeout_s=self.deadlines.control_s)
+            await self.ask(path, body, timeout_s=timeout_s or self.deadlines.control_s)
         except (Refused, TimeoutError) as error:
             raise ServerError(f"{self} failed in {path}: {error}") from error
 

@@ -100,7 +100,7 @@ def _start(
     """All servers, none of them ready yet; if one cannot be started the others end."""
     from skyrl_vllm import devices
     from skyrl_vllm.server import Server
-    from skyrl_vllm.settings import flags, more_flags, size
+    from skyrl_vllm.settings import flags, more_flags, size, sleep_flags
     from skyrl_vllm.transports import server_flags, server_variables
 
     number = config.num_engines
@@ -109,7 +109,7 @@ def _start(
     )
     transport, colocated = config.weight_sync_backend, trainer.placement.colocate_all
     all_flags = [*flags(config, trainer), *server_flags(transport, colocated=colocated)]
-    all_flags += more_flags(config.engine_init_kwargs)
+    all_flags += [*sleep_flags(config, trainer), *more_flags(config.engine_init_kwargs)]
     logs = _logs(trainer, number)
     servers: list[Server] = []
     try:

@@ -77,7 +77,8 @@ class Server:
         self.url = f"http://{HOST}:{port}"
         serve = [sys.executable, "-m", MODULE, "--model", str(model)]
         transfer = () if _TRANSFER[0] in flags else _TRANSFER
-        command = [*serve, *flags, *_FLAGS, *transfer, "--port", port, *_cpu_flags(model, flags)]
+        command = [*serve, *_usable(flags), *_FLAGS, *transfer, *_cpu_flags(model, flags)]
+        command += ["--port", port]
         self._log_start = log.stat().st_size if log.exists() else 0
         with log.open("ab") as output:
             self._guard = subprocess.Popen(
@@ -163,6 +164,12 @@ class Server:
         """Of a guard that was killed nobody ends the server's processes but the run."""
         if (group := self.group) is not None:
             end_group(group)
+
+
+def _usable(flags: Sequence[str]) -> list[str]:
+    """Without what the CPU build refuses: it keeps its memory, and answers as if it slept."""
+    is_cpu_build = _is_installed(CPU_BUILD)
+    return [one for one in flags if not (is_cpu_build and one == "--enable-sleep-mode")]
 
 
 def _cpu_flags(model: Path, flags: Sequence[str]) -> list[str]:

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from skyrl_kernel.config.generator import InferenceEngineConfig, SamplingConfig
 from skyrl_kernel.config.trainer import TrainerConfig
 from skyrl_kernel.errors import ConfigError
+from skyrl_kernel.place import shares_gpu
 
 SECTION = "generator.inference_engine"
 _ASK_S = 300.0
@@ -38,6 +39,7 @@ DECIDED: Mapping[str, str] = {
     **dict.fromkeys(("speculative_config", "spec_model", "spec_method", "spec_tokens"), _DRAFT),
     "dtype": f"set {SECTION}.model_dtype",
     "seed": "set trainer.seed",
+    "enable_sleep_mode": f"set trainer.placement.colocate_all, or {SECTION}.offload_kv_for_weight_sync",
     "enable_expert_parallel": f"set {SECTION}.expert_parallel_size",
     **{
         key: f"set {SECTION}.{key}"
@@ -89,6 +91,13 @@ def flags(config: InferenceEngineConfig, trainer: TrainerConfig) -> list[str]:
     if config.served_model_name is not None:
         found += ["--served-model-name", config.served_model_name]
     return found
+
+
+def sleep_flags(config: InferenceEngineConfig, trainer: TrainerConfig) -> list[str]:
+    """What a server needs that is to give its GPU memory back at times; none where it keeps it."""
+    urls = config.external_server_urls or []
+    shares = shares_gpu(urls, colocated=trainer.placement.colocate_all)
+    return ["--enable-sleep-mode"] if shares or config.offload_kv_for_weight_sync else []
 
 
 def size(config: InferenceEngineConfig) -> int:

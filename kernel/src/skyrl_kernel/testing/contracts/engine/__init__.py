@@ -7,9 +7,11 @@
 | `sampling` | `SamplingContract` | temperature, truncation, many samples, what ends a completion |
 | `work` | `WorkContract` | nothing lost or doubled, nothing computed that nobody waits for |
 | `updates` | `UpdateContract` | new weights in mid-request; refused and damaged ones; no stale prefix |
+| `sleeps` | `SleepContract` | memory given back and taken again, around an update or without one |
 | `served` | `ServedContract` | a server that is killed |
 
-`ModelEngineContract` is all but the last, `ServedEngineContract` all of them. They
+`ModelEngineContract` is all but the last two, `ServedEngineContract` all but `SleepContract`,
+which is for an engine that offers ``sleeps``. They
 compare with `reference`: plain PyTorch on a Hugging Face module in float32.
 """
 
@@ -17,6 +19,7 @@ from skyrl_kernel.testing.contracts.engine.log_probs import LogProbContract
 from skyrl_kernel.testing.contracts.engine.protocol import EngineContract
 from skyrl_kernel.testing.contracts.engine.sampling import SamplingContract
 from skyrl_kernel.testing.contracts.engine.served import ServedContract
+from skyrl_kernel.testing.contracts.engine.sleeps import SleepContract
 from skyrl_kernel.testing.contracts.engine.updates import UpdateContract
 from skyrl_kernel.testing.contracts.engine.work import WorkContract
 
@@ -39,6 +42,7 @@ __all__ = [
     "SamplingContract",
     "ServedContract",
     "ServedEngineContract",
+    "SleepContract",
     "UpdateContract",
     "WorkContract",
 ]
