@@ -226,22 +226,18 @@ def test_skyrls_default_asks_for_nothing_that_is_missing() -> None:
 
 
 def test_another_value_is_refused_in_a_run_and_listed_without_one() -> None:
-    word = "trainer.policy.model.lora.rank=32"
+    word = "trainer.mtp.enabled=true"
     assert refusal(word, allow_not_yet=False) == (
-        "trainer.policy.model.lora.rank=32 (command line): all weights are trained. SkyRL has it, this "
-        "project not yet: docs/roadmap.md, 'LoRA'"
+        "trainer.mtp.enabled=true (command line): no draft head is trained. SkyRL has it, this project "
+        "not yet: docs/roadmap.md, 'Speculative decoding'"
     )
     assert settings(resolve(word).not_yet) == [word]
 
 
 def test_a_setting_of_a_feature_counts_only_where_the_feature_is_asked_for() -> None:
-    alpha, rank = "trainer.policy.model.lora.alpha=64", "trainer.policy.model.lora.rank=32"
-    assert settings(resolve(alpha, allow_not_yet=False).not_read) == [alpha]
-    assert settings(resolve(alpha, rank).not_yet) == [alpha, rank]
-
-    critic, critic_rank = (one.replace("policy", "critic") for one in (alpha, rank))
-    assert settings(resolve(critic, allow_not_yet=False).not_read) == [critic]
-    assert settings(resolve(critic, critic_rank).not_yet) == [critic, critic_rank]
+    weight, enabled = "trainer.mtp.loss_weight=0.5", "trainer.mtp.enabled=true"
+    assert settings(resolve(weight, allow_not_yet=False).not_read) == [weight]
+    assert settings(resolve(weight, enabled).not_yet) == [weight, enabled]
 
     policy = "trainer.placement.colocate_policy_ref=false"
     apart = "trainer.placement.colocate_all=false"
@@ -251,7 +247,7 @@ def test_a_setting_of_a_feature_counts_only_where_the_feature_is_asked_for() -> 
 
 def test_equal_values_are_equal_however_they_are_written() -> None:
     words = [
-        "trainer.policy.model.lora.rank=0",
+        "trainer.policy.model.fake_int4_qat.q_min=-8",
         "trainer.mtp.enabled=no",
         "trainer.max_tokens_per_microbatch=-1",
     ]

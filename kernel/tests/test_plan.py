@@ -147,6 +147,15 @@ def test_a_plugin_of_another_kind_does_not_fill_a_slot() -> None:
         plan("trainer.strategy=agent")
 
 
+def test_adapters_need_a_trainer_that_trains_them() -> None:
+    word = "trainer.policy.model.lora.rank=8"
+    with pytest.raises(
+        CapabilityError, match=r"lora\.rank=8 needs 'trains_adapters'.*backend/fsdp"
+    ):
+        make_plan(["scripted"], (), [word])
+    make_plan(["scripted"], (), [word.replace("8", "0")])
+
+
 def test_staleness_needs_an_engine_that_generates_while_the_trainer_trains() -> None:
     assert plan("trainer.fully_async.enabled=true").tree.trainer.max_staleness == 4
     with pytest.raises(

@@ -64,6 +64,8 @@ FORGETS = "forgets_cache"
 """Offered by an engine that is a `skyrl_kernel.protocols.Forgets`."""
 SLEEPS = "sleeps"
 """Offered by an engine that is a `skyrl_kernel.protocols.Sleeps`."""
+ADAPTERS = "trains_adapters"
+"""Offered by a trainer that reads ``trainer.policy.model.lora`` and that of the critic."""
 SERVED = "served"
 """Offered by an engine in a process of its own, so that it may also be attached to by address."""
 SYNC_KEY = "generator.inference_engine.weight_sync_backend"
@@ -192,7 +194,10 @@ def make_plan(
     check_capabilities(
         entries,
         catalog,
-        extra_needs=_engine_needs(config.config, offers) if asks_engine else {},
+        extra_needs={
+            **(_trainer_needs(config.config) if training else {}),
+            **(_engine_needs(config.config, offers) if asks_engine else {}),
+        },
         places=_places(layers),
     )
     if asks_engine:
@@ -280,6 +285,16 @@ def _refuse_sleep_while_ahead(config: Config, offers: Collection[str]) -> None:
             f"{OFFLOAD_KEY}=true drops the keys and values of all requests at a weight sync, and with "
             f"{ASYNC_KEY}=true some run then; leave one of them out"
         )
+
+
+def _trainer_needs(config: Config) -> dict[str, tuple[str, ...]]:
+    """Key → what it asks of the trainer."""
+    roles = {"trainer.policy": config.trainer.policy, "trainer.critic": config.trainer.critic}
+    return {
+        f"{key}.model.lora.rank={role.model.lora.rank}": (ADAPTERS,)
+        for key, role in roles.items()
+        if role.model.lora.rank
+    }
 
 
 def _engine_needs(config: Config, offers: Collection[str]) -> dict[str, tuple[str, ...]]:

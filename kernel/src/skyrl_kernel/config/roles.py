@@ -4,7 +4,27 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from skyrl_kernel.config.section import Beta, Fraction, Section
+from skyrl_kernel.config.section import Beta, Fraction, Positive, Section
+
+
+class LoraConfig(Section):
+    """``….model.lora``: low-rank adapters are trained in place of all weights."""
+
+    rank: Annotated[int, Field(ge=0)] = 0
+    """Rank of each adapter; 0 trains all weights and reads none of the others."""
+    alpha: Positive = 16
+    """What an adapter adds is multiplied by ``alpha / rank``."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Fraction of each adapter's inputs left out while training; then the split into micro-batches is
+    no longer without effect."""
+    target_modules: str | list[str] = "all-linear"
+    """Which layers have an adapter: all linear ones but the output head, names (``q_proj``), or a regular
+    expression for whole paths."""
+    exclude_modules: str | list[str] | None = None
+    """Which of them have none after all, as names or a regular expression."""
+    init_method: Literal["kaiming", "gaussian", "orthogonal"] = "kaiming"
+    """How the first adapter is drawn; it changes nothing yet. PEFT's others also change the weights below,
+    which are the reference."""
 
 
 class ModelConfig(Section):
@@ -12,6 +32,8 @@ class ModelConfig(Section):
 
     path: str = "builtin:tiny"
     """Hugging Face directory or name, or ``NAME:REST`` of a plugin. SkyRL: Qwen/Qwen2.5-1.5B-Instruct."""
+    lora: LoraConfig = Field(default_factory=LoraConfig)
+    """Adapters."""
 
 
 class OptimizerConfig(Section):
@@ -65,6 +87,8 @@ class CriticModelConfig(Section):
 
     path: str | None = None
     """Its body; a head without one begins anew. Default: the policy's path. SkyRL: to be named."""
+    lora: LoraConfig = Field(default_factory=LoraConfig)
+    """Adapters on its body; its head is trained whole."""
 
 
 class CriticConfig(Section):

@@ -138,6 +138,17 @@ IDLE: tuple[Idle, ...] = (
         where=(f"{AHEAD}.enabled=false",),
         text=f"of generation ahead of training, which {AHEAD}.enabled=true switches on",
     ),
+    *(
+        Idle(
+            keys=tuple(
+                f"trainer.{role}.model.lora.{key}"
+                for key in ("alpha", "dropout", "target_modules", "exclude_modules", "init_method")
+            ),
+            where=(f"trainer.{role}.model.lora.rank=0",),
+            text=f"of adapters, which trainer.{role}.model.lora.rank above 0 asks for",
+        )
+        for role in ("policy", "critic")
+    ),
     Idle(
         keys=("trainer.ref.model.path",),
         unless="ref_logprobs",
@@ -211,7 +222,6 @@ BOUNDS: Mapping[str, int] = {
     "trainer.vocab_entropy_chunk_size": 0,
     "trainer.vocab_entropy_chunk_memory_mb": 1,
     "trainer.mtp.num_speculative_tokens": 1,
-    f"{POLICY}.model.lora.rank": 0,
     f"{ENGINE}.num_engines": 1,
     f"{ENGINE}.tensor_parallel_size": 1,
     f"{ENGINE}.pipeline_parallel_size": 1,

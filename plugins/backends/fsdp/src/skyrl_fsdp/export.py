@@ -5,6 +5,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedModel
 
+from skyrl_fsdp.lora import ADAPTER_FOLDER, adapted_layers, merged_tensors, write_adapter
 from skyrl_transformers.loading import no_progress_bars
 
 TOKENIZER_FILES = (
@@ -21,17 +22,19 @@ TOKENIZER_FILES = (
 
 
 def export_policy(module: PreTrainedModel, source: Path, folder: Path) -> None:
-    """Write config, weights and tokenizer.
+    """Write config, weights and tokenizer, and adapters by themselves in a folder beside.
 
     Args:
-        module: The policy, in float32: nothing is rounded.
+        module: The policy, in float32: nothing is rounded. Adapters are added to the weights.
         source: Where its tokenizer is: the directory, or the hub name, that it was
             loaded from. Files of a directory are copied as they are.
         folder: Made if needed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with no_progress_bars():
-        module.save_pretrained(folder)
+        module.save_pretrained(folder, state_dict=dict(merged_tensors(module)))
+    if adapted_layers(module):
+        write_adapter(module, source, folder / ADAPTER_FOLDER)
     if not source.is_dir():
         AutoTokenizer.from_pretrained(str(source)).save_pretrained(folder)
         return

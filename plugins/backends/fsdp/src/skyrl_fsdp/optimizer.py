@@ -14,7 +14,7 @@ from skyrl_kernel.errors import ConfigError
 
 
 def make_optimizers(module: PreTrainedModel | Critic, config: OptimizerConfig) -> list[Optimizer]:
-    """AdamW for every parameter; with ``name=muon``, Muon for the hidden matrices.
+    """AdamW for every parameter that is trained; with ``name=muon``, Muon for the hidden matrices.
 
     Hidden matrices are the two-dimensional weights that are neither embeddings
     nor the output head: Muon orthogonalises an update, which means something
@@ -24,26 +24,32 @@ def make_optimizers(module: PreTrainedModel | Critic, config: OptimizerConfig) -
         K. Jordan 2024, "Muon: an optimizer for hidden layers in neural networks";
         `torch.optim.Muon` with its defaults (momentum 0.95, Nesterov).
     """
-    parameters = list(module.parameters())
+    parameters = [p for p in module.parameters() if p.requires_grad]
     hidden = hidden_matrices(module) if config.name == "muon" else []
     ids = {id(parameter) for parameter in hidden}
-    adamw = AdamW(
-        [parameter for parameter in parameters if id(parameter) not in ids],
-        lr=config.lr,
-        betas=config.adam_betas,
-        weight_decay=config.weight_decay,
-        fused=True,
-    )
-    if not hidden:
-        return [adamw]
-    return [adamw, Muon(hidden, lr=config.muon_lr, weight_decay=config.weight_decay)]
+    others = [parameter for parameter in parameters if id(parameter) not in ids]
+    optimizers: list[Optimizer] = []
+    if others:  # adapters are hidden matrices all
+        optimizers.append(
+            AdamW(
+                others,
+                lr=config.lr,
+                betas=config.adam_betas,
+                weight_decay=config.weight_decay,
+                fused=True,
+            )
+        )
+    if hidden:
+        optimizers.append(Muon(hidden, lr=config.muon_lr, weight_decay=config.weight_decay))
+    return optimizers
 
 
 def hidden_matrices(module: PreTrainedModel | Critic) -> list[Parameter]:
-    """Two-dimensional parameters that are no embedding and no output head."""
+    """Two-dimensional parameters that are trained, and no embedding and no output head."""
     outer = {id(m.weight) for m in module.modules() if isinstance(m, torch.nn.Embedding)}
     outer.add(id(module.get_output_embeddings().weight))
-    return [p for p in module.parameters() if p.ndim == 2 and id(p) not in outer]
+    trained = (p for p in module.parameters() if p.requires_grad)
+    return [p for p in trained if p.ndim == 2 and id(p) not in outer]
 
 
 def rate_factor(

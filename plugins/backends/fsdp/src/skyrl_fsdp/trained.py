@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from skyrl_fsdp import checkpoint
 from skyrl_fsdp.critic import Critic
+from skyrl_fsdp.lora import dropout_drawn_from, kept_tensors, settings_of
 from skyrl_fsdp.optimizer import make_optimizers, rate_factor, set_rates, step_and_compare
 from skyrl_kernel.config.roles import OptimizerConfig
 from skyrl_kernel.errors import ResumeError
@@ -27,22 +28,24 @@ class TrainedModel:
     """A model and its optimizers.
 
     Args:
-        module: Its weights; all of them are trained.
+        module: Its weights; those are trained that have a gradient.
         config: Optimizer and schedule.
         key: Where ``config`` stands in the tree, for messages.
         checkpointing: Recompute activations in the backward pass.
+        seed: Of the dropout of adapters.
     """
 
     def __init__(
-        self, module: Model, config: OptimizerConfig, *, key: str, checkpointing: bool
+        self, module: Model, config: OptimizerConfig, *, key: str, checkpointing: bool, seed: int
     ) -> None:
-        self.module = module.requires_grad_(True)
+        self.module = module
         self.updates = 0
         """Optimizer steps so far."""
         self.total_updates: int | None = None
         """Of the whole run; the scheduler ``linear`` needs it."""
         self._config = config
         self._key = key
+        self._seed = seed
         if checkpointing:
             _enable_checkpointing(module.body if isinstance(module, Critic) else module)
         self.optimizers = make_optimizers(module, config)
@@ -57,7 +60,8 @@ class TrainedModel:
         """Gradients are collected in here, and gone afterwards."""
         try:
             self.module.train()
-            yield
+            with dropout_drawn_from(self.module, self._seed, self.updates):
+                yield
         finally:
             self.module.zero_grad(set_to_none=True)
             self.module.eval()
@@ -74,21 +78,23 @@ class TrainedModel:
         return changed
 
     def save(self, folder: Path) -> None:
-        """Write weights, optimizer state and counts; see `skyrl_fsdp.checkpoint`."""
-        numbers = {
+        """Write what is trained, optimizer state and counts; see `skyrl_fsdp.checkpoint`."""
+        numbers: dict[str, object] = {
             "updates": self.updates,
             "total_updates": self.total_updates,
             "optimizer": self._config.name,
         }
+        if lora := settings_of(self.module):
+            numbers["lora"] = lora
         state = checkpoint.optimizer_tensors(self.optimizers, self._names())
-        checkpoint.write(folder, distinct_tensors(self.module), state, numbers)
+        checkpoint.write(folder, kept_tensors(self.module), state, numbers)
 
     def load(self, folder: Path) -> None:
         """Continue from what `save` wrote, bit for bit.
 
         Raises:
             CheckpointError: A file is missing, damaged or of another model.
-            ResumeError: It was written with another optimizer.
+            ResumeError: It was written with another optimizer or with other adapters.
         """
         numbers = checkpoint.read_numbers(folder)
         name = self._config.name
@@ -98,7 +104,13 @@ class TrainedModel:
                 f"written with {numbers.get('optimizer')}, whose state {name} cannot use; set it "
                 "back, or start anew with another trainer.run_name"
             )
-        checkpoint.put_weights(folder / checkpoint.WEIGHTS, distinct_tensors(self.module))
+        if (lora := settings_of(self.module)) != (written := numbers.get("lora")):
+            raise ResumeError(
+                f"the checkpoint '{folder}' was written with {_described(written)}, and this run "
+                f"trains {_described(lora)}; set {self._key.rpartition('.')[0]}.model.lora as it was, "
+                "or start anew with another trainer.run_name"
+            )
+        checkpoint.put_weights(folder / checkpoint.WEIGHTS, kept_tensors(self.module))
         checkpoint.put_optimizer_tensors(
             folder / checkpoint.OPTIMIZER, self.optimizers, self._names()
         )
@@ -117,6 +129,13 @@ class TrainedModel:
 
     def _names(self) -> dict[Tensor, str]:
         return {parameter: name for name, parameter in distinct_tensors(self.module).items()}
+
+
+def _described(lora: object) -> str:
+    """Settings of adapters in words."""
+    if not isinstance(lora, dict):
+        return "all weights"
+    return f"adapters of {', '.join(f'{name}={value}' for name, value in lora.items())}"
 
 
 def _enable_checkpointing(module: PreTrainedModel) -> None:

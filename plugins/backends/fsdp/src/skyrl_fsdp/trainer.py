@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from skyrl_fsdp.critic import Critic, load_critic
 from skyrl_fsdp.export import export_policy
 from skyrl_fsdp.finite import require_finite, require_finite_gradient
+from skyrl_fsdp.lora import adapters_off, add_adapters, merged_tensors
 from skyrl_fsdp.microbatch import forward, forward_values, split, trained
 from skyrl_fsdp.packing import keeps_rows_apart
 from skyrl_fsdp.trained import Model, TrainedModel
@@ -32,7 +33,7 @@ from skyrl_kernel.errors import CheckpointError, ConfigError, ResumeError
 from skyrl_kernel.protocols import Loss
 from skyrl_kernel.records import FloatArray, IntArray, TrainingSample, UpdateResult
 from skyrl_kernel.torch import MetricSums, objective, pack, row_logprobs, row_values
-from skyrl_transformers.loading import default_device, distinct_tensors, load_causal_lm
+from skyrl_transformers.loading import default_device, load_causal_lm
 
 POLICY, VALUE = "policy", "value"
 
@@ -45,7 +46,8 @@ class FsdpTrainer:
 
     Args:
         models: Role → Hugging Face directory. ``policy`` is trained, and so is the
-            critic ``value``; all others are frozen.
+            critic ``value``; all others are frozen. With adapters on the policy, others
+            of the same directory are the policy without them.
         config: ``trainer``.
         device: ``auto``, ``cpu`` or ``cuda``.
 
@@ -62,18 +64,15 @@ class FsdpTrainer:
         self._paths = dict(models)
         self._modules: dict[str, Model] = {}
         self._trained: dict[str, TrainedModel] = {}
-        optimizers = {
-            POLICY: (config.policy.optimizer_config, "trainer.policy.optimizer_config"),
-            VALUE: (config.critic.optimizer_config, "trainer.critic.optimizer_config"),
-        }
+        self._unadapted = _unadapted(models, config)
         for role, path in models.items():
+            if role in self._unadapted:
+                continue
             module = self._load(role, path).requires_grad_(False)
             self._modules[role] = module
-            if role in optimizers:
-                optimizer, key = optimizers[role]
-                self._trained[role] = TrainedModel(
-                    module, optimizer, key=key, checkpointing=config.gradient_checkpointing
-                )
+            if role in (POLICY, VALUE):
+                self._trained[role] = self._train(role, module)
+        self._modules |= dict.fromkeys(self._unadapted, self._modules[POLICY])
         self._packs = config.remove_microbatch_padding and all(
             _keeps_rows_apart(model.module) for model in self._trained.values()
         )
@@ -83,13 +82,38 @@ class FsdpTrainer:
             return load_critic(path, self._device, self._config.algorithm.value_head_prefix)
         return load_causal_lm(path, self._device)
 
+    def _train(self, role: str, module: Model) -> TrainedModel:
+        """Choose what is trained: all weights, or new adapters and a critic's head."""
+        config = self._config
+        key = {POLICY: "trainer.policy", VALUE: "trainer.critic"}[role]
+        of_role = config.policy if role == POLICY else config.critic
+        lora = of_role.model.lora
+        if lora.rank:
+            body = module.body if isinstance(module, Critic) else module
+            add_adapters(body, lora, key=f"{key}.model.lora", seed=config.seed)
+            if isinstance(module, Critic):
+                module.get_output_embeddings().requires_grad_(True)
+        else:
+            module.requires_grad_(True)
+        return TrainedModel(
+            module,
+            of_role.optimizer_config,
+            key=f"{key}.optimizer_config",
+            checkpointing=config.gradient_checkpointing,
+            seed=config.seed,
+        )
+
     def module(self, role: str = POLICY) -> PreTrainedModel:
         """The live language model of a role, for an engine that shares it.
 
         Raises:
-            ValueError: No model has the role, or it is a critic.
+            ValueError: No model has the role, it is a critic, or the policy without adapters.
         """
         model = self._model(role)
+        if role in self._unadapted:
+            raise ValueError(
+                f"the role '{role}' is the policy without adapters, no model of its own"
+            )
         if isinstance(model, Critic):
             raise ValueError(f"the role '{role}' is a critic, which is no language model")
         return model
@@ -124,7 +148,7 @@ class FsdpTrainer:
             out: Tensor = model(input_ids=ids, use_cache=False).logits
             return out
 
-        with self._precision():
+        with self._precision(), self._as(role):
             if isinstance(model, Critic):
                 return row_values(
                     model, rows, device=self._device, max_rows=max_rows, max_tokens=budget
@@ -262,9 +286,11 @@ class FsdpTrainer:
         return {name: torch.cat(parts) for name, parts in columns.items()}
 
     def weights(self, role: str = POLICY) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor by Hugging Face name, tied ones once, under the first of their names."""
-        for name, tensor in distinct_tensors(self._model(role)).items():
-            yield name, tensor.detach()
+        """Every tensor by Hugging Face name, tied ones once, under the first of their names.
+
+        Adapters are added to the weights that they stand on.
+        """
+        yield from merged_tensors(self._model(role), adapted=role not in self._unadapted)
 
     def save(self, folder: Path) -> None:
         """Write what is trained: the policy into ``folder``, the critic into ``value`` in it."""
@@ -324,10 +350,23 @@ class FsdpTrainer:
         key = [self._config.seed, self._trained[POLICY].updates]
         return int(np.random.SeedSequence(key).generate_state(1)[0])
 
+    def _as(self, role: str) -> contextlib.AbstractContextManager[object]:
+        """The model of a role computes in here as that role."""
+        return (
+            adapters_off(self._model(role)) if role in self._unadapted else contextlib.nullcontext()
+        )
+
     def _precision(self) -> contextlib.AbstractContextManager[object]:
         if not self._config.bf16:
             return contextlib.nullcontext()
         return torch.autocast(self._device.type, torch.bfloat16)
+
+
+def _unadapted(models: Mapping[str, Path], config: TrainerConfig) -> set[str]:
+    """Frozen roles that are the policy without adapters, and so need no weights of their own."""
+    if not config.policy.model.lora.rank:
+        return set()
+    return {role for role in models.keys() - {POLICY, VALUE} if models[role] == models[POLICY]}
 
 
 def _folder_of(role: str, folder: Path) -> Path:
