@@ -3,11 +3,13 @@
 import asyncio
 import importlib.util
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from aiohttp import web
 
 from skyrl_transformers.testing import write_random_model
 from skyrl_vllm.server import Server
@@ -89,6 +91,28 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     kept = Servers(tmp_path_factory.mktemp("log") / "vllm.log")
     yield kept
     kept.stop()
+
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@asynccontextmanager
+async def _listening(handler: Handler) -> AsyncIterator[str]:
+    app = web.Application()
+    app.router.add_route("*", "/{rest:.*}", handler)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+@pytest.fixture(scope="session")
+def listening() -> Callable[[Handler], AbstractAsyncContextManager[str]]:
+    """A server that is played by one that listens for real: handler → its address."""
+    return _listening
 
 
 @pytest.fixture(autouse=True, scope="session")

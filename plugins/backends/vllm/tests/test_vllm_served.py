@@ -20,7 +20,11 @@ from transformers import AutoModelForCausalLM
 
 from skyrl_kernel.protocols import Engine, Tokenizer
 from skyrl_kernel.testing.contracts import LogProbContract, ModelEngineContract
-from skyrl_kernel.testing.contracts.engine import ServedContract, UpdateContract
+from skyrl_kernel.testing.contracts.engine import (
+    ServedContract,
+    SleepContract,
+    UpdateContract,
+)
 from skyrl_kernel.testing.contracts.engine.model import ModelEngine
 from skyrl_kernel.testing.contracts.engine.reference import Reference
 from skyrl_kernel.testing.distributions import make_distribution
@@ -175,7 +179,7 @@ class OwnOfVllm(UpdateContract):
 
 
 # The tests of the last base run first: log-probs on a new server; a killed one comes at the end.
-class TestTied(Subject, ServedContract, OwnOfVllm, ModelEngineContract):
+class TestTied(Subject, ServedContract, OwnOfVllm, SleepContract, ModelEngineContract):
     """``builtin:tiny``'s shape: embedding and head are one tensor."""
 
     killed_says = r"ended by signal 9; the end of .*vllm.log"
