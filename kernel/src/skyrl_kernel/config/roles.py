@@ -2,9 +2,10 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from skyrl_kernel.config.section import Beta, Fraction, Positive, Section
+from skyrl_kernel.config.sharding import ShardingConfig
 
 
 class LoraConfig(Section):
@@ -25,6 +26,15 @@ class LoraConfig(Section):
     init_method: Literal["kaiming", "gaussian", "orthogonal"] = "kaiming"
     """How the first adapter is drawn; it changes nothing yet. PEFT's others also change the weights below,
     which are the reference."""
+
+    @model_validator(mode="after")
+    def _orthogonal_in_pairs(self) -> "LoraConfig":
+        if self.init_method == "orthogonal" and self.rank % 2:
+            raise ValueError(
+                f"rank={self.rank} with init_method=orthogonal: half of the rank is drawn for each of the "
+                "two matrices; set an even rank, or init_method=kaiming"
+            )
+        return self
 
 
 class ModelConfig(Section):
@@ -66,6 +76,8 @@ class PolicyConfig(Section):
     """Its weights and tokenizer."""
     optimizer_config: OptimizerConfig = Field(default_factory=OptimizerConfig)
     """Its optimizer."""
+    fsdp_config: ShardingConfig = Field(default_factory=ShardingConfig)
+    """How it is spread over ranks."""
 
 
 class RefModelConfig(Section):
@@ -80,6 +92,8 @@ class RefConfig(Section):
 
     model: RefModelConfig = Field(default_factory=RefModelConfig)
     """Its weights."""
+    fsdp_config: ShardingConfig = Field(default_factory=ShardingConfig)
+    """How it is spread over ranks, and a teacher too."""
 
 
 class CriticModelConfig(Section):
@@ -98,6 +112,8 @@ class CriticConfig(Section):
     """Its weights."""
     optimizer_config: OptimizerConfig = Field(default_factory=lambda: OptimizerConfig(lr=5e-6))
     """Its optimizer."""
+    fsdp_config: ShardingConfig = Field(default_factory=ShardingConfig)
+    """How it is spread over ranks."""
 
 
 class TeacherModelConfig(Section):

@@ -14,9 +14,11 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from skyrl_fsdp.lora import FirstTensors, _drawn, add_adapters
 from skyrl_fsdp.trainer import FsdpTrainer
+from skyrl_kernel.config.roles import LoraConfig
 from skyrl_kernel.config.trainer import TrainerConfig
 from skyrl_kernel.errors import CheckpointError, ConfigError, NonFiniteError, ResumeError
 from skyrl_kernel.protocols import Loss
@@ -371,7 +373,6 @@ def test_layers_are_chosen_as_peft_chooses_them(llama: Path) -> None:
             r"'model\.embed_tokens', a Embedding; adapters stand",
         ),
         ({"target_modules": ["lm_head"]}, r"'lm_head', a layer that shares its weight"),
-        ({"rank": 3, "init_method": "orthogonal"}, r"requires the LoRA rank to be even, got 3"),
         ({"target_modules": ["norm"]}, r"policy\.model\.lora with target_modules=\['norm'\]"),
     ],
 )
@@ -380,6 +381,50 @@ def test_layers_that_can_have_no_adapter_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         trainer(llama, **lora)
+
+
+def test_orthogonal_adapters_have_an_even_rank() -> None:
+    with pytest.raises(ValueError, match="rank=3 with init_method=orthogonal: half of the rank"):
+        TrainerConfig(policy={"model": {"lora": {"rank": 3, "init_method": "orthogonal"}}})
+
+
+@pytest.mark.parametrize("init_method", ["kaiming", "gaussian", "orthogonal"])
+def test_adapters_are_drawn_as_peft_draws_them(init_method: str) -> None:
+    class Layer:
+        in_features, out_features = 24, 16
+
+    config = LoraConfig(rank=8, init_method=init_method)
+    torch.manual_seed(5)
+    down, up = _drawn(Layer(), config)
+    settings = peft.LoraConfig(
+        r=8,
+        target_modules=["0"],
+        init_lora_weights=True if init_method == "kaiming" else init_method,
+    )
+    model = torch.nn.Sequential(torch.nn.Linear(24, 16))
+    # PEFT draws the weights of two layers that it then draws anew
+    layer = peft.inject_adapter_in_model(settings, model)[0]
+    torch.manual_seed(5)
+    if init_method == "orthogonal":
+        layer.orthogonal_init("default")
+    else:
+        layer.reset_lora_parameters("default", settings.init_lora_weights)
+    assert torch.equal(layer.lora_A["default"].weight, down)
+    assert torch.equal(layer.lora_B["default"].weight, up)
+
+
+def test_a_model_without_weights_gets_the_same_adapters(llama: Path) -> None:
+    with torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(llama))
+    config = LoraConfig(rank=RANK, alpha=ALPHA)
+    add_adapters(empty, config, key="trainer.policy.model.lora", seed=42)
+    stored = load_causal_lm(llama).state_dict()
+    first = FirstTensors(empty, stored, config, key="trainer.policy.model.lora", seed=42)
+    one = trainer(llama).module()
+    assert all(parameter.is_meta for parameter in empty.parameters())
+    expected = one.state_dict()
+    assert first.keys() == expected.keys()
+    assert all(torch.equal(first[name], expected[name]) for name in expected)
 
 
 def test_an_init_method_that_changes_the_weights_below_is_refused() -> None:
@@ -393,6 +438,7 @@ import sys
 sys.modules["peft"] = None  # as if it were not installed
 from pathlib import Path
 from skyrl_fsdp.trainer import FsdpTrainer
+from skyrl_kernel.config.roles import LoraConfig
 from skyrl_kernel.config.trainer import TrainerConfig
 models = {{"policy": Path({str(llama)!r})}}
 FsdpTrainer(models, TrainerConfig(), device="cpu")  # which needs none

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedModel
 
-from skyrl_fsdp.lora import ADAPTER_FOLDER, adapted_layers, merged_tensors, write_adapter
+from skyrl_fsdp.adapted import ADAPTER_FOLDER, adapted_layers, merged_tensors, write_adapter
 from skyrl_transformers.loading import no_progress_bars
 
 TOKENIZER_FILES = (

@@ -14,8 +14,8 @@ from torch.nn.utils import clip_grad_norm_
 from transformers import PreTrainedModel
 
 from skyrl_fsdp import checkpoint
+from skyrl_fsdp.adapted import dropout_drawn_from, kept_tensors, settings_of
 from skyrl_fsdp.critic import Critic
-from skyrl_fsdp.lora import dropout_drawn_from, kept_tensors, settings_of
 from skyrl_fsdp.optimizer import make_optimizers, rate_factor, set_rates, step_and_compare
 from skyrl_kernel.config.roles import OptimizerConfig
 from skyrl_kernel.errors import ResumeError

@@ -21,10 +21,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
+from skyrl_fsdp.adapted import adapters_off, merged_tensors
 from skyrl_fsdp.critic import Critic, load_critic
 from skyrl_fsdp.export import export_policy
 from skyrl_fsdp.finite import require_finite, require_finite_gradient
-from skyrl_fsdp.lora import adapters_off, add_adapters, merged_tensors
+from skyrl_fsdp.lora import add_adapters
 from skyrl_fsdp.microbatch import forward, forward_values, split, trained
 from skyrl_fsdp.packing import keeps_rows_apart
 from skyrl_fsdp.trained import Model, TrainedModel
@@ -88,13 +89,9 @@ class FsdpTrainer:
         key = {POLICY: "trainer.policy", VALUE: "trainer.critic"}[role]
         of_role = config.policy if role == POLICY else config.critic
         lora = of_role.model.lora
+        module.requires_grad_(True)
         if lora.rank:
-            body = module.body if isinstance(module, Critic) else module
-            add_adapters(body, lora, key=f"{key}.model.lora", seed=config.seed)
-            if isinstance(module, Critic):
-                module.get_output_embeddings().requires_grad_(True)
-        else:
-            module.requires_grad_(True)
+            add_adapters(module, lora, key=f"{key}.model.lora", seed=config.seed)
         return TrainedModel(
             module,
             of_role.optimizer_config,
