@@ -5,7 +5,6 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from skyrl_kernel.config.section import Beta, Fraction, Positive, Section
-from skyrl_kernel.config.sharding import ShardingConfig
 
 
 class LoraConfig(Section):
@@ -76,8 +75,6 @@ class PolicyConfig(Section):
     """Its weights and tokenizer."""
     optimizer_config: OptimizerConfig = Field(default_factory=OptimizerConfig)
     """Its optimizer."""
-    fsdp_config: ShardingConfig = Field(default_factory=ShardingConfig)
-    """How it is spread over ranks."""
 
 
 class RefModelConfig(Section):
@@ -92,8 +89,6 @@ class RefConfig(Section):
 
     model: RefModelConfig = Field(default_factory=RefModelConfig)
     """Its weights."""
-    fsdp_config: ShardingConfig = Field(default_factory=ShardingConfig)
-    """How it is spread over ranks, and a teacher too."""
 
 
 class CriticModelConfig(Section):
@@ -112,8 +107,6 @@ class CriticConfig(Section):
     """Its weights."""
     optimizer_config: OptimizerConfig = Field(default_factory=lambda: OptimizerConfig(lr=5e-6))
     """Its optimizer."""
-    fsdp_config: ShardingConfig = Field(default_factory=ShardingConfig)
-    """How it is spread over ranks."""
 
 
 class TeacherModelConfig(Section):
