@@ -139,6 +139,17 @@ def test_a_log_is_appended_to_when_a_run_goes_on(tmp_path):
     assert [line["event"] for line in lines(logs)] == ["first", "second"]
 
 
+def test_the_log_of_another_process_has_a_file_and_a_field_of_its_own(tmp_path, screen):
+    console = Console(file=screen)
+    with RunLogs(tmp_path, console=console, file="rank_1.jsonl", fields={"process": "rank 1"}):
+        get_logger("x").info("begun", pid=7)
+        logging.getLogger("a_library").error("no")
+    (ours, theirs) = map(json.loads, (tmp_path / "rank_1.jsonl").read_text().splitlines())
+    assert (ours["event"], ours["process"], ours["pid"]) == ("begun", "rank 1", 7)
+    assert (theirs["event"], theirs["process"]) == ("no", "rank 1")
+    assert not (tmp_path / "log.jsonl").exists()
+
+
 def test_a_full_disk_is_said_once_and_does_not_stop_the_run(tmp_path, screen):
     (tmp_path / "log.jsonl").symlink_to("/dev/full")
     with logging_to(tmp_path, Progress("demo", 1, console=Console(file=screen, width=200))):

@@ -162,3 +162,10 @@ def test_a_plugin_error_says_who_where_and_what_in_one_line() -> None:
         "plugin 'grpo' (skyrl-grpo 1.0) failed in hook 'loss', step 3, process controller: "
         "KeyError: 'a'"
     )
+
+
+def test_an_error_of_another_process_is_told_with_the_step_that_only_the_controller_knows() -> None:
+    error = errors.PluginError("grpo", "skyrl-grpo 1.0", "loss", None, "trainer rank 1", "E: x")
+    assert "start-up" in str(error)
+    assert "step 3, process trainer rank 1" in str(error.in_step(3))
+    assert str(error.in_step(3).in_step(4)) == str(error.in_step(3))

@@ -83,6 +83,10 @@ class LogprobsDiffError(RunError):
     """Engine and trainer differ by more than ``trainer.logprobs_diff.stop_above`` on what is trained on."""
 
 
+class RankError(RunError):
+    """A process that trains with others failed, ended or hangs; names it."""
+
+
 class FailureBudgetError(RunError):
     """More trajectories failed than ``trainer.max_failed_frac`` allows.
 
@@ -167,6 +171,16 @@ class PluginError(RunError):
         self.step = step
         self.process = process
         self.cause = cause
+
+    def in_step(self, step: int) -> "PluginError":
+        """The same, of a step: another process that raises does not know which it is."""
+        if self.step is not None:
+            return self
+        told = PluginError(
+            self.plugin, self.distribution, self.hook, step, self.process, self.cause
+        )
+        told.__cause__ = self.__cause__
+        return told
 
     def __str__(self) -> str:
         where = f"step {self.step}" if self.step is not None else "start-up"

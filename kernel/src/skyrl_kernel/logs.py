@@ -101,12 +101,21 @@ class RunLogs:
         folder: ``trainer.log_path``, or the run folder; made if missing.
         console: Default: that of the process.
         level: Least level that is written.
+        file: Its name.
+        fields: What every line has beside its own, such as which process it is of.
     """
 
     def __init__(
-        self, folder: Path, *, console: "Console | None" = None, level: int = logging.INFO
+        self,
+        folder: Path,
+        *,
+        console: "Console | None" = None,
+        level: int = logging.INFO,
+        file: str = FILE_NAME,
+        fields: Mapping[str, Any] | None = None,
     ) -> None:
-        self.path = folder / FILE_NAME
+        self.path = folder / file
+        self._fields = _rename(fields or {})
         self._console = console
         self._level = level
         self._handlers: list[logging.Handler] = []
@@ -116,7 +125,7 @@ class RunLogs:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         known = known_secrets()
         self._handlers = [
-            _FileHandler(self.path, known, self._console),
+            _FileHandler(self.path, known, self._console, self._fields),
             _ConsoleHandler(self.path, known, self._console),
         ]
         root = logging.getLogger()
@@ -178,13 +187,13 @@ def _bind(logger: logging.Logger) -> "BoundLogger":
     return bound
 
 
-def _formatter(known: tuple[str, ...]) -> logging.Formatter:
+def _formatter(known: tuple[str, ...], fields: Mapping[str, Any]) -> logging.Formatter:
     """Renders any record, ours or a library's, as one line of JSON."""
     import structlog
 
     def render(_: Any, __: str, event: MutableMapping[str, Any]) -> str:
         first = {key: event.pop(key) for key in ("time", "level", "logger", "event")}
-        line: str = dump_line(mask_secrets({**first, **event}, known))
+        line: str = dump_line(mask_secrets({**first, **fields, **event}, known))
         return line.rstrip("\n")
 
     return structlog.stdlib.ProcessorFormatter(
@@ -203,9 +212,15 @@ def _formatter(known: tuple[str, ...]) -> logging.Formatter:
 class _FileHandler(logging.Handler):
     """Writes the file; where that fails it says so and writes no more, and the run goes on."""
 
-    def __init__(self, path: Path, known: tuple[str, ...], console: "Console | None") -> None:
+    def __init__(
+        self,
+        path: Path,
+        known: tuple[str, ...],
+        console: "Console | None",
+        fields: Mapping[str, Any],
+    ) -> None:
         super().__init__()
-        self.setFormatter(_formatter(known))
+        self.setFormatter(_formatter(known, fields))
         self._path = path
         self._file = path.open("ab", buffering=0)
         self._console = console

@@ -16,7 +16,14 @@ from skyrl_kernel.admission import Admission
 from skyrl_kernel.batch import Scorer
 from skyrl_kernel.clock import Clock
 from skyrl_kernel.config import TrainerConfig
-from skyrl_kernel.errors import HookError, SkyrlError, StopRun, WeightSyncError, is_disk_full
+from skyrl_kernel.errors import (
+    HookError,
+    PluginError,
+    SkyrlError,
+    StopRun,
+    WeightSyncError,
+    is_disk_full,
+)
 from skyrl_kernel.feed import Feed
 from skyrl_kernel.plan import Plan
 from skyrl_kernel.probe import INTERVAL, probe
@@ -236,6 +243,8 @@ class Session:
                 self.rollouts.on_progress = shown.advance
             try:
                 yield
+            except PluginError as error:
+                raise error.in_step(step) from error.__cause__
             except (SkyrlError, asyncio.CancelledError):
                 raise
             except Exception as error:

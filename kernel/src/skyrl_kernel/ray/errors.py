@@ -1,0 +1,123 @@
+"""What Ray says of a process, in a line that names the process, its machine and the cause.
+
+An exception of a plugin was named where it was raised (`skyrl_kernel.ray.rank`), and comes
+through as it is. The rest is told here: a process that died, a machine that is gone, a disk that
+is full.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from ray.exceptions import (
+    ActorDiedError,
+    GetTimeoutError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+)
+
+from skyrl_kernel.errors import RunError, SkyrlError
+from skyrl_kernel.ray.logs import last_words
+
+_MOST_CHARACTERS = 300
+"""Of a process's last words."""
+_NODE_GONE = re.compile(r"node was (?:terminated[^:]*|preempted[^:]*): *(.*)|its node has died")
+_EXIT = re.compile(r"Worker exit detail: *(.*?)(?: There are some potential root causes|$)")
+
+
+class ProcessDied(RunError):
+    """A process of the run, or its machine, is gone; nothing it says can be the cause."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Process:
+    """One of the run's, as messages name it."""
+
+    name: str
+    """Such as ``trainer rank 1``."""
+    where: str = ""
+    """Its machine, such as ``gpu-3 (10.0.0.3)``; empty until it has said so."""
+    output: Path | None = None
+    """What it printed; see `skyrl_kernel.ray.logs`."""
+
+    def __str__(self) -> str:
+        return f"{self.name} on {self.where}" if self.where else self.name
+
+
+def told(error: BaseException, process: Process) -> BaseException:
+    """What an error of `ray.get`, or of awaiting a reference, means for the run.
+
+    Args:
+        error: Raised by Ray.
+        process: Which was asked.
+    """
+    if isinstance(error, RayTaskError):
+        return _raised(error, process)
+    if isinstance(error, RayActorError | OutOfMemoryError):
+        return ProcessDied(f"{process} has died: {_why(error)}{_traces(process)}")
+    if isinstance(error, RayError) and not isinstance(error, GetTimeoutError):
+        return RunError(f"{process} gave no answer: {type(error).__name__}: {_one_line(error)}")
+    return error
+
+
+def _raised(error: RayTaskError, process: Process) -> BaseException:
+    cause = error.cause
+    if isinstance(cause, SkyrlError):
+        return cause
+    if isinstance(cause, OSError) and cause.errno is not None:
+        # A full disk is told from its number.
+        return OSError(cause.errno, f"{cause.strerror} ({process})", cause.filename)
+    if isinstance(cause, Exception):
+        return RunError(f"{process} failed: {type(cause).__name__}: {cause}")
+    return RunError(f"{process} failed: {str(error).strip().splitlines()[-1]}")
+
+
+def _why(error: BaseException) -> str:
+    """Ray's reason without its ids and its list of guesses."""
+    text = _one_line(error)
+    if found := _NODE_GONE.search(text):
+        return f"its node is gone{f' ({found[1]})' if found[1] else ''}"
+    if isinstance(error, OutOfMemoryError) or "memory usage threshold" in text:
+        return f"its node ran out of memory, and Ray ended it: {text}"
+    if found := _EXIT.search(text):
+        return (
+            "its process ended without a word to Ray, as after kill -9, when the system runs out of "
+            f"memory, or in a crash ({found[1].strip().rstrip('.')})"
+        )
+    if not isinstance(error, ActorDiedError):
+        return f"Ray does not reach it any more ({text})"
+    return text
+
+
+def _traces(process: Process) -> str:
+    said = last_words(process.output)[:_MOST_CHARACTERS]
+    if process.output is None or not said:
+        return ""
+    return f". The last it printed: {said!r}; all of it is in {process.output}"
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def gravity(error: BaseException) -> int:
+    """0 for what is the cause, 2 for what only follows from it: the failure of a partner.
+
+    Of several failures of one call the gravest is told: a process that died, before an error of
+    a process's own, before one that only says that its partner is gone.
+    """
+    if isinstance(error, ProcessDied):
+        return 0
+    return 2 if any(sign in str(error).lower() for sign in _OF_A_PARTNER) else 1
+
+
+_OF_A_PARTNER = (
+    "connection closed by peer",
+    "connection reset",
+    "timed out waiting",
+    "socket timeout",
+    "watchdog caught collective operation timeout",
+)
+"""What gloo and NCCL say to a rank whose partner is gone."""
