@@ -165,10 +165,10 @@ def test_a_setting_of_engines_is_called_idle_where_the_engine_does_not_read_it(
 ) -> None:
     section = "generator.inference_engine"
     words = [f"{section}.backend={engine}", f"{section}.num_engines=2"]
-    apart = ["trainer.placement.policy_num_gpus_per_node=2"]  # as many as engines
+    apart = ["trainer.placement.policy_num_gpus_per_node=2", "trainer.runtime=local"]
     plan = make_plan(["demo"], overrides=[*words, *apart], allow_not_yet=True)
     idle = {answer.name: answer.row.text for answer in plan.config.not_read}
-    assert (idle.get(f"{section}.num_engines") == "read by vllm") is is_told
+    assert (idle.get(f"{section}.num_engines") == "read by vllm, ray") is is_told
 
 
 @pytest.mark.parametrize(

@@ -90,33 +90,23 @@ def test_a_script_ends_in_what_the_user_adds(script: Path) -> None:
 
 
 @each_script
-def test_every_key_of_a_script_is_accepted_as_written(
-    script: Path, home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SKYRL_RAY_PG_TIMEOUT_IN_S", "90")
+def test_every_key_of_a_script_is_accepted_as_written(script: Path, home: Path) -> None:
     done = skyrl(*words_of(f"{script} --dry-run", home))
     assert done.code == 0, done.err
-    assert missing(done.out) == [
-        "generator.inference_engine.weight_sync_backend=nccl",
-        "trainer.placement.policy_num_gpus_per_node=4",
-        "trainer.placement.ref_num_gpus_per_node=4",
-    ]
+    assert missing(done.out) == ["generator.inference_engine.weight_sync_backend=nccl"]
+    assert "trainer.runtime = 'ray'  [auto, for trainer.placement.policy_num_gpus" in done.out
     unread = section(done.out, "not read")
     given = set(re.findall(r"^  ([a-z_.]+)=", script.read_text(), re.MULTILINE))
     shown = set(re.findall(r"^  ([a-zA-Z_.]+) ?=", done.out, re.MULTILINE))
     assert given <= shown
     assert "generator.batched=" in unread
-    variables = section(done.out, "environment variables not read")
-    assert "SKYRL_RAY_PG_TIMEOUT_IN_S=90" in variables
 
 
 @each_script
 def test_as_written_a_run_is_refused_with_all_that_is_missing(script: Path, home: Path) -> None:
     done = skyrl(*words_of(f"{script}", home))
-    lines = done.complaint.splitlines()
-    assert len(lines) == 2
-    assert all("SkyRL has it, this project not yet: docs/roadmap.md" in line for line in lines)
-    assert "policy_num_gpus_per_node=4, trainer.placement.ref_num_gpus_per_node=4 (comm" in lines[1]
+    (line,) = done.complaint.splitlines()
+    assert "SkyRL has it, this project not yet: docs/roadmap.md" in line
     assert not (home / "ckpts").exists()
 
 
@@ -151,7 +141,6 @@ def test_a_script_trains_on_a_laptop(script: Path, home: Path) -> None:
     variables = {"SKYRL_RAY_PG_TIMEOUT_IN_S": "90", "SKYRL_CACHE": cache}
     done = bash(f"{laptop(script)} {words}", home, **variables)
     assert done.returncode == 0, done.stderr
-    assert "SKYRL_RAY_PG_TIMEOUT_IN_S; --dry-run says why" in done.stdout
     assert "finished at step 2" in done.stdout
     (folder,) = (home / "ckpts").iterdir()
     lines = (folder / "metrics.jsonl").read_text().splitlines()

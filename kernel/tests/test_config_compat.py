@@ -197,7 +197,7 @@ def test_its_type_is_checked_all_the_same() -> None:
     assert refusal("generator.batched=5") == (
         "generator.batched=5 (command line): input should be a valid boolean, unable to interpret input"
     )
-    assert "valid integer" in refusal("trainer.placement.policy_num_nodes=two")
+    assert "valid integer" in refusal("trainer.placement.critic_num_nodes=two")
 
 
 def test_the_section_of_a_plugin_that_is_not_selected_is_not_read_if_skyrl_has_it() -> None:
@@ -239,10 +239,10 @@ def test_a_setting_of_a_feature_counts_only_where_the_feature_is_asked_for() -> 
     assert settings(resolve(weight, allow_not_yet=False).not_read) == [weight]
     assert settings(resolve(weight, enabled).not_yet) == [weight, enabled]
 
-    policy = "trainer.placement.colocate_policy_ref=false"
+    nodes = "trainer.placement.critic_num_nodes=2"
     apart = "trainer.placement.colocate_all=false"
-    assert settings(resolve(policy, allow_not_yet=False).not_read) == [policy]
-    assert settings(resolve(policy, apart).not_yet) == [policy]
+    assert settings(resolve(nodes, allow_not_yet=False).not_read) == [nodes]
+    assert settings(resolve(nodes, apart).not_yet) == [nodes]
 
 
 def test_equal_values_are_equal_however_they_are_written() -> None:
@@ -380,13 +380,13 @@ def test_variables_that_are_set_and_not_read_are_listed(monkeypatch: pytest.Monk
     for name in table().variables:
         monkeypatch.delenv(name, raising=False)
     assert unread_variables() == []
-    monkeypatch.setenv("SKYRL_RAY_PG_TIMEOUT_IN_S", "90")
+    monkeypatch.setenv("SKYRL_DISABLE_SPEC", "1")
     monkeypatch.setenv("SKYRL_LOG_FILE", "")
     monkeypatch.setenv("TENSORBOARD_DIR", "boards")
     monkeypatch.setenv("SWANLAB_API_KEY", "0123456789abcdef")
     found = [str(answer) for answer in unread_variables()]
     assert found == [
-        "SKYRL_RAY_PG_TIMEOUT_IN_S=90 (environment): seconds to wait for the GPUs that a run asks for",
+        "SKYRL_DISABLE_SPEC=1 (environment): samples without the draft heads that are trained",
         "SWANLAB_API_KEY=*** (environment): no plugin here writes to SwanLab",
     ]
 

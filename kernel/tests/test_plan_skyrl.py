@@ -36,12 +36,11 @@ def plan(*overrides: str, dry_run: bool = True) -> Plan:
 
 def test_a_run_names_what_it_does_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     assert plan(dry_run=False).notes == []
-    monkeypatch.setenv("SKYRL_RAY_PG_TIMEOUT_IN_S", "90")
+    monkeypatch.setenv("SKYRL_DISABLE_SPEC", "1")
     monkeypatch.setenv("SWANLAB_API_KEY", "0123456789abcdef")
     made = plan("generator.batched=true", f"{ENGINE}.enable_pd=false", dry_run=False)
     assert made.notes == [
-        f"not read here: generator.batched=true, {ENGINE}.enable_pd=false, SKYRL_RAY_PG_TIMEOUT_IN_S; "
-        "--dry-run says why"
+        f"not read here: generator.batched=true, {ENGINE}.enable_pd=false, SKYRL_DISABLE_SPEC; --dry-run says why"
     ]
 
 
@@ -54,7 +53,7 @@ def test_a_dry_run_begins_with_what_is_missing_and_what_is_not_read(
     assert text.splitlines()[:7] == [
         "not built yet (docs/roadmap.md): without --dry-run refused",
         f"  {ENGINE}.speculative_config.method=eagle (command line): an engine samples token by token",
-        "  trainer.placement.policy_num_gpus_per_node=2 (command line): a run is one process on one device",
+        "  trainer.policy.record_memory=true (command line): the time of every stage is measured (timing/…), memory and kernels are not",
         "not read",
         "  generator.batched=true (command line): every trajectory is played by itself, turn by turn, and "
         "the engine batches their requests; the samples are the same",
@@ -65,8 +64,7 @@ def test_a_dry_run_begins_with_what_is_missing_and_what_is_not_read(
 
 NOT_YET = (
     f"{ENGINE}.speculative_config.method=eagle",
-    "trainer.placement.policy_num_gpus_per_node=2",
-    f"{ENGINE}.num_engines=2",
+    "trainer.policy.record_memory=true",
 )
 
 

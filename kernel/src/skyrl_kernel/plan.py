@@ -37,6 +37,14 @@ from skyrl_kernel.plugins import (
     discover,
 )
 from skyrl_kernel.plugins.wording import did_you_mean, listed
+from skyrl_kernel.processes import (
+    PUSHED,
+    RUNTIME_KEY,
+    is_apart,
+    process_needs,
+    refuse_nearness,
+    with_runtime,
+)
 from skyrl_kernel.slots import (
     ALGORITHMS,
     BACKENDS,
@@ -167,8 +175,12 @@ def make_plan(
         slots={entry.name: entry.manifest.slots for entry in named},
     )
     layers = _with_env(_with_loggers(layers, named), named)
-    layers = settle_names(layers, partial(_is_installed, catalog, _places(layers)))
-    layers = _with_transport(layers, catalog)
+    layers = settle_names(
+        layers, partial(_is_installed, catalog, _places(layers), is_apart(layers, catalog))
+    )
+    layers = with_runtime(layers)
+    apart = is_apart(layers, catalog)
+    layers = _with_transport(layers, catalog, apart=apart)
     entries = _select(catalog, layers, named)
     manager = PluginManager(catalog)
     manager.load(entries, order=[entry.qualified for entry in named])
@@ -196,7 +208,8 @@ def make_plan(
         catalog,
         extra_needs={
             **(_trainer_needs(config.config) if training else {}),
-            **(_engine_needs(config.config, offers) if asks_engine else {}),
+            **(_engine_needs(config.config, offers, apart=apart) if asks_engine else {}),
+            **({} if allow_not_yet else process_needs(config.config)),
         },
         places=_places(layers),
     )
@@ -210,6 +223,8 @@ def make_plan(
         for slot in STAGES
         if (name := slot_value(layers, slot.key, slot.default))
     }
+    if apart:
+        refuse_nearness(stages["sync_weights"].provider, SYNC_KEY)
     needs = {
         score for stage in stages.values() for score in getattr(stage.value, "needs", frozenset())
     }
@@ -241,6 +256,7 @@ def _would_read(
     parts = [
         *(one for stage in stages.values() for one in (stage.provider, *stage.wrappers)),
         *catalog.named(reduction, (ALGORITHMS, PLUGINS)),
+        *catalog.named(slot_value(layers, RUNTIME_KEY, None), (PLUGINS,)),
         *engine,
     ]
     of_engine = key.startswith("generator.")
@@ -297,12 +313,15 @@ def _trainer_needs(config: Config) -> dict[str, tuple[str, ...]]:
     }
 
 
-def _engine_needs(config: Config, offers: Collection[str]) -> dict[str, tuple[str, ...]]:
+def _engine_needs(
+    config: Config, offers: Collection[str], *, apart: bool
+) -> dict[str, tuple[str, ...]]:
     """Key → what it asks of the engine.
 
     Args:
         config: Of the run.
         offers: Of the engine. One in the trainer's process has its module or memory, and need not sleep.
+        apart: Whether the runtime gives the engine a process of its own.
     """
     engine = config.generator.inference_engine
     needs: dict[str, tuple[str, ...]] = {}
@@ -311,7 +330,7 @@ def _engine_needs(config: Config, offers: Collection[str]) -> dict[str, tuple[st
     ahead = config.trainer.fully_async
     if ahead.enabled and ahead.clear_kv_cache_on_weight_sync:
         needs["trainer.fully_async.clear_kv_cache_on_weight_sync=true"] = (FORGETS,)
-    if not config.trainer.placement.colocate_all:
+    if not config.trainer.placement.colocate_all and not apart:
         needs["trainer.placement.colocate_all=false"] = (SERVED,)
     if not engine.run_engines_locally:
         needs["generator.inference_engine.run_engines_locally=false"] = (SERVED,)
@@ -357,10 +376,12 @@ def named_source(text: str) -> str | None:
     return match.group(1) if match and not Path(text).expanduser().exists() else None
 
 
-def _is_installed(catalog: Catalog, here: frozenset[str], key: str, name: str) -> bool:
+def _is_installed(catalog: Catalog, here: frozenset[str], apart: bool, key: str, name: str) -> bool:
     """True if a plugin of that name may stand in that key in this place, or does what a switch asks for."""
     if key == ASYNC_KEY:
-        return bool(catalog.offering(CONCURRENT))
+        return apart or any(
+            ENGINE_KEY in one.manifest.slots for one in catalog.offering(CONCURRENT)
+        )
     groups = dict([*((slot.key, slot.groups) for slot in SLOTS), *SETS]).get(key, ())
     away = {*PLACES} - here
     return any(not away & {*entry.manifest.needs} for entry in catalog.named(name, groups))
@@ -380,8 +401,10 @@ def _with_loggers(layers: Layers, named: Sequence[PluginEntry]) -> Layers:
     )
 
 
-def _with_transport(layers: Layers, catalog: Catalog) -> Layers:
+def _with_transport(layers: Layers, catalog: Catalog, *, apart: bool) -> Layers:
     """``auto`` shares memory with an engine that can, or takes the best transport to it.
+
+    Where trainer and engine are apart, that is what needs nothing but the engine's own update.
 
     Among those that the engine and the place allow: first what needs both on one machine, then
     what needs most, which is made for this engine; the engine's own distribution before others.
@@ -392,7 +415,7 @@ def _with_transport(layers: Layers, catalog: Catalog) -> Layers:
     name = layers.get(ENGINE_KEY)
     found = catalog.named(name, (BACKENDS, PLUGINS)) if isinstance(name, str) else ()
     offers = _engine_offers(layers, catalog)
-    if RECEIVES not in offers or SHARES in offers:
+    if RECEIVES not in offers or (SHARES in offers and not apart):
         return layers
     here = _places(layers) & {SAME_MACHINE}
     able = [
@@ -400,7 +423,7 @@ def _with_transport(layers: Layers, catalog: Catalog) -> Layers:
         for entry in catalog
         if SYNC_KEY in entry.manifest.slots
         and offers & {*entry.manifest.needs}
-        and offers | here >= {*entry.manifest.needs}
+        and (PUSHED if apart else offers | here) >= {*entry.manifest.needs}
     ]
 
     def rank(entry: PluginEntry) -> tuple[bool, int, bool, str]:

@@ -5,7 +5,7 @@ pickled. What it is unpickled in loads the plugins of its lock and asks them the
 """
 
 import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,6 +69,12 @@ class Recipe:
     order: tuple[str, ...]
     """``kind/NAME`` of each, in call order."""
     settings: Settings
+    offers: frozenset[str]
+    """Capabilities of the plugin that makes it."""
+    runtime_env: Mapping[str, Any]
+    """Ray's, that this plugin asks for: an environment of its own."""
+    process: str = "controller"
+    """Which process makes it, for errors of plugins."""
     _manager: PluginManager | None = field(default=None, repr=False)
 
     @property
@@ -77,7 +83,8 @@ class Recipe:
         if self._manager is None:
             entries = locked_entries(self.lock)
             version = installed_version(KERNEL) or "unknown"
-            self._manager = PluginManager(Catalog(entries=tuple(entries), kernel_version=version))
+            catalog = Catalog(entries=tuple(entries), kernel_version=version)
+            self._manager = PluginManager(catalog, self.process)
             self._manager.load(entries, order=self.order)
         return self._manager
 
@@ -107,7 +114,7 @@ class TrainerRecipe(Recipe):
         asked = _asked(plan, "make_trainer", name)
         return cls(
             name=name,
-            **_loaded(plan, [*asked, loss.provider, *loss.wrappers]),
+            **_common(plan, asked, [loss.provider, *loss.wrappers]),
             models=dict(models),
             total_updates=total_updates,
             loss_name=plan.tree.trainer.algorithm.policy_loss_type,
@@ -145,7 +152,7 @@ class EngineRecipe(Recipe):
     def of(cls, plan: "Plan", model: Path) -> "EngineRecipe":
         """For the engine of a plan."""
         name = plan.tree.generator.inference_engine.backend
-        return cls(name=name, **_loaded(plan, _asked(plan, "make_engine", name)), model=model)
+        return cls(name=name, **_common(plan, _asked(plan, "make_engine", name)), model=model)
 
     def make(self) -> Engine:
         """The engine."""
@@ -161,13 +168,25 @@ def _asked(plan: "Plan", hook: str, name: str) -> list[PluginEntry]:
     return [one for one in plan.entries if one.name == name and one.group in groups]
 
 
-def _loaded(plan: "Plan", wanted: Iterable[PluginEntry]) -> dict[str, Any]:
-    """The fields of a `Recipe` that loads ``wanted`` in the order of the plan."""
-    keys = {(one.group, one.name) for one in wanted}
+def _common(
+    plan: "Plan", asked: Sequence[PluginEntry], more: Sequence[PluginEntry] = ()
+) -> dict[str, Any]:
+    """The fields of a `Recipe`.
+
+    Args:
+        plan: Of the run.
+        asked: The plugin that makes it.
+        more: Others that its process loads.
+    """
+    keys = {(one.group, one.name) for one in (*asked, *more)}
     entries = [one for one in plan.manager.entries if (one.group, one.name) in keys]
     return {
         "lock": plugin_lock(entries),
         "order": tuple(entry.qualified for entry in entries),
         "settings": plan.config,
+        "offers": frozenset(offer for one in asked for offer in one.manifest.offers),
+        "runtime_env": {
+            key: value for one in asked for key, value in one.manifest.runtime_env.items()
+        },
         "_manager": plan.manager,
     }

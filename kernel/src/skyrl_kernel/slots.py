@@ -54,7 +54,7 @@ STAGES: tuple[Slot, ...] = (
 """The seven stages, in the order of a step."""
 
 MAKERS: tuple[Slot, ...] = (
-    Slot("trainer.runtime", "make_runtime", (PLUGINS,)),
+    Slot("trainer.runtime", "make_runtime", (PLUGINS,), "local"),
     Slot("generator.tokenizer", "make_tokenizer", (BACKENDS, PLUGINS)),
     Slot("trainer.strategy", "make_trainer", (BACKENDS,)),
     Slot("generator.inference_engine.backend", "make_engine", (BACKENDS, PLUGINS)),

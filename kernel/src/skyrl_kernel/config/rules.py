@@ -150,6 +150,11 @@ IDLE: tuple[Idle, ...] = (
         for role in ("policy", "critic")
     ),
     Idle(
+        keys=(f"{PLACEMENT}.colocate_policy_ref",),
+        where=(f"{PLACEMENT}.colocate_all=true",),
+        text=f"of {PLACEMENT}.colocate_all=false; with true the reference is where the policy is",
+    ),
+    Idle(
         keys=("trainer.ref.model.path",),
         unless="ref_logprobs",
         text="of a reference, which no stage asks for",
@@ -329,7 +334,8 @@ def _colocation(asked: Asked) -> Iterator[str]:
     if asked(f"{PLACEMENT}.colocate_all"):
         sizes = [f"{ENGINE}.{of}" for of in ("num_engines", *_PARALLEL)]
         engines = _product(asked, *sizes)
-        if policy != engines:
+        counts = [asked(f"{PLACEMENT}.policy_{of}") for of in ("num_nodes", "num_gpus_per_node")]
+        if policy != engines and _are_numbers(*counts, *map(asked, sizes)):
             yield (
                 f"{PLACEMENT}.colocate_all=true: the policy has {policy} GPUs (policy_num_nodes × "
                 f"policy_num_gpus_per_node) and the engines {engines} ({ENGINE}.num_engines × tensor × "

@@ -15,6 +15,17 @@ class PlacementConfig(Section):
 
     colocate_all: bool = True
     """Trainer and engines take turns on the same GPUs; false gives engines GPUs of their own."""
+    colocate_policy_ref: bool = True
+    """The reference is in the policy's processes; false, where ``colocate_all`` is false too, gives it
+    processes and GPUs of its own."""
+    policy_num_nodes: Positive = 1
+    """Nodes that train the policy."""
+    policy_num_gpus_per_node: Positive = 1
+    """GPUs, and processes, of each of them; without GPUs, processors."""
+    ref_num_nodes: Positive = 1
+    """Nodes of a reference on GPUs of its own."""
+    ref_num_gpus_per_node: Positive = 1
+    """GPUs of each of them."""
 
 
 class LogprobsDiffConfig(Section):
@@ -62,8 +73,9 @@ class TrainerConfig(Section):
 
     strategy: str = "fsdp"
     """Slot of `make_trainer`."""
-    runtime: str = "local"
-    """Which processes make up the run. SkyRL: Ray always."""
+    runtime: str = "auto"
+    """Which processes make up the run: ``local`` is this one, ``ray`` one for each rank and engine; ``auto``
+    is ``local`` unless ``trainer.placement`` asks for several ranks. SkyRL: Ray always."""
     evaluator: str = "accuracy"
     """Slot of the stage `evaluate`."""
     train_batch_size: Positive = 1024

@@ -7,7 +7,7 @@ from typing import Any
 
 from skyrl_kernel.errors import PluginLoadError
 from skyrl_kernel.plugins.catalog import PluginEntry
-from skyrl_kernel.plugins.discovery import installed_version
+from skyrl_kernel.plugins.discovery import KERNEL, installed_version
 from skyrl_kernel.plugins.manifest import FILENAME
 from skyrl_kernel.plugins.packages import find_package
 from skyrl_kernel.slots import GROUPS
@@ -41,6 +41,19 @@ def plugin_lock(entries: Iterable[PluginEntry]) -> Lock:
             }
         )
     return lock
+
+
+def kernel_record() -> dict[str, str]:
+    """The kernel of this process, recorded as a plugin is: for workers, which are held to it too."""
+    package = __name__.partition(".")[0]
+    return {
+        "name": "kernel",
+        "kind": "kernel",
+        "value": package,
+        "distribution": KERNEL,
+        "version": installed_version(KERNEL) or "unknown",
+        "digest": _digest(find_package(package)),
+    }
 
 
 def locked_entries(lock: Sequence[Mapping[str, Any]]) -> list[PluginEntry]:

@@ -52,8 +52,10 @@ class PluginManager:
         >>> manager.resolve("advantage", "grpo", name="grpo", settings=settings)  # doctest: +SKIP
     """
 
-    def __init__(self, catalog: Catalog) -> None:
+    def __init__(self, catalog: Catalog, process: str = "controller") -> None:
         self.catalog = catalog
+        self.process = process
+        """Which one this is, for errors of plugins."""
         self._order: tuple[str, ...] = ()
         self._loaded: dict[str, _Loaded] = {}
         self._pluggy = _new_pluggy()
@@ -211,7 +213,7 @@ class PluginManager:
         error: BaseException,
         hook: str,
         step: int | None,
-        process: str = "controller",
+        process: str | None = None,
         provider: PluginEntry | None = None,
     ) -> PluginError:
         """Name the plugin whose code raised ``error``; see `attribution.attributed`."""
@@ -220,7 +222,7 @@ class PluginManager:
             self.entries,
             hook=hook,
             step=step,
-            process=process,
+            process=process or self.process,
             provider=provider,
             kernel_version=self.catalog.kernel_version,
         )

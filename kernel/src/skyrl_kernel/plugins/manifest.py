@@ -10,6 +10,7 @@ is allowed in it, so that a misspelt key is a message and not a silence::
     needs = ["sampler_logprobs"]                        # capabilities asked of others
     offers = []                                         # capabilities given to others
     reads = ["trainer.algorithm.grpo_norm_by_std"]      # keys of the kernel that are for few plugins
+    runtime_env = {}                                    # of its processes, where Ray runs: Ray's words
     [grpo.preset]                                       # applied by --plugin grpo
     "trainer.algorithm.advantage_estimator" = "grpo"
 
@@ -58,6 +59,9 @@ class Manifest:
     preset: Mapping[str, Any] = field(default_factory=dict)
     """Dotted config key → value, applied by ``--plugin``."""
 
+    runtime_env: Mapping[str, Any] = field(default_factory=dict)
+    """Ray's runtime environment for processes of its own, where its packages clash with others."""
+
     def is_reader(self, key: str) -> bool:
         """True if ``reads`` has the key."""
         return any(
@@ -66,7 +70,7 @@ class Manifest:
 
 
 _LISTS = ("slots", "config", "needs", "offers")
-_KEYS = ("summary", *_LISTS, "reads", "preset")
+_KEYS = ("summary", *_LISTS, "reads", "preset", "runtime_env")
 
 
 def read_tables(path: Path) -> dict[str, Any]:
@@ -100,10 +104,14 @@ def parse_manifest(table: object) -> Manifest:
     preset = table.get("preset", {})
     if not isinstance(preset, dict):
         raise ManifestError(f"preset must be a table, found {preset!r}")
+    runtime_env = table.get("runtime_env", {})
+    if not isinstance(runtime_env, dict):
+        raise ManifestError(f"runtime_env must be a table, found {runtime_env!r}")
     return Manifest(
         summary=summary,
         reads=_strings("reads", table["reads"]) if "reads" in table else None,
         preset=_flat(preset),
+        runtime_env=runtime_env,
         **{key: _strings(key, table.get(key, [])) for key in _LISTS},
     )
 

@@ -1,0 +1,83 @@
+"""Whether trainer and engine are in one process, and what that asks of a run's plugins."""
+
+from skyrl_kernel.config import Config, Layers
+from skyrl_kernel.errors import CapabilityError
+from skyrl_kernel.plugins import Catalog, PluginEntry
+from skyrl_kernel.slots import PLUGINS
+
+RUNTIME_KEY = "trainer.runtime"
+APART = "separate_processes"
+"""Offered by a runtime that gives trainer and engines processes of their own."""
+SEVERAL_RANKS = "several_ranks"
+"""Offered by a trainer that is a `skyrl_kernel.protocols.Ranked`."""
+PUSHED = frozenset({"receives_weights"})
+"""All that a weight sync may need that goes through the engine's own update, wherever that is."""
+_PLACEMENT = "trainer.placement"
+
+
+def with_runtime(layers: Layers) -> Layers:
+    """``auto`` is this process, unless the trainer has several ranks or devices of its own."""
+    if layers.get(RUNTIME_KEY) != "auto":
+        return layers
+    why = _asks_for_processes(layers)
+    name = "ray" if why else "local"
+    origin = f"auto, for {why}" if why else "auto, for one process"
+    return Layers(
+        {**layers.values, RUNTIME_KEY: name},
+        {**layers.origins, RUNTIME_KEY: origin},
+        layers.replaced,
+    )
+
+
+def _asks_for_processes(layers: Layers) -> str:
+    """The first key that one process could not do; empty if there is none."""
+    for key in _RANKS:
+        value = layers.get(key)
+        if isinstance(value, int) and value > 1:
+            return f"{key}={value}"
+    return ""
+
+
+_RANKS = tuple(
+    f"{_PLACEMENT}.{role}_{what}"
+    for role in ("policy", "ref")
+    for what in ("num_nodes", "num_gpus_per_node")
+)
+
+
+def is_apart(layers: Layers, catalog: Catalog) -> bool:
+    """True if the runtime puts trainer and engines into processes of their own."""
+    found = catalog.named(str(layers.get(RUNTIME_KEY)), (PLUGINS,))
+    return any(APART in entry.manifest.offers for entry in found)
+
+
+def process_needs(config: Config) -> dict[str, tuple[str, ...]]:
+    """What placement asks of the trainer and the runtime: key → capabilities."""
+    placement = config.trainer.placement
+    ranks = {
+        f"{_PLACEMENT}.{role}_num_nodes × {role}_num_gpus_per_node = {count} ranks": count
+        for role, count in (
+            ("policy", placement.policy_num_nodes * placement.policy_num_gpus_per_node),
+            ("ref", placement.ref_num_nodes * placement.ref_num_gpus_per_node),
+        )
+    }
+    return {who: (APART, SEVERAL_RANKS) for who, count in ranks.items() if count > 1}
+
+
+def refuse_nearness(sync: PluginEntry, key: str) -> None:
+    """Between processes, weights go through the engine's own update.
+
+    Args:
+        sync: Provider of the stage `sync_weights`, in a run whose runtime is apart.
+        key: Its slot.
+
+    Raises:
+        CapabilityError: It reaches for more of the trainer or the engine than that.
+    """
+    more = [need for need in sync.manifest.needs if need not in PUSHED]
+    if more:
+        raise CapabilityError(
+            f"{key}={sync.name} needs {', '.join(more)}: a trainer or an engine in this process, and "
+            f"{RUNTIME_KEY}=ray gives each a process of its own; use {key}=auto, which pushes the weights "
+            "through Ray's memory"
+        )

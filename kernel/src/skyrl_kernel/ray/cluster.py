@@ -1,0 +1,118 @@
+"""A Ray to run on: one of the run's own, which ends with it, or a cluster, which goes on.
+
+The run's own listens on this machine alone, asks for a token that nobody else has, and keeps
+its files in a folder of its own under /tmp: the path of a socket has at most 107 bytes, and
+Ray needs 68 of them. Ray ties its processes to the one that started them, so nothing is left
+of it after a kill -9 but that folder, which the next run removes.
+"""
+
+import fcntl
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import ray
+
+from skyrl_kernel.errors import CapabilityError, RunError
+from skyrl_kernel.ray.environment import ADDRESS, address
+
+_PREFIX = "skyrl-ray-"
+_HELD = "held"
+"""File in the folder of a running Ray: locked for as long as its owner lives."""
+_MOST_BYTES = 16
+"""Of the path of the folder for temporary files; with a longer one, sockets would not fit."""
+_YOUNG_S = 60.0
+"""A folder without an owner may only just be made."""
+
+
+class Cluster:
+    """Ray, joined.
+
+    Args:
+        num_cpus: Processors of a Ray of the run's own.
+
+    Raises:
+        CapabilityError: There is no such cluster, or it does not let this run in.
+        RunError: Ray does not start.
+    """
+
+    def __init__(self, num_cpus: int) -> None:
+        self._folder: _Folder | None = None
+        self.is_own = False
+        """True if it ends with the run, so that it has no more than it has now."""
+        if ray.is_initialized():  # by whoever called this run
+            self._joined = False
+            return
+        self._joined = True
+        if (named := address()) is not None:
+            _join(named)
+            return
+        self.is_own = True
+        self._folder = _Folder()
+        try:
+            ray.init(
+                num_cpus=num_cpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                configure_logging=False,
+                _temp_dir=str(self._folder.path),
+            )
+        except Exception as error:  # Ray raises many types, none of which says more
+            self.close()
+            raise RunError(f"Ray does not start on this machine: {error}") from error
+
+    @property
+    def logs(self) -> Path | None:
+        """What the processes of a Ray of the run's own write; None of another."""
+        return None if self._folder is None else self._folder.path / "session_latest" / "logs"
+
+    def close(self) -> None:
+        """Leave it; end it if it was started here."""
+        if self._joined:
+            ray.shutdown()
+        if self._folder is not None:
+            self._folder.remove()
+
+
+def _join(named: str) -> None:
+    try:
+        ray.init(named, log_to_driver=False, configure_logging=False)
+    except Exception as error:  # a ConnectionError, a RuntimeError or one of Ray's own
+        raise CapabilityError(
+            f"the Ray cluster {ADDRESS}={named} cannot be joined: {error}. Look whether it runs (ray "
+            f"status), with the same Ray ({ray.__version__}) and Python, and whether this machine has "
+            f"its token (RAY_AUTH_TOKEN_PATH); without {ADDRESS} the run starts a Ray of its own"
+        ) from error
+
+
+class _Folder:
+    """A folder for a Ray's files that is removed with it, or else by the next run."""
+
+    def __init__(self) -> None:
+        root = Path(tempfile.gettempdir())
+        if len(os.fsencode(root)) > _MOST_BYTES:
+            root = Path("/tmp")
+        _sweep(root)
+        self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=root))
+        self._lock = (self.path / _HELD).open("w")
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+
+    def remove(self) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+        self._lock.close()
+
+
+def _sweep(root: Path) -> None:
+    """Remove the folders of this user's runs that were killed."""
+    for folder in root.glob(f"{_PREFIX}*"):
+        try:
+            status = folder.stat()
+            if status.st_uid != os.getuid() or time.time() - status.st_mtime < _YOUNG_S:
+                continue
+            with (folder / _HELD).open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+        except OSError:  # it is held, or just being removed
+            continue

@@ -1,0 +1,208 @@
+"""What stands for one or more engines in the controller's process.
+
+Requests with the same prompt go to one engine, which computes the prompt once; groups go to
+whoever has the fewest requests. Updates go to all, as one transaction.
+"""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import ray
+
+from skyrl_kernel.errors import WeightSyncError
+from skyrl_kernel.ray.calls import answer
+from skyrl_kernel.ray.packets import Rows
+from skyrl_kernel.ray.parcels import parcels
+from skyrl_kernel.ray.trainer import Weights
+from skyrl_kernel.records import Completion, FloatArray, GenerateRequest, IntArray
+
+if TYPE_CHECKING:
+    import torch
+
+_Waiting = tuple[GenerateRequest, "asyncio.Future[Completion]"]
+
+
+class RayEngines:
+    """Keeps the `skyrl_kernel.protocols.Engine` protocol.
+
+    Args:
+        actors: Of `skyrl_kernel.ray.host.Host`, being made.
+        names: Of each, for messages.
+        made: References to what each says when it is made.
+        batches: Whether requests of one moment are sent as one call: for engines that gain
+            from nothing that comes later.
+        lockstep: Whether the kernel hands over whole rounds, so that numbers repeat.
+    """
+
+    def __init__(
+        self,
+        actors: Sequence[Any],
+        names: Sequence[str],
+        made: Sequence[Any],
+        *,
+        batches: bool,
+        lockstep: bool,
+    ) -> None:
+        self.lockstep = lockstep
+        self.version = 0
+        self._actors, self._names, self._made = list(actors), list(names), list(made)
+        self._batches = batches
+        self._running = [0] * len(actors)
+        self._waiting: list[_Waiting] = []
+        self._sending: set[asyncio.Task[None]] = set()
+
+    async def started(self) -> None:
+        """Return when all are made."""
+        await self._gather(self._made)
+
+    # --- generation --------------------------------------------------------------------
+
+    async def generate(self, requests: Sequence[GenerateRequest]) -> list[Completion]:
+        """Complete every request, in order."""
+        if not self._batches or self.lockstep:
+            return await self._share(requests)
+        loop = asyncio.get_running_loop()
+        if not self._waiting:
+            loop.call_soon(self._send)
+        own: list[_Waiting] = [(request, loop.create_future()) for request in requests]
+        self._waiting += own
+        return [await future for _, future in own]
+
+    def _send(self) -> None:
+        """Send all that came since the event loop was here before."""
+        waiting, self._waiting = self._waiting, []
+        sending = asyncio.create_task(self._hand_over(waiting))
+        self._sending.add(sending)
+        sending.add_done_callback(self._sending.discard)
+
+    async def _hand_over(self, waiting: Sequence[_Waiting]) -> None:
+        """Ask for all, and give each its completion, or what was raised."""
+        try:
+            completions = await self._share([request for request, _ in waiting])
+        except BaseException as error:  # passed on to whoever awaits a request
+            for _, future in waiting:
+                if not future.done():
+                    future.set_exception(error)
+            if not isinstance(error, Exception):
+                raise
+            return
+        for (_, future), completion in zip(waiting, completions, strict=True):
+            if not future.done():
+                future.set_result(completion)
+
+    async def _share(self, requests: Sequence[GenerateRequest]) -> list[Completion]:
+        """Ask each engine for its groups of ``requests``."""
+        parts: dict[int, list[int]] = {}
+        places: dict[bytes, int] = {}
+        for number, request in enumerate(requests):
+            prompt = request.tokens.tobytes()
+            if prompt not in places:
+                places[prompt] = self._running.index(min(self._running))
+            self._running[places[prompt]] += 1
+            parts.setdefault(places[prompt], []).append(number)
+        found: dict[int, Completion] = {}
+
+        async def ask(place: int, numbers: list[int]) -> None:
+            asked = self._actors[place].generate.remote([requests[number] for number in numbers])
+            try:
+                completions = await answer(asked, self._names[place])
+            except asyncio.CancelledError:
+                ray.cancel(asked)
+                raise
+            finally:
+                self._running[place] -= len(numbers)
+            found.update(zip(numbers, completions, strict=True))
+
+        await asyncio.gather(*(ask(place, numbers) for place, numbers in parts.items()))
+        return [found[number] for number in range(len(requests))]
+
+    async def logprobs(self, rows: Sequence[IntArray], *, temperature: float) -> list[FloatArray]:
+        """[T] log-prob of each row's tokens; each engine is asked for all, so that each is checked.
+
+        Raises:
+            WeightSyncError: Two engines differ.
+        """
+        answers = await self._all("logprobs", ray.put(Rows.of(rows)), temperature)
+        first: list[FloatArray] = answers[0].unpack()
+        for name, other in zip(self._names[1:], answers[1:], strict=True):
+            if other.flat.tobytes() != answers[0].flat.tobytes():
+                self._refuse_difference(name, answers[0], other)
+        return first
+
+    def _refuse_difference(self, name: str, first: Rows, other: Rows) -> None:
+        difference = float(abs(first.flat - other.flat).max())
+        if not difference < _ROUNDING:
+            raise WeightSyncError(
+                f"{self._names[0]} and {name} differ by {difference:.3g} nats on the same tokens, so they "
+                f"do not hold the same weights, though both say policy version {self.version}"
+            )
+
+    async def abort(self) -> None:
+        """End all running requests."""
+        await self._all("abort")
+
+    async def pause(self) -> None:
+        """Stop computing; requests stay."""
+        await self._all("pause")
+
+    async def resume(self) -> None:
+        """Go on after `pause`."""
+        await self._all("resume")
+
+    # --- updates -----------------------------------------------------------------------
+
+    async def begin_update(self, version: int) -> None:
+        """Get all ready."""
+        await self._all("begin_update", version)
+
+    async def apply_update(self, weights: "Iterable[tuple[str, torch.Tensor]]") -> None:
+        """Hand each parcel to all engines, which fetch it from where it was packed."""
+        if isinstance(weights, Weights):
+            async for parcel in weights.parcels():
+                await self._all("receive", parcel)
+            return
+        for packed in parcels(weights):
+            await self._all("receive", ray.put(packed))
+
+    async def finish_update(self, version: int) -> None:
+        """Commit on all, once all have received everything.
+
+        Raises:
+            WeightSyncError: One did not, or says that it has another version.
+        """
+        versions = await self._all("finish_update", version)
+        for name, found in zip(self._names, versions, strict=True):
+            if found != version:
+                raise WeightSyncError(
+                    f"{name} says that it has policy version {found} after the update to {version}"
+                )
+        self.version = version
+
+    async def close(self) -> None:
+        """End running requests and let go of the weights."""
+        await self._all("close")
+
+    async def _all(self, method: str, *args: Any) -> list[Any]:
+        return await self._gather([getattr(a, method).remote(*args) for a in self._actors])
+
+    async def _gather(self, references: Sequence[Any]) -> list[Any]:
+        asked = zip(references, self._names, strict=True)
+        return list(await asyncio.gather(*(answer(one, name) for one, name in asked)))
+
+    def end(self) -> None:
+        """End their processes."""
+        for actor in self._actors:
+            ray.kill(actor)
+
+
+_ROUNDING = 1e-3
+"""Nats by which engines with equal weights may differ, as on different processors."""
+
+
+class ForgettingEngines(RayEngines):
+    """The same, of engines that keep `skyrl_kernel.protocols.Forgets`."""
+
+    async def forget_cache(self) -> None:
+        """Drop all cached keys and values."""
+        await self._all("forget_cache")

@@ -1,0 +1,29 @@
+"""What Ray reads from the environment, some of it when it is imported."""
+
+import os
+import secrets
+
+ADDRESS = "RAY_ADDRESS"
+
+_OWN = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AUTH_MODE": "token",
+    # Only its name is about other systems: without clusters, Ray keeps to the loopback interface.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+}
+
+
+def address() -> str | None:
+    """The cluster that ``RAY_ADDRESS`` names; None if the run starts a Ray of its own."""
+    named = os.environ.get(ADDRESS, "")
+    return None if named in ("", "local") else named
+
+
+def prepare() -> None:
+    """Before Ray is imported: a Ray of the run's own asks for a token that nobody else has.
+
+    A cluster is entered with the token that its user has.
+    """
+    if address() is None:
+        os.environ.update(_OWN)
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))

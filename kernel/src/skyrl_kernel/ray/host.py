@@ -1,0 +1,120 @@
+"""One engine: an actor. Its methods are async, so that it generates while weights arrive."""
+
+import os
+import pickle
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from skyrl_kernel.errors import FailureKind, SkyrlError, TrajectoryError
+from skyrl_kernel.protocols import Engine, Forgets, Starts
+from skyrl_kernel.ray.attest import Report, report
+from skyrl_kernel.ray.packets import Rows
+from skyrl_kernel.ray.parcels import Parcel, tensors
+from skyrl_kernel.recipe import EngineRecipe
+from skyrl_kernel.records import Completion, GenerateRequest
+
+
+class Host:
+    """Makes an engine from a recipe, and passes calls on to it.
+
+    Args:
+        name: For messages, such as ``engine 1``.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._recipe: EngineRecipe | None = None
+        self._engine: Engine | None = None
+
+    async def report(self, lock: Sequence[Mapping[str, Any]]) -> Report:
+        """What this process has of the plugins of the run."""
+        return report(lock)
+
+    async def make(self, recipe: bytes, environment: Mapping[str, str]) -> bool:
+        """Make the engine and wait until it may be asked; whether it computes in lockstep."""
+        os.environ.update(environment)
+        self._recipe = pickle.loads(recipe)  # the controller's, of this run
+        assert self._recipe is not None
+        self._recipe.process = self._name
+        try:
+            self._engine = self._recipe.make()
+            if isinstance(self._engine, Starts):
+                await self._engine.started()
+        except Exception as error:
+            raise self._named(error, "make_engine") from error
+        return self._engine.lockstep
+
+    async def generate(self, requests: Sequence[GenerateRequest]) -> list[Completion]:
+        """See `Engine.generate`.
+
+        Raises:
+            TrajectoryError: The engine raised something of its own, which costs these requests.
+        """
+        try:
+            return await self._made.generate(requests)
+        except Exception as error:
+            named = self._named(error, "generate")
+            if named is error:
+                raise
+            raise TrajectoryError(
+                FailureKind.INFRASTRUCTURE, str(named), getattr(named, "plugin", None)
+            ) from error
+
+    async def logprobs(self, rows: Rows, temperature: float) -> Rows:
+        """See `Engine.logprobs`."""
+        try:
+            return Rows.of(await self._made.logprobs(rows.unpack(), temperature=temperature))
+        except Exception as error:
+            raise self._named(error, "logprobs") from error
+
+    async def begin_update(self, version: int) -> None:
+        """See `Engine.begin_update`."""
+        await self._made.begin_update(version)
+
+    async def receive(self, parcel: Parcel | None) -> None:
+        """Some of the weights: `Engine.apply_update`."""
+        try:
+            await self._made.apply_update(tensors(parcel or []))
+        except Exception as error:
+            raise self._named(error, "apply_update") from error
+
+    async def finish_update(self, version: int) -> int:
+        """See `Engine.finish_update`; the version that the engine says it has."""
+        try:
+            await self._made.finish_update(version)
+        except Exception as error:
+            raise self._named(error, "finish_update") from error
+        return self._made.version
+
+    async def abort(self) -> None:
+        """See `Engine.abort`."""
+        await self._made.abort()
+
+    async def pause(self) -> None:
+        """See `Engine.pause`."""
+        await self._made.pause()
+
+    async def resume(self) -> None:
+        """See `Engine.resume`."""
+        await self._made.resume()
+
+    async def forget_cache(self) -> None:
+        """See `Forgets`."""
+        assert isinstance(self._made, Forgets), "asked of engines that offer it"
+        await self._made.forget_cache()
+
+    async def close(self) -> None:
+        """See `Engine.close`."""
+        if self._engine is not None:
+            await self._engine.close()
+
+    @property
+    def _made(self) -> Engine:
+        assert self._engine is not None, "the runtime calls `make` first"
+        return self._engine
+
+    def _named(self, error: Exception, hook: str) -> Exception:
+        """The same with the name of its plugin and of this process; the kernel's own as they are."""
+        if isinstance(error, SkyrlError) or self._recipe is None:
+            return error
+        return self._recipe.manager.attribute(error, hook, step=None)

@@ -1,0 +1,242 @@
+"""Which process computes where: SkyRL's layouts, on GPUs or, with the same shape, on processors.
+
+======================  ==========================================================================
+``colocate_all=true``   each of the policy's devices has a rank, which holds all roles, and an engine
+``colocate_all=false``  ranks have devices of their own, and so have engines; the reference is with
+                        the policy, or with ``colocate_policy_ref=false`` on devices of its own
+======================  ==========================================================================
+
+A device is one bundle of one of Ray's placement groups: a GPU and a processor, or a processor
+alone. (Ray would put two actors that ask for a fifth of a GPU each on the same GPU of a larger
+bundle.) Those who share one take a fifth each, as in SkyRL.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from skyrl_kernel.config import InferenceEngineConfig
+from skyrl_kernel.config.trainer import PlacementConfig
+from skyrl_kernel.errors import CapabilityError, ConfigError
+
+TIMEOUT = "SKYRL_RAY_PG_TIMEOUT_IN_S"
+DEFAULT_TIMEOUT_S = 180.0
+SHARED = 0.2
+"""Part of a device that each of those takes who share it; SkyRL's."""
+POLICY, REFERENCE, ENGINES = "policy", "ref", "engines"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Demand:
+    """Devices that are given out together."""
+
+    name: str
+    """Of `POLICY`, `REFERENCE`, `ENGINES`."""
+    bundles: tuple[Mapping[str, float], ...]
+    """Resources of each device."""
+    strategy: str
+    """Ray's: ``STRICT_PACK`` is one node."""
+    why: str
+    """The keys that ask for them."""
+
+
+def demands(
+    config: PlacementConfig,
+    engine: InferenceEngineConfig,
+    *,
+    apart: bool,
+    gpus: bool,
+) -> list[Demand]:
+    """All devices of a run.
+
+    Args:
+        config: ``trainer.placement``.
+        engine: ``generator.inference_engine``.
+        apart: Whether there is a reference, and on devices of its own.
+        gpus: Whether a device is a GPU.
+    """
+    found = [_of_role(POLICY, config.policy_num_nodes, config.policy_num_gpus_per_node, gpus)]
+    if apart:
+        found.append(_of_role(REFERENCE, config.ref_num_nodes, config.ref_num_gpus_per_node, gpus))
+    if not config.colocate_all:
+        size = (
+            engine.tensor_parallel_size * engine.pipeline_parallel_size * engine.data_parallel_size
+        )
+        bundle = {"GPU": float(size), "CPU": 1.0} if gpus else {"CPU": 1.0}
+        found.append(
+            Demand(
+                name=ENGINES,
+                bundles=(bundle,) * engine.num_engines,
+                strategy="PACK",
+                why="generator.inference_engine.num_engines × tensor × pipeline × data parallel size",
+            )
+        )
+    return found
+
+
+def _of_role(role: str, nodes: int, per_node: int, gpus: bool) -> Demand:
+    bundle = {"GPU": 1.0, "CPU": 1.0} if gpus else {"CPU": 1.0}
+    key = f"trainer.placement.{role}_"
+    return Demand(
+        name=role,
+        bundles=(bundle,) * (nodes * per_node),
+        strategy="STRICT_PACK" if nodes == 1 else "PACK",
+        why=f"{key}num_nodes={nodes} × {key}num_gpus_per_node={per_node}",
+    )
+
+
+def needs_of(config: PlacementConfig, engine: InferenceEngineConfig, *, apart: bool) -> int:
+    """Processors that all devices of a run have together, where a device is one."""
+    wanted = demands(config, engine, apart=apart, gpus=False)
+    return sum(len(demand.bundles) for demand in wanted)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Seat:
+    """Where one actor computes."""
+
+    group: PlacementGroup
+    bundle: int
+    node: str
+    """Ray's id of it."""
+    gpus: float
+    cpus: float
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What its actor is made with."""
+        return {
+            "num_cpus": self.cpus,
+            "num_gpus": self.gpus,
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(
+                placement_group=self.group, placement_group_bundle_index=self.bundle
+            ),
+        }
+
+
+class Placement:
+    """The devices of a run, reserved.
+
+    Args:
+        wanted: See `demands`.
+        grows: Whether the cluster may get more nodes, so that what it lacks is waited for.
+
+    Raises:
+        CapabilityError: They are not there, or not within ``SKYRL_RAY_PG_TIMEOUT_IN_S``.
+    """
+
+    def __init__(self, wanted: Sequence[Demand], *, grows: bool) -> None:
+        self._groups: dict[str, PlacementGroup] = {}
+        self._wanted = {demand.name: demand for demand in wanted}
+        timeout_s = timeout()
+        if not grows:
+            _refuse_too_much(wanted)
+        try:
+            for demand in wanted:
+                group = placement_group(
+                    [dict(bundle) for bundle in demand.bundles], strategy=demand.strategy
+                )
+                self._groups[demand.name] = group
+                try:
+                    ray.get(group.ready(), timeout=timeout_s)
+                except GetTimeoutError:
+                    raise CapabilityError(_lacking(demand, f"{timeout_s:g} s")) from None
+        except BaseException:
+            self.close()
+            raise
+
+    def seats(self, name: str, *, shared: bool) -> list[Seat]:
+        """One for each device of a `Demand`, those of one node behind each other.
+
+        Args:
+            name: Of the demand.
+            shared: Whether others compute there too.
+        """
+        group, demand = self._groups[name], self._wanted[name]
+        nodes: Mapping[int, str] = placement_group_table(group)["bundles_to_node_id"]
+        part = SHARED if shared else 1.0
+        order = sorted(nodes, key=lambda bundle: (_first(nodes, nodes[bundle]), bundle))
+        return [
+            Seat(
+                group=group,
+                bundle=bundle,
+                node=nodes[bundle],
+                gpus=part * demand.bundles[bundle].get("GPU", 0.0),
+                cpus=part * demand.bundles[bundle]["CPU"],
+            )
+            for bundle in order
+        ]
+
+    def close(self) -> None:
+        """Give the devices back."""
+        for group in self._groups.values():
+            remove_placement_group(group)
+        self._groups.clear()
+
+
+def _first(nodes: Mapping[int, str], node: str) -> int:
+    return min(bundle for bundle, where in nodes.items() if where == node)
+
+
+def timeout() -> float:
+    """Seconds that devices are waited for.
+
+    Raises:
+        ConfigError: ``SKYRL_RAY_PG_TIMEOUT_IN_S`` is no number of seconds.
+    """
+    text = os.environ.get(TIMEOUT) or str(DEFAULT_TIMEOUT_S)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not seconds > 0:
+        raise ConfigError(f"{TIMEOUT}={text} is no number of seconds above 0")
+    return seconds
+
+
+def _refuse_too_much(wanted: Sequence[Demand]) -> None:
+    """Of a Ray that will not grow it is known at once."""
+    there = ray.cluster_resources()
+    for kind in ("GPU", "CPU"):
+        sums = {d.name: sum(bundle.get(kind, 0) for bundle in d.bundles) for d in wanted}
+        if sum(sums.values()) > there.get(kind, 0):
+            worst = max(wanted, key=lambda demand: sums[demand.name])
+            together = "" if len(wanted) == 1 else f"; {_sum(sums, kind)} in all"
+            raise CapabilityError(_lacking(worst, together=together))
+
+
+def _sum(sums: Mapping[str, float], kind: str) -> str:
+    parts = " + ".join(f"{count:g} for {name}" for name, count in sums.items())
+    return f"{parts} = {sum(sums.values()):g} {kind}"
+
+
+def _lacking(demand: Demand, waited: str = "", *, together: str = "") -> str:
+    asked = f"{len(demand.bundles)} × ({_resources(demand.bundles[0])})"
+    one_node = " on one node" if demand.strategy == "STRICT_PACK" else ""
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    there = "; ".join(f"{n['NodeManagerHostname']}: {_resources(n['Resources'])}" for n in nodes)
+    free = ray.available_resources()
+    when = f" within {TIMEOUT}={waited}" if waited else ""
+    raised = f", or raise {TIMEOUT} if nodes are still coming" if waited else ""
+    return (
+        f"Ray does not have what the run needs{when}: {asked}{one_node} for {demand.name} "
+        f"({demand.why}){together}. There is {there}; free of that: {_resources(free)}. Lower those keys, "
+        f"put more on the same devices with trainer.placement.colocate_all=true, or add nodes{raised}"
+    )
+
+
+def _resources(of: Mapping[str, float]) -> str:
+    return ", ".join(f"{kind} {of.get(kind, 0):g}" for kind in ("GPU", "CPU") if of.get(kind)) or (
+        "nothing"
+    )

@@ -1,0 +1,154 @@
+"""One process of a trainer: an actor."""
+
+import contextlib
+import os
+import pickle
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from skyrl_kernel.errors import SkyrlError
+from skyrl_kernel.protocols import Loss, Ranked, Trainer
+from skyrl_kernel.ray.attest import Report, report
+from skyrl_kernel.ray.packets import Rows, Samples
+from skyrl_kernel.ray.parcels import Parcel, parcels
+from skyrl_kernel.recipe import TrainerRecipe
+from skyrl_kernel.records import UpdateResult
+
+
+def torchrun_variables(nodes: Sequence[str], address: str, port: int) -> list[dict[str, str]]:
+    """What ``torchrun`` would set in the process of each rank.
+
+    Args:
+        nodes: [ranks] the node of each; those of one node stand together.
+        address: Of the first rank's machine.
+        port: A free one there.
+
+    Example:
+        >>> second = torchrun_variables(["a", "b", "b"], "10.0.0.1", 29500)[2]
+        >>> second["RANK"], second["LOCAL_RANK"], second["LOCAL_WORLD_SIZE"]
+        ('2', '1', '2')
+    """
+    return [
+        {
+            "RANK": str(rank),
+            "WORLD_SIZE": str(len(nodes)),
+            "LOCAL_RANK": str(nodes[:rank].count(node)),
+            "LOCAL_WORLD_SIZE": str(nodes.count(node)),
+            "MASTER_ADDR": address,
+            "MASTER_PORT": str(port),
+        }
+        for rank, node in enumerate(nodes)
+    ]
+
+
+class Rank:
+    """Makes its part of a trainer from a recipe, and passes calls on to it.
+
+    Args:
+        name: For messages, such as ``trainer rank 1``.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._recipe: TrainerRecipe | None = None
+        self._trainer: Trainer | None = None
+        self._loss: Loss | None = None
+        self._parcels: Iterator[Parcel] = iter(())
+        self._next: Parcel | None = None
+
+    def report(self, lock: Sequence[Mapping[str, Any]]) -> Report:
+        """What this process has of the plugins of the run."""
+        return report(lock)
+
+    def meeting_place(self) -> tuple[str, int]:
+        """Address and free port of this machine, for the process group of all ranks."""
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            probe.bind(("", 0))
+            return ray.util.get_node_ip_address(), int(probe.getsockname()[1])
+
+    def make(self, recipe: bytes, environment: Mapping[str, str]) -> tuple[int, int]:
+        """Make the trainer; (share, shares)."""
+        os.environ.update(environment)
+        with self._named("make_trainer"):
+            self._recipe = pickle.loads(recipe)  # the controller's, of this run
+            assert self._recipe is not None
+            self._recipe.process = self._name
+            self._loss = self._recipe.loss()
+            self._trainer = self._recipe.make()
+        if isinstance(self._trainer, Ranked):
+            return self._trainer.share, self._trainer.shares
+        return 0, 1
+
+    def score(self, role: str, temperature: float, rows: Rows) -> Rows:
+        """See `Trainer.score`."""
+        with self._named("score"):
+            return Rows.of(self._made.score(role, rows.unpack(), temperature=temperature))
+
+    def update(self, temperature: float, samples: Samples) -> UpdateResult:
+        """See `Trainer.update`; the loss is this process's own."""
+        assert self._loss is not None, "made with the trainer"
+        with self._named("loss"):
+            return self._made.update(samples.unpack(), self._loss, temperature=temperature)
+
+    def begin_weights(self, role: str) -> None:
+        """Begin to iterate."""
+        with self._named("weights"):
+            self._parcels = parcels(self._made.weights(role))
+            self._next = next(self._parcels, None)
+
+    def parcel(self, is_wanted: bool) -> tuple[Parcel | None, bool]:
+        """(the next weights, whether there are more); all ranks ask in step, one of them wants them."""
+        with self._named("weights"):
+            found, self._next = self._next, next(self._parcels, None)
+            return (found if is_wanted else None), self._next is not None
+
+    def save(self, folder: Path) -> None:
+        """See `Trainer.save`."""
+        with self._named("save"):
+            self._made.save(folder)
+
+    def load(self, folder: Path) -> None:
+        """See `Trainer.load`."""
+        with self._named("load"):
+            self._made.load(folder)
+
+    def export(self, folder: Path) -> None:
+        """See `Trainer.export`."""
+        with self._named("export"):
+            self._made.export(folder)
+
+    def offload(self) -> None:
+        """See `Trainer.offload`."""
+        self._made.offload()
+
+    def onload(self) -> None:
+        """See `Trainer.onload`."""
+        self._made.onload()
+
+    def close(self) -> None:
+        """Leave the process group, if there is one."""
+        if isinstance(self._trainer, Ranked):
+            self._trainer.close()
+
+    @property
+    def _made(self) -> Trainer:
+        assert self._trainer is not None, "the runtime calls `make` first"
+        return self._trainer
+
+    @contextlib.contextmanager
+    def _named(self, hook: str) -> Iterator[None]:
+        """Give an exception the name of its plugin, and of this process, while there is a traceback."""
+        try:
+            yield
+        except SkyrlError:
+            raise
+        except OSError:  # a full disk is told from its number
+            raise
+        except Exception as error:
+            if self._recipe is None:
+                raise
+            raise self._recipe.manager.attribute(error, hook, step=None) from error

@@ -1,0 +1,180 @@
+"""The runtime ``ray``: a process for each rank of the trainer and for each engine."""
+
+import dataclasses
+import os
+import pickle
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ray
+
+from skyrl_kernel.config import GeneratorConfig, TrainerConfig
+from skyrl_kernel.protocols import Engine, Settings, Trainer
+from skyrl_kernel.ray.attest import require_same
+from skyrl_kernel.ray.calls import get_all
+from skyrl_kernel.ray.cluster import Cluster
+from skyrl_kernel.ray.config import RayConfig
+from skyrl_kernel.ray.engines import ForgettingEngines, RayEngines
+from skyrl_kernel.ray.host import Host
+from skyrl_kernel.ray.placement import (
+    ENGINES,
+    POLICY,
+    REFERENCE,
+    Placement,
+    Seat,
+    demands,
+    needs_of,
+)
+from skyrl_kernel.ray.rank import Rank, torchrun_variables
+from skyrl_kernel.ray.trainer import Ranks, RayTrainer
+from skyrl_kernel.recipe import EngineRecipe, Recipe, TrainerRecipe
+
+_CALLS = 10_000
+"""Of one engine at a time: more than any run has."""
+_FORGETS = "forgets_cache"
+
+
+class RayRuntime:
+    """Keeps the `skyrl_kernel.protocols.Runtime` protocol.
+
+    Args:
+        settings: Of the run.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._config = settings[RayConfig]
+        self._trainer_config = settings[TrainerConfig]
+        self._generator = settings[GeneratorConfig]
+        self._cluster: Cluster | None = None
+        self._placement: Placement | None = None
+        self._apart = False
+        self._trainer: RayTrainer | None = None
+        self._engines: RayEngines | None = None
+        self._actors: list[Any] = []
+
+    # --- trainer -----------------------------------------------------------------------
+
+    def start_trainer(self, recipe: TrainerRecipe) -> Trainer:
+        """A rank on each of its devices; returns when all have loaded their models.
+
+        Raises:
+            CapabilityError: The devices are not there.
+            PluginLoadError: A process has other plugins than the run.
+        """
+        placement = self._trainer_config.placement
+        apart = (
+            not placement.colocate_all
+            and not placement.colocate_policy_ref
+            and "reference" in recipe.models
+        )
+        devices = self._place(apart=apart)
+        shared = placement.colocate_all
+        roles = {role: path for role, path in recipe.models.items()}
+        others = {}
+        if apart:
+            alone = dataclasses.replace(recipe, models={"reference": roles.pop("reference")})
+            others["reference"] = self._ranks(
+                alone, devices.seats(REFERENCE, shared=False), "reference rank"
+            )
+        policy = dataclasses.replace(recipe, models=roles)
+        self._trainer = RayTrainer(
+            self._ranks(policy, devices.seats(POLICY, shared=shared), "trainer rank"), others
+        )
+        return self._trainer
+
+    def _ranks(self, recipe: TrainerRecipe, seats: Sequence[Seat], what: str) -> Ranks:
+        names = [f"{what} {rank}" for rank in range(len(seats))]
+        actors = self._start(Rank, names, seats, recipe, self._config.trainer_env)
+        [(address, port)] = get_all([actors[0].meeting_place.remote()], names[:1])
+        made = [
+            actor.make.remote(pickle.dumps(recipe), environment)
+            for actor, environment in zip(
+                actors,
+                torchrun_variables([seat.node for seat in seats], address, port),
+                strict=True,
+            )
+        ]
+        return Ranks(actors, names, get_all(made, names))
+
+    # --- engines -----------------------------------------------------------------------
+
+    def start_engine(self, recipe: EngineRecipe) -> Engine:
+        """``num_engines`` of them; they load while the run goes on, and are waited for at first use.
+
+        Raises:
+            CapabilityError: The devices are not there.
+            PluginLoadError: A process has other plugins than the run.
+        """
+        config = self._generator.inference_engine
+        colocated = self._trainer_config.placement.colocate_all
+        devices = self._place(apart=self._apart)
+        seats = devices.seats(POLICY if colocated else ENGINES, shared=colocated)
+        seats = seats[: config.num_engines]
+        names = [f"engine {place}" for place in range(len(seats))]
+        actors = self._start(Host, names, seats, recipe, self._config.engine_env)
+        made = [actor.make.remote(pickle.dumps(recipe), {}) for actor in actors]
+        in_process = "in_process" in recipe.offers
+        self._engines = (ForgettingEngines if _FORGETS in recipe.offers else RayEngines)(
+            actors,
+            names,
+            made,
+            batches=in_process,
+            lockstep=in_process and self._trainer_config.max_staleness == 0,
+        )
+        return self._engines
+
+    # --- both --------------------------------------------------------------------------
+
+    def _place(self, *, apart: bool) -> Placement:
+        """All devices of the run, reserved together at the first call."""
+        if self._placement is None:
+            placement, engine = self._trainer_config.placement, self._generator.inference_engine
+            self._apart = apart
+            self._cluster = Cluster(self._num_cpus(needs_of(placement, engine, apart=apart)))
+            gpus = self._config.use_gpus
+            if gpus is None:
+                gpus = ray.cluster_resources().get("GPU", 0) > 0
+            self._placement = Placement(
+                demands(placement, engine, apart=apart, gpus=gpus),
+                grows=not self._cluster.is_own,
+            )
+        return self._placement
+
+    def _start(
+        self,
+        kind: type,
+        names: Sequence[str],
+        seats: Sequence[Seat],
+        recipe: Recipe,
+        environment: Mapping[str, Any],
+    ) -> list[Any]:
+        """An actor in each seat, held to the plugins of its recipe before it loads any."""
+        more: dict[str, Any] = {"max_concurrency": _CALLS} if kind is Host else {}
+        if env := {**recipe.runtime_env, **environment}:
+            more["runtime_env"] = env
+        actors: list[Any] = [
+            ray.remote(kind).options(**seat.options, **more).remote(name)
+            for name, seat in zip(names, seats, strict=True)
+        ]
+        self._actors += actors
+        reports = get_all([actor.report.remote(recipe.lock) for actor in actors], names)
+        for name, found in zip(names, reports, strict=True):
+            require_same(recipe.lock, found, name)
+        return actors
+
+    def _num_cpus(self, needed: int) -> int:
+        """Of a Ray of the run's own: on processors alone, processes may take turns."""
+        if self._config.num_cpus is not None:
+            return self._config.num_cpus
+        return max(os.cpu_count() or 1, needed)
+
+    def close(self) -> None:
+        """End all processes, and Ray if the run started it."""
+        if self._trainer is not None:
+            self._trainer.close()
+        for actor in self._actors:
+            ray.kill(actor)
+        if self._placement is not None:
+            self._placement.close()
+        if self._cluster is not None:
+            self._cluster.close()
