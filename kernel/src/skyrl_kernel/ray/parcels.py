@@ -75,7 +75,10 @@ def _unpacked(item: Item) -> Any:
         return item.array
     import torch
 
+    dtype = getattr(torch, item.dtype)
+    if not item.array.size:  # of which torch makes no view
+        return torch.empty(item.shape, dtype=dtype)
     with warnings.catch_warnings():  # that it may not be written to, which nobody does
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         found = torch.from_numpy(item.array)
-    return found.view(getattr(torch, item.dtype)).reshape(item.shape)
+    return found.view(dtype).reshape(item.shape)
