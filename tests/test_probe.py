@@ -1,6 +1,7 @@
 """Engine and trainer must agree on the same tokens: the probe, and what every step measures."""
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ from running import Lab, probe_installed
 from sabotage import install_stale
 
 from skyrl_fsdp.trainer import FsdpTrainer
+from skyrl_kernel.assemble import _probe_rows, prepare
 from skyrl_kernel.config import TrainerConfig
 from skyrl_kernel.errors import WeightSyncError
+from skyrl_kernel.plan import make_plan
 from skyrl_kernel.plugins import discover
-from skyrl_kernel.probe import probe
+from skyrl_kernel.probe import MAX_TOKENS, probe
 from skyrl_kernel.records import FloatArray
 from skyrl_transformers.engine import TransformersEngine
 from skyrl_transformers.testing import write_random_model
@@ -42,6 +45,22 @@ def test_other_weights_are_an_error_that_names_the_version(tmp_path: Path) -> No
     trainer, engine = models(tmp_path, same=False)
     with pytest.raises(WeightSyncError, match=r"policy version 3, engine and trainer differ by"):
         asyncio.run(probe(engine, ROWS, scores(trainer), 3, "float32"))
+
+
+def test_a_long_first_prompt_is_compared_by_its_beginning(tmp_path: Path) -> None:
+    """The engine may have fewer positions than it; that costs its trajectory, not the run."""
+    rows = tmp_path / "rows.jsonl"
+    texts = ["7" * 500, *["7"] * 31]
+    rows.write_text(
+        "\n".join(
+            json.dumps({"prompt": [{"role": "user", "content": text}], "env_class": "multiply"})
+            for text in texts
+        )
+    )
+    data = [f"data.train_data=['{rows}']", "data.val_data=[]"]
+    plan = make_plan(["demo"], overrides=[*data, "trainer.max_prompt_length=1000"])
+    long, short = _probe_rows(prepare(plan))
+    assert len(long) == MAX_TOKENS > len(short)
 
 
 MISMATCH = "policy/rollout_train_logprobs_abs_diff"

@@ -1,5 +1,6 @@
 """What an evaluation says and leaves behind."""
 
+import asyncio
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ from skyrl_kernel.assemble import eval_sampling, training_sampling
 from skyrl_kernel.cli import skyrl
 from skyrl_kernel.config import GeneratorConfig, SamplingConfig
 from skyrl_kernel.defaults.accuracy import accuracy
+from skyrl_kernel.errors import RunError
+from skyrl_kernel.evaluation import play
 from skyrl_kernel.records import Prompt, Reward, Sampling, Segment, StopReason, Trajectory, Turn
 from skyrl_kernel.run.eval_dump import write_eval_dump
 from skyrl_kernel.success import any_success, is_success
@@ -46,6 +49,31 @@ def trajectory(
         reward=Reward(turns=(reward,)),
         env_metrics=env or {},
     )
+
+
+# --- an error ---------------------------------------------------------------------------
+
+
+def test_what_ends_the_run_in_one_group_ends_the_others() -> None:
+    begun: list[asyncio.Task[Any]] = []
+
+    class Rollouts:
+        def start(self, prompt: Prompt, **_: Any) -> "asyncio.Task[Any]":
+            begun.append(asyncio.create_task(end() if begun else asyncio.sleep(60)))
+            return begun[-1]
+
+    async def end() -> None:
+        await asyncio.sleep(0)
+        raise RunError("the engine is gone")
+
+    async def main() -> None:
+        rollouts: Any = Rollouts()
+        prompts = [Prompt(uid=str(number), messages=(), env_class="e") for number in range(3)]
+        with pytest.raises(RunError, match="the engine is gone"):
+            await play(rollouts, prompts, size=1, sampling=Sampling(), batch_size=3, step=0)
+        assert [task.done() for task in begun] == [True] * 3
+
+    asyncio.run(main())
 
 
 # --- success ----------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from skyrl_kernel.models import locate_model
 from skyrl_kernel.plan import Plan, adopters
 from skyrl_kernel.plugins import Lock, plugin_lock
 from skyrl_kernel.plugins.wording import did_you_mean, listed
-from skyrl_kernel.probe import MAX_ROWS
+from skyrl_kernel.probe import MAX_ROWS, MAX_TOKENS
 from skyrl_kernel.producer import Producer
 from skyrl_kernel.progress import Progress
 from skyrl_kernel.protocols import Engine, MeasureRow, Runtime, Tokenizer, Trainer
@@ -418,7 +418,7 @@ def make_session(
 
 
 def _probe_rows(prepared: Prepared) -> list[IntArray]:
-    """The first prompts, where the engine says that it can compute log-probs as the trainer does."""
+    """The first prompts' beginnings, where the engine says that it can compute log-probs as the trainer does."""
     plan = prepared.plan
     name = plan.tree.generator.inference_engine.backend
     is_able = any(
@@ -426,7 +426,7 @@ def _probe_rows(prepared: Prepared) -> list[IntArray]:
     )
     prompts = prepared.data.train.prompts[:MAX_ROWS] if is_able else ()
     return [
-        prepared.tokenizer.encode_chat(prompt.messages, add_generation_prompt=True)
+        prepared.tokenizer.encode_chat(prompt.messages, add_generation_prompt=True)[:MAX_TOKENS]
         for prompt in prompts
         if prompt.messages  # rows that are read may have none
     ]

@@ -70,7 +70,10 @@ async def play(
     batch_size: int,
     step: int,
 ) -> tuple[list[Trajectory], list[Failure]]:
-    """Roll out every prompt ``size`` times, ``batch_size`` prompts at a time."""
+    """Roll out every prompt ``size`` times, ``batch_size`` prompts at a time.
+
+    An error that ends the run ends all of them.
+    """
     groups: list[Group] = []
     for start in range(0, len(prompts), batch_size):
         tasks = [
@@ -79,7 +82,13 @@ async def play(
             )
             for place, prompt in enumerate(prompts[start : start + batch_size])
         ]
-        groups += await asyncio.gather(*tasks)
+        try:
+            groups += await asyncio.gather(*tasks)
+        except BaseException:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            raise
     return (
         [one for group in groups for one in group.trajectories],
         [failure for group in groups for failure in group.failures],

@@ -16,6 +16,9 @@ from skyrl_kernel.records import FloatArray, IntArray
 INTERVAL = 10
 """Syncs between two probes: often enough to find a stale engine early, too seldom to be felt."""
 MAX_ROWS = 2
+MAX_TOKENS = 128
+"""Of one row; a longer one is cut: what differs differs at its beginning, and an engine may have
+fewer positions than the longest prompt."""
 MAX_DIFFERENCE = {"float32": 1e-3, "bfloat16": 0.5}
 """Most nats by which one token's log-probs may differ. Rounding stays below a tenth of it; a missed
 update of an ordinary step does not."""

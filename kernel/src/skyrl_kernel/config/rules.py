@@ -363,6 +363,11 @@ def _external_engines(asked: Asked) -> Iterator[str]:
             f"{ENGINE}.run_engines_locally=false: nothing says where engines run; set {keys[0]} or "
             f"{keys[1]}"
         )
+    if asked(f"{ENGINE}.run_engines_locally") and given:
+        yield (
+            f"{given[0]} names an engine that runs already, and {ENGINE}.run_engines_locally=true starts "
+            f"one; set {ENGINE}.run_engines_locally=false, or leave the address out"
+        )
     if asked(f"{PLACEMENT}.colocate_all") and given:
         yield (
             f"{given[0]} names an engine that runs elsewhere, which cannot share GPUs with the trainer; "

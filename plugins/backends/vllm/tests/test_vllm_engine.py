@@ -319,7 +319,7 @@ def test_a_server_that_is_not_there_or_not_made_for_it_is_named(model: Path) -> 
     async def use(url: str) -> None:
         engine = VllmEngine(url, model, deadlines=Deadlines(control_s=5))
         try:
-            with pytest.raises(ServerError, match=r"does not answer.*must name vLLM servers"):
+            with pytest.raises(ServerError, match=r"does not answer.*names servers that run already"):
                 await engine.generate([request()])
         finally:
             await engine.close()
@@ -477,12 +477,54 @@ def test_servers_that_differ_in_log_probs_do_not_have_the_same_weights(model: Pa
 
 def test_an_order_that_one_of_several_refuses_names_it(model: Path) -> None:
     async def use(engine: VllmEngine) -> None:
+        url = engine._fleet.clients[1].url
         with pytest.raises(
-            ServerError, match=r"the vLLM servers at .* failed in /pause.*status 500"
+            ServerError, match=rf"the vLLM server at {url} failed in /pause.*status 500"
         ):
             await engine.pause()
 
     against([Listener().reply, only("/pause", refuse)], model, use)
+
+
+def test_nothing_more_is_asked_once_one_of_several_servers_is_gone(model: Path) -> None:
+    """The run ends; until it has, other groups go on asking."""
+    whole, dying = Listener(), Listener()
+
+    async def broken(incoming: web.Request) -> web.StreamResponse:
+        if incoming.path == GENERATE and incoming.transport is not None:
+            dying.asked.append(GENERATE)
+            incoming.transport.abort()
+        return await dying.reply(incoming) if incoming.path != GENERATE else web.Response()
+
+    async def use(engine: VllmEngine) -> None:
+        url = engine._fleet.clients[1].url
+        for asked in (2, 6):
+            with pytest.raises(ServerError, match=rf"the vLLM server at {url} does not answer"):
+                await engine.generate([request()] * asked)
+        assert dying.count(GENERATE) == 1
+        assert whole.count(GENERATE) <= 1
+
+    against([whole.reply, broken], model, use)
+
+
+def test_a_server_has_as_many_requests_as_it_computes_at_once() -> None:
+    """Also where the process was allowed fewer files; and a user hears where it may not have more."""
+    script = (
+        "import resource, sys; from pathlib import Path\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (256, int(sys.argv[1])))\n"
+        "from skyrl_kernel.config.generator import InferenceEngineConfig\n"
+        "from skyrl_vllm.plugin import _rows_at_once\n"
+        "print(_rows_at_once(InferenceEngineConfig(num_engines=2)))\n"
+    )
+
+    def rows(hard: int) -> str:
+        words = [sys.executable, "-c", script, str(hard)]
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout
+
+    assert rows(4096) == "1024\n"
+    # 1536 files but for 512, for two servers
+    assert rows(1536).endswith("\n512\n")
+    assert "512 completions of each server run at a time, not" in rows(1536)
 
 
 def test_a_port_is_held_for_its_server_and_for_nobody_else() -> None:

@@ -31,12 +31,14 @@ class Refused(Exception):
     Args:
         status: HTTP status.
         text: The answer.
+        url: Of the server.
     """
 
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(status, text)
+    def __init__(self, status: int, text: str, url: str = "") -> None:
+        super().__init__(status, text, url)
         self.status = status
         self.text = text
+        self.url = url
 
     def __str__(self) -> str:
         return f"status {self.status}: {self.text[:_SHOWN]}"
@@ -110,7 +112,7 @@ class Client:
                     return
                 event = json.loads(text)
                 if "error" in event:
-                    raise Refused(int(event["error"].get("code") or 500), text)
+                    raise Refused(int(event["error"].get("code") or 500), text, self.url)
                 yield event
         why = await self.reason() or "the answer broke off"
         raise ServerError(f"the vLLM server at {self.url} does not answer ({path}): {why}")
@@ -135,7 +137,7 @@ class Client:
                 timeout=aiohttp.ClientTimeout(total=timeout_s),
             ) as answer:
                 if answer.status >= 300:
-                    raise Refused(answer.status, await answer.text())
+                    raise Refused(answer.status, await answer.text(), self.url)
                 yield answer
         except (aiohttp.ClientError, OSError) as error:
             if isinstance(error, TimeoutError):

@@ -27,6 +27,7 @@ from skyrl_kernel.errors import (
     WeightSyncError,
 )
 from skyrl_kernel.probe import MAX_DIFFERENCE
+from skyrl_kernel.progress import say
 from skyrl_kernel.records import (
     Completion,
     FloatArray,
@@ -35,6 +36,7 @@ from skyrl_kernel.records import (
     Piece,
     Sampling,
 )
+from skyrl_vllm.attached import Needs
 from skyrl_vllm.client import Client, Refused, ServerError
 from skyrl_vllm.fleet import Deadlines, Fleet
 from skyrl_vllm.server import Server
@@ -69,6 +71,7 @@ class VllmEngine:
         precision: That the servers compute in: how far two may differ by rounding.
         is_salted: Whether a cached prefix is of one policy version, by its salt; otherwise the
             cache is emptied at every update.
+        needs: What servers that are not this run's must be; None asks nothing of them.
         deadlines: See there.
     """
 
@@ -83,9 +86,11 @@ class VllmEngine:
         max_rows: int = 512,
         precision: Precision = "float32",
         is_salted: bool = True,
+        needs: Needs | None = None,
         deadlines: Deadlines | None = None,
     ) -> None:
         self.version = 0
+        self._needs = needs
         self._precision = precision
         self._is_salted = is_salted
         self._fleet = Fleet(
@@ -431,16 +436,17 @@ class VllmEngine:
     async def _connect(self) -> None:
         await self._fleet.wait_until_ready()
         try:
+            if self._needs is not None:
+                for note in await self._fleet.check(self._needs):
+                    say(f"warning: {note}", style="yellow")
             await self._fleet.order("/update_weight_version", {"new_version": str(self.version)})
             await self._fleet.order("/resume")  # a run that was killed in a pause has left it so
         except ServerError as error:
             if self._fleet.own:
                 raise
             raise ServerError(
-                f"{error}. generator.inference_engine.external_server_urls must name vLLM servers "
-                "that were started with the variable VLLM_SERVER_DEV_MODE=1 and --enable-scale-out "
-                '--logprobs-mode processed_logprobs --max-logprobs -1 --weight-transfer-config \'{"backend": '
-                '"skyrl"}\', where skyrl-vllm is installed'
+                f"{error}. generator.inference_engine.external_server_urls names servers that run already, "
+                "where skyrl-vllm is installed"
             ) from error
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from skyrl_kernel.progress import say
 from skyrl_kernel.records import IntArray
+from skyrl_vllm.attached import Needs, check
 from skyrl_vllm.client import Client, Refused, ServerError
 from skyrl_vllm.server import Server
 from skyrl_vllm.spread import Spread
@@ -64,6 +65,7 @@ class Fleet:
         )
         self._lanes = self.clients if self._router is None else (self._router,)
         self._spread = Spread(len(self._lanes))
+        self._lost: ServerError | None = None
 
     def __str__(self) -> str:
         urls = ", ".join(client.url for client in self.clients)
@@ -83,9 +85,13 @@ class Fleet:
             *(client.ask("POST", path, body, timeout_s=timeout_s) for client in self.clients),
             return_exceptions=True,
         )
-        for answer in answers:
-            if isinstance(answer, BaseException):
-                raise answer
+        failures = [one for one in answers if isinstance(one, BaseException)]
+        for failure in failures:
+            if isinstance(failure, ServerError):  # what the others say may come of it
+                self._lost = self._lost or failure
+                raise failure
+        if failures:
+            raise failures[0]
         return answers
 
     async def order(
@@ -103,15 +109,33 @@ class Fleet:
         """
         try:
             await self.ask(path, body, timeout_s=timeout_s or self.deadlines.control_s)
-        except (Refused, TimeoutError) as error:
-            raise ServerError(f"{self} failed in {path}: {error}") from error
+        except Refused as error:
+            raise ServerError(
+                f"the vLLM server at {error.url} failed in {path}: {error}"
+            ) from error
+        except TimeoutError as error:
+            raise ServerError(str(error)) from error
+
+    async def check(self, needs: Needs) -> list[str]:
+        """See `skyrl_vllm.attached.check`; of every server."""
+        asked = [check(one, needs, self.deadlines.control_s) for one in self.clients]
+        return [note for notes in await asyncio.gather(*asked) for note in notes]
 
     @contextlib.contextmanager
     def lane(self, prompt: IntArray) -> Iterator[Client]:
-        """Whom to ask for a completion of ``prompt``; the request counts as running there."""
+        """Whom to ask for a completion of ``prompt``; the request counts as running there.
+
+        Raises:
+            ServerError: One was found to be gone, which ends the run: nothing more is asked.
+        """
+        if self._lost is not None:
+            raise ServerError(str(self._lost)) from self._lost
         place = self._spread.take(prompt)
         try:
             yield self._lanes[place]
+        except ServerError as error:
+            self._lost = self._lost or error
+            raise
         finally:
             self._spread.give_back(place)
 

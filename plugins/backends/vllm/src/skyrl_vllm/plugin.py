@@ -11,14 +11,15 @@ from skyrl_kernel.config.generator import GeneratorConfig, InferenceEngineConfig
 from skyrl_kernel.config.trainer import TrainerConfig
 from skyrl_kernel.errors import ConfigError
 from skyrl_kernel.hookspecs import hookimpl
+from skyrl_kernel.progress import say
 from skyrl_kernel.protocols import Engine, Settings
 
 if TYPE_CHECKING:
+    from skyrl_vllm.attached import Needs
     from skyrl_vllm.server import Server
 
 NAME = "vllm"
 START_VARIABLE = "SKYRL_WAIT_UNTIL_INFERENCE_SERVER_HEALTHY_TIMEOUT_S"
-_CONNECTIONS = 512
 
 
 @hookimpl
@@ -68,10 +69,40 @@ def make_engine(name: str, settings: Settings, model: Path) -> Engine | None:
         config.external_server_urls or _start(config, trainer, model),
         model,
         router=config.external_proxy_url,
-        max_rows=min(config.max_num_seqs, _CONNECTIONS),
+        max_rows=_rows_at_once(config),
         precision="float32" if dtype(config, trainer) == "float32" else "bfloat16",
         is_salted=generator.use_cache_salt,
+        needs=_needs(config, trainer, model) if config.external_server_urls else None,
         deadlines=deadlines,
+    )
+
+
+def _rows_at_once(config: InferenceEngineConfig) -> int:
+    """Completions of one server at a time: ``max_num_seqs``, unless so many files cannot be open."""
+    from skyrl_vllm.open_files import allowed
+
+    servers = len(config.external_server_urls or ()) or config.num_engines
+    rows = max(1, allowed(config.max_num_seqs * servers) // servers)
+    if rows < config.max_num_seqs:
+        say(
+            f"warning: {rows} completions of each server run at a time, not "
+            f"generator.inference_engine.max_num_seqs={config.max_num_seqs}: this process may open no more "
+            "files (ulimit -Hn)",
+            style="yellow",
+        )
+    return rows
+
+
+def _needs(config: InferenceEngineConfig, trainer: TrainerConfig, model: Path) -> "Needs":
+    from skyrl_vllm.attached import Needs
+    from skyrl_vllm.settings import dtype
+    from skyrl_vllm.transports import server_backend
+
+    return Needs(
+        model=model,
+        dtype=dtype(config, trainer),
+        backend=server_backend(config.weight_sync_backend, colocated=False),
+        sleeps=config.offload_kv_for_weight_sync,
     )
 
 
