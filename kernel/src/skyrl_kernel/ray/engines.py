@@ -6,12 +6,13 @@ whoever has the fewest requests. Updates go to all, as one transaction.
 
 import asyncio
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import ray
 
 from skyrl_kernel.errors import WeightSyncError
 from skyrl_kernel.ray.calls import answer
+from skyrl_kernel.ray.errors import Process
 from skyrl_kernel.ray.packets import Rows
 from skyrl_kernel.ray.parcels import parcels
 from skyrl_kernel.ray.trainer import Weights
@@ -26,6 +27,8 @@ _Waiting = tuple[GenerateRequest, "asyncio.Future[Completion]"]
 class RayEngines:
     """Keeps the `skyrl_kernel.protocols.Engine` protocol.
 
+    It has the methods of `Forgets` and `Sleeps` too, for engines that offer them.
+
     Args:
         actors: Of `skyrl_kernel.ray.host.Host`, being made.
         names: Of each, for messages.
@@ -38,7 +41,7 @@ class RayEngines:
     def __init__(
         self,
         actors: Sequence[Any],
-        names: Sequence[str],
+        names: Sequence[Process],
         made: Sequence[Any],
         *,
         batches: bool,
@@ -130,7 +133,7 @@ class RayEngines:
                 self._refuse_difference(name, answers[0], other)
         return first
 
-    def _refuse_difference(self, name: str, first: Rows, other: Rows) -> None:
+    def _refuse_difference(self, name: Process, first: Rows, other: Rows) -> None:
         difference = float(abs(first.flat - other.flat).max())
         if not difference < _ROUNDING:
             raise WeightSyncError(
@@ -149,6 +152,18 @@ class RayEngines:
     async def resume(self) -> None:
         """Go on after `pause`."""
         await self._all("resume")
+
+    async def forget_cache(self) -> None:
+        """Drop all cached keys and values, of engines that offer it."""
+        await self._all("forget_cache")
+
+    async def sleep(self, level: int) -> None:
+        """Give the accelerators' memory back, of engines that offer it."""
+        await self._all("sleep", level)
+
+    async def wake(self, what: Literal["weights", "kv_cache"]) -> None:
+        """Take memory again."""
+        await self._all("wake", what)
 
     # --- updates -----------------------------------------------------------------------
 
@@ -198,11 +213,3 @@ class RayEngines:
 
 _ROUNDING = 1e-3
 """Nats by which engines with equal weights may differ, as on different processors."""
-
-
-class ForgettingEngines(RayEngines):
-    """The same, of engines that keep `skyrl_kernel.protocols.Forgets`."""
-
-    async def forget_cache(self) -> None:
-        """Drop all cached keys and values."""
-        await self._all("forget_cache")

@@ -3,15 +3,20 @@
 import os
 import pickle
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 from skyrl_kernel.errors import FailureKind, SkyrlError, TrajectoryError
-from skyrl_kernel.protocols import Engine, Forgets, Starts
+from skyrl_kernel.logs import get_logger
+from skyrl_kernel.protocols import Engine, Forgets, Sleeps, Starts
 from skyrl_kernel.ray.attest import Report, report
+from skyrl_kernel.ray.begin import begin
 from skyrl_kernel.ray.packets import Rows
 from skyrl_kernel.ray.parcels import Parcel, tensors
 from skyrl_kernel.recipe import EngineRecipe
 from skyrl_kernel.records import Completion, GenerateRequest
+
+log = get_logger(__name__)
 
 
 class Host:
@@ -22,9 +27,15 @@ class Host:
     """
 
     def __init__(self, name: str) -> None:
-        self._name = name
+        self._name = self._process = name
         self._recipe: EngineRecipe | None = None
         self._engine: Engine | None = None
+
+    async def begin(self, folder: Path | None) -> str:
+        """See `skyrl_kernel.ray.begin`."""
+        machine = begin(self._name, folder)
+        self._process = f"{self._name} on {machine}"
+        return machine
 
     async def report(self, lock: Sequence[Mapping[str, Any]]) -> Report:
         """What this process has of the plugins of the run."""
@@ -35,7 +46,7 @@ class Host:
         os.environ.update(environment)
         self._recipe = pickle.loads(recipe)  # the controller's, of this run
         assert self._recipe is not None
-        self._recipe.process = self._name
+        self._recipe.process = self._process
         try:
             self._engine = self._recipe.make()
             if isinstance(self._engine, Starts):
@@ -103,6 +114,16 @@ class Host:
         assert isinstance(self._made, Forgets), "asked of engines that offer it"
         await self._made.forget_cache()
 
+    async def sleep(self, level: int) -> None:
+        """See `Sleeps`."""
+        assert isinstance(self._made, Sleeps), "asked of engines that offer it"
+        await self._made.sleep(level)
+
+    async def wake(self, what: Literal["weights", "kv_cache"]) -> None:
+        """See `Sleeps`."""
+        assert isinstance(self._made, Sleeps), "asked of engines that offer it"
+        await self._made.wake(what)
+
     async def close(self) -> None:
         """See `Engine.close`."""
         if self._engine is not None:
@@ -115,6 +136,9 @@ class Host:
 
     def _named(self, error: Exception, hook: str) -> Exception:
         """The same with the name of its plugin and of this process; the kernel's own as they are."""
-        if isinstance(error, SkyrlError) or self._recipe is None:
+        if isinstance(error, SkyrlError):
+            return error
+        log.error("failed", hook=hook, exc_info=error)
+        if self._recipe is None:
             return error
         return self._recipe.manager.attribute(error, hook, step=None)

@@ -14,8 +14,10 @@ from skyrl_kernel.ray.attest import require_same
 from skyrl_kernel.ray.calls import get_all
 from skyrl_kernel.ray.cluster import Cluster
 from skyrl_kernel.ray.config import RayConfig
-from skyrl_kernel.ray.engines import ForgettingEngines, RayEngines
+from skyrl_kernel.ray.engines import RayEngines
+from skyrl_kernel.ray.errors import Process
 from skyrl_kernel.ray.host import Host
+from skyrl_kernel.ray.logs import output_file
 from skyrl_kernel.ray.placement import (
     ENGINES,
     POLICY,
@@ -28,10 +30,10 @@ from skyrl_kernel.ray.placement import (
 from skyrl_kernel.ray.rank import Rank, torchrun_variables
 from skyrl_kernel.ray.trainer import Ranks, RayTrainer
 from skyrl_kernel.recipe import EngineRecipe, Recipe, TrainerRecipe
+from skyrl_kernel.run import RunFolder
 
 _CALLS = 10_000
 """Of one engine at a time: more than any run has."""
-_FORGETS = "forgets_cache"
 
 
 class RayRuntime:
@@ -45,6 +47,7 @@ class RayRuntime:
         self._config = settings[RayConfig]
         self._trainer_config = settings[TrainerConfig]
         self._generator = settings[GeneratorConfig]
+        self._folder = RunFolder.of(self._trainer_config).logs.absolute()
         self._cluster: Cluster | None = None
         self._placement: Placement | None = None
         self._apart = False
@@ -84,8 +87,8 @@ class RayRuntime:
 
     def _ranks(self, recipe: TrainerRecipe, seats: Sequence[Seat], what: str) -> Ranks:
         names = [f"{what} {rank}" for rank in range(len(seats))]
-        actors = self._start(Rank, names, seats, recipe, self._config.trainer_env)
-        [(address, port)] = get_all([actors[0].meeting_place.remote()], names[:1])
+        actors, processes = self._start(Rank, names, seats, recipe, self._config.trainer_env)
+        [(address, port)] = get_all([actors[0].meeting_place.remote()], processes[:1])
         made = [
             actor.make.remote(pickle.dumps(recipe), environment)
             for actor, environment in zip(
@@ -94,7 +97,7 @@ class RayRuntime:
                 strict=True,
             )
         ]
-        return Ranks(actors, names, get_all(made, names))
+        return Ranks(actors, processes, get_all(made, processes))
 
     # --- engines -----------------------------------------------------------------------
 
@@ -111,12 +114,12 @@ class RayRuntime:
         seats = devices.seats(POLICY if colocated else ENGINES, shared=colocated)
         seats = seats[: config.num_engines]
         names = [f"engine {place}" for place in range(len(seats))]
-        actors = self._start(Host, names, seats, recipe, self._config.engine_env)
+        actors, processes = self._start(Host, names, seats, recipe, self._config.engine_env)
         made = [actor.make.remote(pickle.dumps(recipe), {}) for actor in actors]
         in_process = "in_process" in recipe.offers
-        self._engines = (ForgettingEngines if _FORGETS in recipe.offers else RayEngines)(
+        self._engines = RayEngines(
             actors,
-            names,
+            processes,
             made,
             batches=in_process,
             lockstep=in_process and self._trainer_config.max_staleness == 0,
@@ -147,8 +150,13 @@ class RayRuntime:
         seats: Sequence[Seat],
         recipe: Recipe,
         environment: Mapping[str, Any],
-    ) -> list[Any]:
-        """An actor in each seat, held to the plugins of its recipe before it loads any."""
+    ) -> tuple[list[Any], list[Process]]:
+        """An actor in each seat, held to the plugins of its recipe before it loads any.
+
+        Raises:
+            CapabilityError: A machine does not see the run's folder.
+            PluginLoadError: A process has other plugins than the run.
+        """
         more: dict[str, Any] = {"max_concurrency": _CALLS} if kind is Host else {}
         if env := {**recipe.runtime_env, **environment}:
             more["runtime_env"] = env
@@ -157,10 +165,18 @@ class RayRuntime:
             for name, seat in zip(names, seats, strict=True)
         ]
         self._actors += actors
-        reports = get_all([actor.report.remote(recipe.lock) for actor in actors], names)
+        folder = self._folder if self._folder.is_dir() else None
+        processes = [Process(name=name) for name in names]
+        machines = get_all([actor.begin.remote(folder) for actor in actors], processes)
+        outputs = [None if folder is None else output_file(folder, name) for name in names]
+        processes = [
+            Process(name=name, where=machine, output=output)
+            for name, machine, output in zip(names, machines, outputs, strict=True)
+        ]
+        reports = get_all([actor.report.remote(recipe.lock) for actor in actors], processes)
         for name, found in zip(names, reports, strict=True):
             require_same(recipe.lock, found, name)
-        return actors
+        return actors, processes
 
     def _num_cpus(self, needed: int) -> int:
         """Of a Ray of the run's own: on processors alone, processes may take turns."""

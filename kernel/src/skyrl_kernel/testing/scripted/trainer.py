@@ -11,6 +11,7 @@ from skyrl_kernel.errors import RunError
 from skyrl_kernel.protocols import Loss
 from skyrl_kernel.records import FloatArray, IntArray, TrainingSample, UpdateResult
 from skyrl_kernel.testing.scripted.engine import row_logprobs
+from skyrl_kernel.testing.scripted.meeting import Meeting
 from skyrl_kernel.testing.scripted.script import Script
 
 if TYPE_CHECKING:
@@ -24,7 +25,8 @@ class ScriptedTrainer:
 
     An update adds ``rate`` × Σ policy weight × advantage × token id over the
     trained tokens: small, and never the same for two batches in practice. If the loss
-    has the term ``value`` it adds ``rate`` × Σ weight × (return - value) to the critic's.
+    has the term ``value`` it adds ``rate`` × Σ weight × (return - value) to the critic's. In several
+    processes each has a share of the data, and all add up.
 
     Args:
         script: Its ``rate`` and ``on_update``.
@@ -40,7 +42,13 @@ class ScriptedTrainer:
         self.scored: list[tuple[str, int]] = []
         """Role and number of rows of each call of `score`."""
         self._script = script
+        self._meeting = Meeting()
+        self.share, self.shares = self._meeting.rank, self._meeting.size
         self._is_loaded = True
+
+    def close(self) -> None:
+        """Leave the other ranks."""
+        self._meeting.close()
 
     def score(self, role: str, rows: Sequence[IntArray], *, temperature: float) -> list[FloatArray]:
         """[T] log-probs, a reference has the initial weight; or values of the critic.
@@ -73,12 +81,13 @@ class ScriptedTrainer:
         self._script.note("update")
         self._script.on_update(self.updates)
         self.batches.append(list(batch))
-        signal = sum(
+        own = sum(
             float((one.loss_weights["policy"] * one.advantages * one.tokens)[one.loss_mask].sum())
             for one in batch
         )
+        signal = self._meeting.sum(own)
         change = self._script.rate * signal
-        trained = sum(int(one.loss_mask.sum()) for one in batch)
+        trained = self._meeting.sum(sum(int(one.loss_mask.sum()) for one in batch))
         self.weight = self.weight + change
         self.updates += bool(trained)
         metrics = {
@@ -99,6 +108,7 @@ class ScriptedTrainer:
             missing = one.returns[one.loss_mask].astype(np.float64) - self.value
             errors += float((weights * missing).sum())
             squares += float((weights * missing**2).sum())
+        errors, squares = self._meeting.sum(errors), self._meeting.sum(squares)
         self.value += self._script.rate * errors
         return {
             "critic/critic_loss": squares / 2,
@@ -123,7 +133,9 @@ class ScriptedTrainer:
             "value": self.value,
             "updates": self.updates,
         }
-        (folder / STATE).write_text(json.dumps(state))
+        if not self.share:
+            (folder / STATE).write_text(json.dumps(state))
+        self._meeting.sum(0)  # nobody is done before all are
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote."""
@@ -135,7 +147,9 @@ class ScriptedTrainer:
         """Write a ``config.json`` with the number in it."""
         self._script.note("export")
         config = {"model_type": "scripted", "weight": float(self.weight[0])}
-        (folder / "config.json").write_text(json.dumps(config))
+        if not self.share:
+            (folder / "config.json").write_text(json.dumps(config))
+        self._meeting.sum(0)
 
     def offload(self) -> None:
         """Note it, and compute nothing until `onload`."""
