@@ -80,12 +80,8 @@ def carry_out(plan: Plan, *, progress: Progress | None = None) -> RunResult:
     if plan.missing:
         raise CapabilityError("\n".join(plan.missing))
     config = plan.tree.trainer
-    path = Path(config.ckpt_path).expanduser() / config.run_name
-    folder = RunFolder(
-        path,
-        export=_own_part(config.export_path, config.run_name),
-        logs=_own_part(config.log_path, config.run_name),
-    )
+    folder = RunFolder.of(config)
+    path = folder.path
     check_sinks(plan)
     prepared = prepare(plan)
     total_steps = prepared.order.total_steps
@@ -123,11 +119,6 @@ def carry_out(plan: Plan, *, progress: Progress | None = None) -> RunResult:
         except BaseException:
             undo(folder, moved)
             raise
-
-
-def _own_part(root: str | None, run_name: str) -> Path | None:
-    """Where a run's exports or logs go outside of its folder: runs must not overwrite each other."""
-    return Path(root).expanduser() / run_name if root else None
 
 
 @contextlib.contextmanager

@@ -5,36 +5,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayError
 
-from skyrl_kernel.errors import RunError, SkyrlError
+from skyrl_kernel.errors import RunError
+from skyrl_kernel.ray.errors import FOLLOWS, Process, gravity, told
 
 GRACE_S = 10.0
 """For the others to say what they found, once one rank has failed: the first to be heard of may
 only have lost its partner."""
 
 
-def told(error: BaseException, who: str) -> BaseException:
-    """What ``error`` of an actor means here.
-
-    Args:
-        error: Raised by `ray.get`, or by awaiting a reference.
-        who: The actor, for the message.
-    """
-    if isinstance(error, RayTaskError):
-        cause = error.cause if isinstance(error.cause, Exception) else error
-        # A full disk is told from the number of an OSError.
-        known = isinstance(cause, (SkyrlError, OSError))
-        return cause if known else RunError(f"{who} failed: {cause!r}")
-    if isinstance(error, RayActorError):
-        reason = " ".join(str(error).split())
-        return RunError(f"{who} has died: {reason}")
-    if isinstance(error, RayError) and not isinstance(error, GetTimeoutError):
-        return RunError(f"{who} gave no answer: {type(error).__name__}: {error}")
-    return error
-
-
-def get(reference: Any, who: str, timeout_s: float | None = None) -> Any:
+def get(reference: Any, who: Process, timeout_s: float | None = None) -> Any:
     """The answer of one actor.
 
     Raises:
@@ -49,7 +30,7 @@ def get(reference: Any, who: str, timeout_s: float | None = None) -> Any:
         raise told(error, who) from None
 
 
-async def answer(reference: Any, who: str) -> Any:
+async def answer(reference: Any, who: Process) -> Any:
     """`get` on an event loop."""
     try:
         return await reference
@@ -57,12 +38,12 @@ async def answer(reference: Any, who: str) -> Any:
         raise told(error, who) from None
 
 
-def get_all(references: Sequence[Any], who: Sequence[str]) -> list[Any]:
+def get_all(references: Sequence[Any], who: Sequence[Process]) -> list[Any]:
     """The answers of all; a failure of one is raised although others may still wait for it.
 
     Raises:
-        SkyrlError: What was found by the one who knows best: an error of its own before the
-            death of another.
+        SkyrlError: What was found by the one who knows best; see `gravity`. If all only lost a
+            partner, those who say nothing are named.
     """
     waiting = dict(zip(references, who, strict=True))
     failures: list[BaseException] = []
@@ -73,18 +54,22 @@ def get_all(references: Sequence[Any], who: Sequence[str]) -> list[Any]:
         if not done:
             break
         for reference in done:
-            name = waiting.pop(reference)
+            process = waiting.pop(reference)
             try:
                 ray.get(reference)
             except RayError as error:
-                failures.append(told(error, name))
+                failures.append(told(error, process))
                 until = until or time.monotonic() + GRACE_S
     if failures:
-        raise min(failures, key=_is_about_another)
+        raise _cause(failures, list(waiting.values()))
     return list(ray.get(list(references)))
 
 
-def _is_about_another(error: BaseException) -> bool:
-    """True of what a rank says that only lost its partner."""
-    text = str(error)
-    return any(sign in text for sign in ("Connection closed by peer", "connection reset"))
+def _cause(failures: Sequence[BaseException], silent: Sequence[Process]) -> BaseException:
+    cause = min(failures, key=gravity)
+    if not silent or gravity(cause) < FOLLOWS:
+        return cause
+    return RunError(
+        f"{', '.join(map(str, silent))} does not answer: it hangs, or its machine is cut off. "
+        f"Its partners say: {cause}"
+    )

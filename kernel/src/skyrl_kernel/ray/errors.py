@@ -18,7 +18,7 @@ from ray.exceptions import (
     RayTaskError,
 )
 
-from skyrl_kernel.errors import RunError, SkyrlError
+from skyrl_kernel.errors import RankError, RunError, SkyrlError
 from skyrl_kernel.ray.logs import last_words
 
 _MOST_CHARACTERS = 300
@@ -102,16 +102,8 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def gravity(error: BaseException) -> int:
-    """0 for what is the cause, 2 for what only follows from it: the failure of a partner.
-
-    Of several failures of one call the gravest is told: a process that died, before an error of
-    a process's own, before one that only says that its partner is gone.
-    """
-    if isinstance(error, ProcessDied):
-        return 0
-    return 2 if any(sign in str(error).lower() for sign in _OF_A_PARTNER) else 1
-
+IS_GONE, OWN, FOLLOWS = range(3)
+"""Gravity of an error: a process is gone; it failed by itself; it only lost a partner."""
 
 _OF_A_PARTNER = (
     "connection closed by peer",
@@ -121,3 +113,13 @@ _OF_A_PARTNER = (
     "watchdog caught collective operation timeout",
 )
 """What gloo and NCCL say to a rank whose partner is gone."""
+
+
+def gravity(error: BaseException) -> int:
+    """How near to the cause an error is: of several for one call, the least is told."""
+    if isinstance(error, ProcessDied):
+        return IS_GONE
+    if isinstance(error, RankError):
+        return FOLLOWS
+    text = str(error).lower()
+    return FOLLOWS if any(sign in text for sign in _OF_A_PARTNER) else OWN

@@ -1,4 +1,4 @@
-"""Which network card a node talks to the others with.
+"""What a machine is called, and which network card it talks to the others with.
 
 gloo binds to what the host's name resolves to, which in many containers is loopback: two ranks on
 two nodes then wait for each other until the deadline. Ray knows the address at which the others
@@ -7,6 +7,7 @@ reach this node; the card that has it is what gloo is to be told, in ``GLOO_SOCK
 
 import fcntl
 import os
+import platform
 import socket
 import struct
 import sys
@@ -15,6 +16,16 @@ from collections.abc import MutableMapping
 _SIOCGIFADDR = 0x8915
 """Linux's request for the address of a network card, see netdevice(7)."""
 VARIABLE = "GLOO_SOCKET_IFNAME"
+
+
+def where(address: str) -> str:
+    """What messages call this machine.
+
+    Args:
+        address: At which the others reach it.
+    """
+    name = platform.node()
+    return name if address.startswith("127.") else f"{name} ({address})"
 
 
 def device_of(address: str) -> str | None:

@@ -10,13 +10,17 @@ from typing import Any
 
 import ray
 
-from skyrl_kernel.errors import SkyrlError
+from skyrl_kernel.errors import HookError, SkyrlError
+from skyrl_kernel.logs import get_logger
 from skyrl_kernel.protocols import Loss, Ranked, Trainer
 from skyrl_kernel.ray.attest import Report, report
+from skyrl_kernel.ray.begin import begin
 from skyrl_kernel.ray.packets import Rows, Samples
 from skyrl_kernel.ray.parcels import Parcel, parcels
 from skyrl_kernel.recipe import TrainerRecipe
 from skyrl_kernel.records import UpdateResult
+
+log = get_logger(__name__)
 
 
 def torchrun_variables(nodes: Sequence[str], address: str, port: int) -> list[dict[str, str]]:
@@ -53,12 +57,18 @@ class Rank:
     """
 
     def __init__(self, name: str) -> None:
-        self._name = name
+        self._name = self._process = name
         self._recipe: TrainerRecipe | None = None
         self._trainer: Trainer | None = None
         self._loss: Loss | None = None
         self._parcels: Iterator[Parcel] = iter(())
         self._next: Parcel | None = None
+
+    def begin(self, folder: Path | None) -> str:
+        """See `skyrl_kernel.ray.begin`."""
+        machine = begin(self._name, folder)
+        self._process = f"{self._name} on {machine}"
+        return machine
 
     def report(self, lock: Sequence[Mapping[str, Any]]) -> Report:
         """What this process has of the plugins of the run."""
@@ -76,11 +86,16 @@ class Rank:
         with self._named("make_trainer"):
             self._recipe = pickle.loads(recipe)  # the controller's, of this run
             assert self._recipe is not None
-            self._recipe.process = self._name
+            self._recipe.process = self._process
             self._loss = self._recipe.loss()
             self._trainer = self._recipe.make()
         if isinstance(self._trainer, Ranked):
             return self._trainer.share, self._trainer.shares
+        if environment["WORLD_SIZE"] != "1":
+            raise HookError(
+                f"the trainer '{self._recipe.name}' offers 'several_ranks' and does not say which share of "
+                "the data it computes; see skyrl_kernel.protocols.Ranked"
+            )
         return 0, 1
 
     def score(self, role: str, temperature: float, rows: Rows) -> Rows:
@@ -149,6 +164,7 @@ class Rank:
         except OSError:  # a full disk is told from its number
             raise
         except Exception as error:
+            log.exception("failed", hook=hook)
             if self._recipe is None:
                 raise
             raise self._recipe.manager.attribute(error, hook, step=None) from error

@@ -8,6 +8,7 @@ import ray
 
 from skyrl_kernel.protocols import Loss
 from skyrl_kernel.ray.calls import answer, get, get_all
+from skyrl_kernel.ray.errors import Process
 from skyrl_kernel.ray.packets import Rows, Samples
 from skyrl_kernel.ray.parcels import tensors
 from skyrl_kernel.ray.shares import share_out, share_samples
@@ -30,7 +31,7 @@ class Ranks:
     """
 
     def __init__(
-        self, actors: Sequence[Any], names: Sequence[str], shares: Sequence[tuple[int, int]]
+        self, actors: Sequence[Any], names: Sequence[Process], shares: Sequence[tuple[int, int]]
     ) -> None:
         self.actors, self.names = list(actors), list(names)
         self.shares = shares[0][1]

@@ -10,6 +10,7 @@
         checkpoints/global_step_N/   `skyrl_kernel.run.checkpoint`
         export/                      Hugging Face directories
         log.jsonl                    `skyrl_kernel.logs`
+        logs/                        of each other process; `skyrl_kernel.ray.logs`
 
 One process writes a folder at a time. Lines are appended and flushed, whole
 files are renamed into place; after a kill, `RunFolder.truncate_after` takes the
@@ -25,6 +26,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from skyrl_kernel.config import TrainerConfig
 from skyrl_kernel.errors import ResumeError
 from skyrl_kernel.json_lines import LineFile, append_lines, number, read_lines
 from skyrl_kernel.run.atomic import (
@@ -79,6 +81,20 @@ class RunFolder:
         self._writing: Future[None] | None = None
         self._unsynced: list[Path] = []
         """Files of trajectories that a power cut could still take."""
+
+    @classmethod
+    def of(cls, config: TrainerConfig) -> Self:
+        """Where the run with this ``trainer`` section has its files."""
+        name = config.run_name
+
+        def own_part(root: str | None) -> Path | None:  # runs must not overwrite each other
+            return Path(root).expanduser() / name if root else None
+
+        return cls(
+            Path(config.ckpt_path).expanduser() / name,
+            export=own_part(config.export_path),
+            logs=own_part(config.log_path),
+        )
 
     @classmethod
     def create(cls, path: Path, *, export: Path | None = None, logs: Path | None = None) -> Self:
