@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from skyrl_kernel.config.section import Beta, Fraction, Positive, Section
+from skyrl_kernel.config.sharding import ShardingConfig
 
 
 class LoraConfig(Section):
@@ -66,6 +67,9 @@ class OptimizerConfig(Section):
     """``linear`` falls after the warm-up towards ``min_lr_frac`` of the peak."""
     min_lr_frac: Fraction = 0.0
     """Where ``linear`` ends, as a fraction of the peak."""
+    offload_after_step: bool = True
+    """Where trainer and engine take turns on a GPU, its state goes to the machine's memory while the engine
+    has it; false leaves it there."""
 
 
 class PolicyConfig(Section):
@@ -75,6 +79,8 @@ class PolicyConfig(Section):
     """Its weights and tokenizer."""
     optimizer_config: OptimizerConfig = Field(default_factory=OptimizerConfig)
     """Its optimizer."""
+    fsdp_config: ShardingConfig = Field(default_factory=ShardingConfig)
+    """How it is spread over ranks."""
 
 
 class RefModelConfig(Section):
@@ -89,6 +95,8 @@ class RefConfig(Section):
 
     model: RefModelConfig = Field(default_factory=RefModelConfig)
     """Its weights."""
+    fsdp_config: ShardingConfig = Field(default_factory=ShardingConfig)
+    """How it is spread over ranks, and a teacher too."""
 
 
 class CriticModelConfig(Section):
@@ -107,6 +115,8 @@ class CriticConfig(Section):
     """Its weights."""
     optimizer_config: OptimizerConfig = Field(default_factory=lambda: OptimizerConfig(lr=5e-6))
     """Its optimizer."""
+    fsdp_config: ShardingConfig = Field(default_factory=ShardingConfig)
+    """How it is spread over ranks."""
 
 
 class TeacherModelConfig(Section):

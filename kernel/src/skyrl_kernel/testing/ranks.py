@@ -14,11 +14,13 @@ per rank, not once per test. They end with this process.
 """
 
 import atexit
+import faulthandler
 import importlib
 import importlib.util
 import multiprocessing
 import os
 import pickle
+import signal
 import socket
 import sys
 import time
@@ -137,6 +139,7 @@ class RankPool:
                     where = where or ([text] if text else [])
                 except TimeoutError:
                     outcomes[rank] = RankEnded(f"no answer within {deadline_s:g} s; killed")
+                    _show_where_it_is(process)
                     self._drop(process, pipe)
                 except (EOFError, OSError):
                     process.join(_CLOSE_S)
@@ -170,6 +173,13 @@ def _started() -> tuple[BaseProcess, Connection]:
     return process, ours
 
 
+def _show_where_it_is(process: BaseProcess) -> None:
+    """Its stack goes to stderr."""
+    if process.pid is not None:
+        os.kill(process.pid, signal.SIGABRT)
+    process.join(_CLOSE_S)
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind((_HOST, 0))
@@ -190,6 +200,7 @@ def _torchrun(rank: int, number: int, port: int) -> dict[str, str]:
 
 def _serve(pipe: Connection) -> None:
     """A rank's process: one job after another."""
+    faulthandler.enable()  # its stack at SIGABRT
     os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: ranks share the cores
     while True:
         try:

@@ -151,7 +151,10 @@ _MISMATCH = "minibatch_rollout_logprobs_abs_diff"
 
 
 class MetricSums:
-    """Collects per-token metrics over micro-batches and reduces each as it declared."""
+    """Collects per-token metrics over micro-batches and ranks, and reduces each as it declared.
+
+    Pickles, so that ranks can send each other theirs.
+    """
 
     def __init__(self) -> None:
         self._sums: dict[str, float] = {}
@@ -187,6 +190,22 @@ class MetricSums:
             choose = max if reduction == "max" else min
             extreme = float(values.max() if reduction == "max" else values.min())
             self._sums[name] = choose(self._sums.get(name, extreme), extreme)
+
+    def include(self, other: "MetricSums") -> None:
+        """Count what another one has collected, of other tokens of the same mini-batch."""
+        for name, reduction in other._reductions.items():
+            self._reductions[name] = reduction
+            if name not in other._sums:
+                continue
+            theirs = other._sums[name]
+            if reduction in {"max", "min"}:
+                choose = max if reduction == "max" else min
+                self._sums[name] = choose(self._sums.get(name, theirs), theirs)
+                continue
+            self._sums[name] = self._sums.get(name, 0.0) + theirs
+            self._counts[name] = self._counts.get(name, 0) + other._counts[name]
+            if reduction == "std":
+                self._squares[name] = self._squares.get(name, 0.0) + other._squares[name]
 
     def result(self) -> dict[str, float]:
         """Metric name → value over everything added; metrics without tokens are left out."""

@@ -91,6 +91,16 @@ def row_values(
     return _by_row(lambda ids: forward(ids[:, :-1]), rows, device, max_rows, max_tokens)
 
 
+def count_passes(rows: Sequence[IntArray], *, max_rows: int, max_tokens: int | None = None) -> int:
+    """How often `row_logprobs` and `row_values` call ``forward`` for these rows and bounds.
+
+    Example: a row of one token has nothing to compute.
+        >>> count_passes([np.array([5, 6]), np.array([7]), np.array([8, 9, 10])], max_rows=1)
+        2
+    """
+    return len(_batches(_order(rows), [len(row) for row in rows], max_rows, max_tokens))
+
+
 def _by_row(
     compute: Callable[[Tensor], Tensor],
     rows: Sequence[IntArray],
@@ -100,12 +110,16 @@ def _by_row(
 ) -> list[FloatArray]:
     """[B, T] ids → [B, T - 1] numbers of all tokens but the first; that one's is 0."""
     result = [np.zeros(len(row), dtype=np.float32) for row in rows]
-    order = sorted((i for i, row in enumerate(rows) if len(row) > 1), key=lambda i: len(rows[i]))
-    for batch in _batches(order, [len(row) for row in rows], max_rows, max_tokens):
+    for batch in _batches(_order(rows), [len(row) for row in rows], max_rows, max_tokens):
         numbers = compute(right_pad([rows[i] for i in batch], device)).cpu().numpy()
         for line, i in zip(numbers, batch, strict=True):
             result[i][1:] = line[: len(rows[i]) - 1]
     return result
+
+
+def _order(rows: Sequence[IntArray]) -> list[int]:
+    """Places of the rows that have something to compute, the shortest first."""
+    return sorted((i for i, row in enumerate(rows) if len(row) > 1), key=lambda i: len(rows[i]))
 
 
 def _batches(

@@ -53,10 +53,15 @@ class Critic(Module):
         body: PreTrainedModel = self.get_submodule(self._names[0])
         return body
 
+    @property
+    def head(self) -> tuple[str, Linear]:
+        """Hidden states in, one number out; with its name."""
+        head: Linear = self.get_submodule(self._names[1])  # type: ignore[assignment]
+        return self._names[1], head
+
     def get_output_embeddings(self) -> Linear:
         """The head, by the name that language models have for theirs."""
-        head: Linear = self.get_submodule(self._names[1])  # type: ignore[assignment]
-        return head
+        return self.head[1]
 
     @property
     def device(self) -> torch.device:
@@ -70,7 +75,19 @@ class Critic(Module):
         # In bfloat16 a value of 1 is known to 0.4 %, as much as an advantage may be large.
         with torch.autocast(hidden.device.type, enabled=False):
             values: Tensor = self.get_output_embeddings()(hidden.float())
-        return values[..., 0]
+        return values[..., 0].clone()  # sharded modules must not return views
+
+    def hidden_states(self, input_ids: Tensor, **extra: Tensor) -> Tensor:
+        """[B, T, D] what the head sees, by a call of the whole: a sharded body has no calls of its own."""
+        seen: list[Tensor] = []
+        hook = self.body.register_forward_hook(
+            lambda _module, _arguments, output: seen.append(output.last_hidden_state)
+        )
+        try:
+            self(input_ids, **extra)
+        finally:
+            hook.remove()
+        return seen[0]
 
 
 def load_critic(path: Path, device: torch.device, head_name: str) -> Critic:
@@ -88,18 +105,28 @@ def load_critic(path: Path, device: torch.device, head_name: str) -> Critic:
     """
     critic = Critic(load_body(path, device, MODEL_KEY), head_name)
     head = critic.get_output_embeddings().weight
+    stored = stored_head(path, head_name, tuple(head.shape))
+    if stored is not None:
+        with torch.no_grad():
+            head.copy_(stored)
+    return critic.eval()
+
+
+def stored_head(path: Path, head_name: str, shape: tuple[int, ...]) -> Tensor | None:
+    """The head that a directory has for a critic, on the CPU; None if it has none.
+
+    Raises:
+        ModelError: It has another shape, or a bias.
+    """
     stored = stored_tensor(path, f"{head_name}.weight")
     if stored_tensor(path, f"{head_name}.bias") is not None:
         raise ModelError(
             f"'{path}' has '{head_name}.bias', and the critic's head has no bias; set {HEAD_KEY} to "
             "the name of a head without one, or to a new name for a new head"
         )
-    if stored is not None:
-        if stored.shape != head.shape:
-            raise ModelError(
-                f"'{path}' has '{head_name}.weight' of shape {tuple(stored.shape)}, the critic's "
-                f"head has {tuple(head.shape)}; set {HEAD_KEY} to another name for a new head"
-            )
-        with torch.no_grad():
-            head.copy_(stored)
-    return critic.eval()
+    if stored is not None and stored.shape != shape:
+        raise ModelError(
+            f"'{path}' has '{head_name}.weight' of shape {tuple(stored.shape)}, the critic's "
+            f"head has {shape}; set {HEAD_KEY} to another name for a new head"
+        )
+    return stored

@@ -38,10 +38,10 @@ def require_finite(quantities: Mapping[str, Tensor], samples: Sequence[TrainingS
         )
 
 
-def require_finite_gradient(norm: float, samples: Sequence[TrainingSample]) -> None:
+def require_finite_gradient(norm: float, trajectory_ids: Sequence[str]) -> None:
     """The same for the gradient's norm, which belongs to the mini-batch as a whole."""
     if not np.isfinite(norm):
-        ids = list(dict.fromkeys(sample.trajectory_id for sample in samples))
+        ids = list(dict.fromkeys(trajectory_ids))
         more = f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else ""
         raise NonFiniteError(
             f"the gradient's norm is {norm} in the mini-batch of trajectories "

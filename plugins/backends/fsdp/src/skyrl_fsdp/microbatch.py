@@ -19,11 +19,27 @@ from transformers import PreTrainedModel
 from skyrl_fsdp.budget import fill
 from skyrl_fsdp.critic import Critic
 from skyrl_fsdp.packing import Layout, lay_out
-from skyrl_kernel.records import IntArray, TrainingSample
+from skyrl_kernel.records import IntArray, Scores, TrainingSample
 from skyrl_kernel.torch import entropy, selected_logprobs
 
 _ENTROPY_TOKENS = 1024
 """Tokens whose entropy is computed at once where no gradient is kept: bounds the memory."""
+
+_NOTHING = np.zeros(2, np.float32)
+IDLE = TrainingSample(
+    trajectory_id="idle",
+    group=-1,
+    trajectory=-1,
+    tokens=np.zeros(2, np.int32),
+    loss_mask=np.array([False, True]),
+    advantages=_NOTHING,
+    returns=None,
+    sampler_logprobs=None,
+    scores=Scores(),
+    loss_weights={},
+)
+"""Nobody's row, for a pass that a rank without rows of its own computes along with the others: each
+gathers the layers of all. Its objective is 0."""
 
 
 def trained(batch: Sequence[TrainingSample]) -> list[TrainingSample]:
@@ -85,6 +101,7 @@ def forward(
     *,
     entropy_has_gradient: bool,
     packs: bool = False,
+    device: torch.device | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-probs and entropies of a micro-batch's trained tokens.
 
@@ -98,11 +115,12 @@ def forward(
         temperature: Divides the logits.
         entropy_has_gradient: False saves the memory of its backward pass.
         packs: Whether rows may share a row of the forward pass; changes nothing but rounding.
+        device: Where it computes; default: where the weights are.
 
     Returns:
         [N] and [N] float32 nats, packed in row order.
     """
-    device = module.device
+    device = device or module.device
     layout = _laid_out(samples, device, packs)
     rows, predicting = _predicting(samples, layout)
     targets = np.concatenate([sample.tokens[sample.loss_mask] for sample in samples])
@@ -123,7 +141,11 @@ def forward(
 
 
 def forward_values(
-    critic: Critic, samples: Sequence[TrainingSample], *, packs: bool = False
+    critic: Critic,
+    samples: Sequence[TrainingSample],
+    *,
+    packs: bool = False,
+    device: torch.device | None = None,
 ) -> Tensor:
     """The critic's values before the trained tokens of a micro-batch.
 
@@ -131,11 +153,12 @@ def forward_values(
         critic: One call of the root module, as in `forward`.
         samples: [B] rows, each with a trained token.
         packs: As in `forward`.
+        device: As in `forward`.
 
     Returns:
         [N] float32 task units, packed in row order; they carry the gradient.
     """
-    device = critic.device
+    device = device or critic.device
     layout = _laid_out(samples, device, packs)
     rows, predicting = _predicting(samples, layout)
     values: Tensor = critic(layout.ids, **layout.extra)

@@ -1,14 +1,17 @@
 """The optimizers of one model, their learning rate over time, and the step itself."""
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import AdamW, Muon, Optimizer
 from transformers import PreTrainedModel
 
 from skyrl_fsdp.critic import Critic
+from skyrl_fsdp.sharding import local, mesh_of, whole
 from skyrl_kernel.config.roles import OptimizerConfig
 from skyrl_kernel.errors import ConfigError
 
@@ -100,12 +103,45 @@ def set_rates(optimizers: Sequence[Optimizer], factor: float) -> None:
 
 
 @torch.no_grad()
-def step_and_compare(optimizers: Sequence[Optimizer]) -> bool:
+def clip_gradients(parameters: Sequence[Parameter], max_norm: float) -> float:
+    """Scale gradients down so that their norm, taken together, is at most ``max_norm``.
+
+    Args:
+        parameters: Parts of them may be on other ranks, of each on its own mesh: torch's
+            `clip_grad_norm_` refuses several.
+        max_norm: Above 0.
+
+    Returns:
+        The norm before, over all ranks.
+    """
+    by_mesh: dict[object, list[Parameter]] = defaultdict(list)
+    for parameter in parameters:
+        if parameter.grad is not None:
+            by_mesh[mesh_of(parameter)].append(parameter)
+    norms = [
+        whole(get_total_norm([p.grad for p in of_one if p.grad is not None]))
+        for of_one in by_mesh.values()
+    ]
+    # Of one mesh as it is: a square and its root would change the last bit.
+    norm = norms[0] if len(norms) == 1 else torch.tensor(norms).norm()
+    for of_one in by_mesh.values():
+        clip_grads_with_norm_(of_one, max_norm, norm)
+    return float(norm)
+
+
+@torch.no_grad()
+def step_and_compare(
+    optimizers: Sequence[Optimizer], anywhere: Callable[[bool], bool] = bool
+) -> bool:
     """Make the optimizer step; True if it changed any bit of any parameter.
 
     Parameters are stepped one at a time, smallest first, each compared with a
     copy, until one changes; all others then step together. So the usual price is
     the copy of one norm, and an unchanged model is known for certain.
+
+    Args:
+        optimizers: Of one model.
+        anywhere: Whether it is true on any of the ranks that have the parameters' parts.
     """
     gradients = {
         parameter: parameter.grad
@@ -123,7 +159,7 @@ def step_and_compare(optimizers: Sequence[Optimizer]) -> bool:
         for optimizer in optimizers:
             optimizer.step()
         parameter.grad = None
-        changed = not torch.equal(before, parameter)
+        changed = anywhere(not torch.equal(local(before), local(parameter)))
     for parameter, gradient in waiting:
         parameter.grad = gradient
     for optimizer in optimizers:

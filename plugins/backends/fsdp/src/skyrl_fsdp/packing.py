@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from skyrl_fsdp.critic import Critic
 from skyrl_kernel.records import IntArray
 from skyrl_kernel.torch import right_pad
 
-_TOLERANCE = 1e-2
+TOLERANCE = 1e-2
 """Relative, when a model is tried: rounding gives 1e-6, TF32 1e-3, another row's tokens 1."""
 _MAX_MASK = 2**26
 """Places of the attention mask that packed rows need and padded ones do not: 64 MiB of booleans.
@@ -166,7 +167,9 @@ def first_fit_decreasing(
 
 
 @torch.no_grad()
-def keeps_rows_apart(module: PreTrainedModel, vocabulary: int) -> bool:
+def keeps_rows_apart(
+    module: PreTrainedModel | Critic, vocabulary: int, device: torch.device | None = None
+) -> bool:
     """Whether a model computes packed rows as it computes them alone.
 
     Layers that carry a state along the row (state spaces, linear attention,
@@ -174,27 +177,31 @@ def keeps_rows_apart(module: PreTrainedModel, vocabulary: int) -> bool:
     positions. Found out by trying, since no config says it.
 
     Args:
-        module: In eval mode; a language model, or its body.
+        module: In eval mode; a language model, its body, or a critic.
         vocabulary: Number of ids.
+        device: Where it computes; default: where the weights are.
     """
+    device = device or module.device
     numbers = np.random.default_rng(0)
     rows = [numbers.integers(0, vocabulary, count, dtype=np.int32) for count in (12, 7, 5)]
-    layout = pack_rows(rows, [[0], [1, 2]], module.device)
+    layout = pack_rows(rows, [[0], [1, 2]], device)
     try:
-        together = _computed(module, layout.ids, **layout.extra)
+        together = computed(module, layout.ids, **layout.extra)
     except TypeError:  # it has no argument for positions
         return False
-    alone = [_computed(module, right_pad([row], module.device))[0] for row in rows]
+    alone = [computed(module, right_pad([row], device))[0] for row in rows]
     for i, expected in enumerate(alone):
         start = int(layout.start[i])
         found = together[int(layout.row[i]), start : start + len(expected)]
-        if float((found - expected).abs().max()) > _TOLERANCE * float(expected.std()):
+        if float((found - expected).abs().max()) > TOLERANCE * float(expected.std()):
             return False
     return True
 
 
-def _computed(module: PreTrainedModel, ids: Tensor, **extra: Tensor) -> Tensor:
-    """[B, T, …] float32: logits of a language model, hidden states of a body."""
+def computed(module: PreTrainedModel | Critic, ids: Tensor, **extra: Tensor) -> Tensor:
+    """[B, T, …] float32: logits of a language model, hidden states of a body or a critic's."""
+    if isinstance(module, Critic):
+        return module.hidden_states(ids, **extra).float()
     out = module(input_ids=ids, use_cache=False, **extra)
     found: Tensor = out.logits if hasattr(out, "logits") else out.last_hidden_state
     return found.float()

@@ -23,7 +23,7 @@ def config_sections() -> Mapping[str, type[BaseModel]]:
 def make_trainer(
     name: str, settings: Settings, models: Mapping[str, Path], total_updates: int
 ) -> Trainer | None:
-    """A trainer in this process, its models loaded."""
+    """A trainer in this process, its models loaded; one rank of several where the environment says so."""
     if name != NAME:
         return None
     import torch
@@ -33,6 +33,8 @@ def make_trainer(
     config = settings[FsdpConfig]
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
-    trainer = FsdpTrainer(models, settings[TrainerConfig], device=config.device)
+    trainer = FsdpTrainer(
+        models, settings[TrainerConfig], device=config.device, timeout_s=config.timeout_s
+    )
     trainer.set_total_updates(total_updates)
     return trainer

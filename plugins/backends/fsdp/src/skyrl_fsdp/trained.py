@@ -6,22 +6,27 @@ The trainer has one of these per trained role and treats them alike.
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeAlias
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from skyrl_fsdp import checkpoint
 from skyrl_fsdp.adapted import dropout_drawn_from, kept_tensors, settings_of
 from skyrl_fsdp.critic import Critic
-from skyrl_fsdp.optimizer import make_optimizers, rate_factor, set_rates, step_and_compare
+from skyrl_fsdp.models import Model
+from skyrl_fsdp.optimizer import (
+    clip_gradients,
+    make_optimizers,
+    rate_factor,
+    set_rates,
+    step_and_compare,
+)
+from skyrl_fsdp.ranks import Ranks
 from skyrl_kernel.config.roles import OptimizerConfig
 from skyrl_kernel.errors import ResumeError
 from skyrl_transformers.loading import distinct_tensors
-
-Model: TypeAlias = PreTrainedModel | Critic
 
 
 class TrainedModel:
@@ -33,10 +38,18 @@ class TrainedModel:
         key: Where ``config`` stands in the tree, for messages.
         checkpointing: Recompute activations in the backward pass.
         seed: Of the dropout of adapters.
+        ranks: Those that have the other parts of its weights.
     """
 
     def __init__(
-        self, module: Model, config: OptimizerConfig, *, key: str, checkpointing: bool, seed: int
+        self,
+        module: Model,
+        config: OptimizerConfig,
+        *,
+        key: str,
+        checkpointing: bool,
+        seed: int,
+        ranks: Ranks,
     ) -> None:
         self.module = module
         self.updates = 0
@@ -46,8 +59,10 @@ class TrainedModel:
         self._config = config
         self._key = key
         self._seed = seed
+        self._ranks = ranks
         if checkpointing:
             _enable_checkpointing(module.body if isinstance(module, Critic) else module)
+        self._parameters = [p for p in module.parameters() if p.requires_grad]
         self.optimizers = make_optimizers(module, config)
 
     @property
@@ -63,22 +78,29 @@ class TrainedModel:
             with dropout_drawn_from(self.module, self._seed, self.updates):
                 yield
         finally:
-            self.module.zero_grad(set_to_none=True)
+            # An error leaves a sharded module in the middle of a pass. Older torch cannot go on then.
+            if isinstance(self.module, FSDPModule) and hasattr(self.module, "reset_iter_state"):
+                self.module.reset_iter_state()
+            for parameter in self._parameters:
+                parameter.grad = None
             self.module.eval()
 
     def clip(self) -> float:
-        """Scale the gradient down to ``max_grad_norm``; returns its norm before."""
-        return float(clip_grad_norm_(self.module.parameters(), self._config.max_grad_norm))
+        """Scale the gradient down to ``max_grad_norm``; returns its norm before, over all ranks."""
+        return clip_gradients(self._parameters, self._config.max_grad_norm)
 
     def step(self) -> bool:
-        """Make the optimizer step; True if it changed any bit of any parameter."""
+        """Make the optimizer step; True if it changed any bit of any parameter, on any rank."""
         set_rates(self.optimizers, self._factor())
-        changed = step_and_compare(self.optimizers)
+        changed = step_and_compare(self.optimizers, lambda here: bool(self._ranks.most(here)))
         self.updates += 1
         return changed
 
     def save(self, folder: Path) -> None:
-        """Write what is trained, optimizer state and counts; see `skyrl_fsdp.checkpoint`."""
+        """Write what is trained, optimizer state and counts; see `skyrl_fsdp.checkpoint`.
+
+        Every rank writes its part, and returns once all have.
+        """
         numbers: dict[str, object] = {
             "updates": self.updates,
             "total_updates": self.total_updates,
@@ -86,11 +108,21 @@ class TrainedModel:
         }
         if lora := settings_of(self.module):
             numbers["lora"] = lora
+        kept = kept_tensors(self.module)
         state = checkpoint.optimizer_tensors(self.optimizers, self._names())
-        checkpoint.write(folder, kept_tensors(self.module), state, numbers)
+        rank, world = self._ranks.rank, self._ranks.world
+
+        def write() -> None:
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, tensors in ((checkpoint.WEIGHTS, kept), (checkpoint.OPTIMIZER, state)):
+                checkpoint.write_part(folder, name, tensors, rank=rank, world=world)
+            if rank == 0:
+                checkpoint.write_numbers(folder, numbers)
+
+        self._ranks.agree(write)
 
     def load(self, folder: Path) -> None:
-        """Continue from what `save` wrote, bit for bit.
+        """Continue from what `save` wrote: on as many ranks bit for bit, on others up to rounding.
 
         Raises:
             CheckpointError: A file is missing, damaged or of another model.
@@ -110,19 +142,24 @@ class TrainedModel:
                 f"trains {_described(lora)}; set {self._key.rpartition('.')[0]}.model.lora as it was, "
                 "or start anew with another trainer.run_name"
             )
-        checkpoint.put_weights(folder / checkpoint.WEIGHTS, kept_tensors(self.module))
-        checkpoint.put_optimizer_tensors(
-            folder / checkpoint.OPTIMIZER, self.optimizers, self._names()
-        )
+        checkpoint.put_weights(folder, kept_tensors(self.module))
+        checkpoint.put_optimizer_tensors(folder, self.optimizers, self._names())
         self.updates = int(str(numbers["updates"]))
         if self.total_updates is None and numbers.get("total_updates") is not None:
             self.total_updates = int(str(numbers["total_updates"]))
 
     def move_optimizers(self, device: torch.device) -> None:
-        """Move the optimizers' state; the weights are moved with the trainer's other models."""
+        """Move the optimizers' state; the weights are moved with the trainer's other models.
+
+        What FSDP keeps in the machine's memory (``fsdp_config.cpu_offload``) stays there, and all with
+        ``offload_after_step=false``.
+        """
+        if not self._config.offload_after_step:
+            return
         for optimizer in self.optimizers:
-            for state in optimizer.state.values():
-                state.update({key: value.to(device) for key, value in state.items()})
+            for parameter, state in optimizer.state.items():
+                there = device if parameter.device == self._ranks.device else parameter.device
+                state.update({key: value.to(there) for key, value in state.items()})
 
     def _factor(self) -> float:
         return rate_factor(self.updates, self._config, self.total_updates, key=self._key)

@@ -1,4 +1,4 @@
-"""The trainer: models by role, those that are trained with their optimizers, in one process.
+"""The trainer: models by role, those that are trained with their optimizers, on one rank or many.
 
 One update, in the order of the code:
 
@@ -7,13 +7,18 @@ One update, in the order of the code:
     → clip → step → compare, of each trained model
 
 The weight of every token was computed from the whole mini-batch beforehand, so
-gradients simply add up over micro-batches. Policy and critic share no weight: one
-backward pass gives each its own gradient.
+gradients simply add up over micro-batches and ranks. Policy and critic share no weight:
+one backward pass gives each its own gradient.
+
+Every rank runs this same code on its own rows; what it must know of the others, it asks
+`skyrl_fsdp.ranks.Ranks`, of which one process is the simplest.
 """
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,28 +27,46 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from skyrl_fsdp.adapted import adapters_off, merged_tensors
-from skyrl_fsdp.critic import Critic, load_critic
+from skyrl_fsdp.backward import Backward
+from skyrl_fsdp.critic import Critic
 from skyrl_fsdp.export import export_policy
-from skyrl_fsdp.finite import require_finite, require_finite_gradient
-from skyrl_fsdp.lora import add_adapters
-from skyrl_fsdp.microbatch import forward, forward_values, split, trained
+from skyrl_fsdp.finite import require_finite_gradient
+from skyrl_fsdp.microbatch import split, trained
+from skyrl_fsdp.models import POLICY, VALUE, Model, load_model, settings_of_role
 from skyrl_fsdp.packing import keeps_rows_apart
-from skyrl_fsdp.trained import Model, TrainedModel
+from skyrl_fsdp.ranks import join
+from skyrl_fsdp.sharding import reshard, whole
+from skyrl_fsdp.trained import TrainedModel
 from skyrl_kernel.config.trainer import TrainerConfig
 from skyrl_kernel.errors import CheckpointError, ConfigError, ResumeError
 from skyrl_kernel.protocols import Loss
 from skyrl_kernel.records import FloatArray, IntArray, TrainingSample, UpdateResult
-from skyrl_kernel.torch import MetricSums, objective, pack, row_logprobs, row_values
-from skyrl_transformers.loading import default_device, load_causal_lm
-
-POLICY, VALUE = "policy", "value"
+from skyrl_kernel.torch import MetricSums, count_passes, row_logprobs, row_values
+from skyrl_transformers.loading import default_device
 
 METRICS = {POLICY: ("policy_lr", "grad_norm"), VALUE: ("critic/critic_lr", "critic/grad_norm")}
 """Trained role → the names of its learning rate and its gradient's norm, SkyRL's."""
 
 
+_IDLE_ROW = np.zeros(2, np.int32)
+"""What a rank scores along with the others when it has no rows of its own left."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Share:
+    """What one share has of a mini-batch."""
+
+    tokens: int
+    """Those that are trained."""
+    passes: int
+    trajectory_ids: list[str]
+
+
 class FsdpTrainer:
-    """Keeps the `skyrl_kernel.protocols.Trainer` protocol.
+    """Keeps the `skyrl_kernel.protocols.Trainer` protocol, and with several ranks `Ranked`.
+
+    The environment says whether there are others: torchrun's ``RANK``, ``WORLD_SIZE``,
+    ``LOCAL_RANK``, ``MASTER_ADDR`` and ``MASTER_PORT``.
 
     Args:
         models: Role → Hugging Face directory. ``policy`` is trained, and so is the
@@ -51,54 +74,62 @@ class FsdpTrainer:
             of the same directory are the policy without them.
         config: ``trainer``.
         device: ``auto``, ``cpu`` or ``cuda``.
+        timeout_s: Longest wait for another rank.
 
     Raises:
         ModelError: A directory holds no causal language model.
-        ConfigError: ``cuda`` where there is none.
+        ConfigError: ``cuda`` where there is none, or settings that contradict each other.
+        RankError: Another rank did not come.
     """
 
     def __init__(
-        self, models: Mapping[str, Path], config: TrainerConfig, *, device: str = "auto"
+        self,
+        models: Mapping[str, Path],
+        config: TrainerConfig,
+        *,
+        device: str = "auto",
+        timeout_s: float = 600.0,
     ) -> None:
         self._config = config
-        self._device = _device(device)
+        self._ranks = join(_device(device), timeout_s=timeout_s)
+        self._device = self._ranks.device
         self._paths = dict(models)
         self._modules: dict[str, Model] = {}
         self._trained: dict[str, TrainedModel] = {}
         self._unadapted = _unadapted(models, config)
-        for role, path in models.items():
-            if role in self._unadapted:
-                continue
-            module = self._load(role, path).requires_grad_(False)
-            self._modules[role] = module
-            if role in (POLICY, VALUE):
-                self._trained[role] = self._train(role, module)
-        self._modules |= dict.fromkeys(self._unadapted, self._modules[POLICY])
-        self._packs = config.remove_microbatch_padding and all(
-            _keeps_rows_apart(model.module) for model in self._trained.values()
-        )
+        with self._ranks.together():
+            for role, path in models.items():
+                if role in self._unadapted:
+                    continue
+                self._modules[role] = load_model(role, path, config, self._ranks)
+                settings = settings_of_role(role, config)
+                if settings.optimizer is not None:
+                    self._trained[role] = TrainedModel(
+                        self._modules[role],
+                        settings.optimizer,
+                        key=f"{settings.key}.optimizer_config",
+                        checkpointing=config.gradient_checkpointing,
+                        seed=config.seed,
+                        ranks=self._ranks,
+                    )
+            self._modules |= dict.fromkeys(self._unadapted, self._modules[POLICY])
+            self._packs = config.remove_microbatch_padding and all(
+                _keeps_rows_apart(model.module, self._device) for model in self._trained.values()
+            )
 
-    def _load(self, role: str, path: Path) -> Model:
-        if role == VALUE:
-            return load_critic(path, self._device, self._config.algorithm.value_head_prefix)
-        return load_causal_lm(path, self._device)
+    @property
+    def share(self) -> int:
+        """Which part of the data this rank computes, 0 ≤ share < shares."""
+        return self._ranks.share
 
-    def _train(self, role: str, module: Model) -> TrainedModel:
-        """Choose what is trained: all weights, or new adapters and a critic's head."""
-        config = self._config
-        key = {POLICY: "trainer.policy", VALUE: "trainer.critic"}[role]
-        of_role = config.policy if role == POLICY else config.critic
-        lora = of_role.model.lora
-        module.requires_grad_(True)
-        if lora.rank:
-            add_adapters(module, lora, key=f"{key}.model.lora", seed=config.seed)
-        return TrainedModel(
-            module,
-            of_role.optimizer_config,
-            key=f"{key}.optimizer_config",
-            checkpointing=config.gradient_checkpointing,
-            seed=config.seed,
-        )
+    @property
+    def shares(self) -> int:
+        """Number of parts."""
+        return self._ranks.shares
+
+    def close(self) -> None:
+        """Leave the other ranks."""
+        self._ranks.close()
 
     def module(self, role: str = POLICY) -> PreTrainedModel:
         """The live language model of a role, for an engine that shares it.
@@ -137,27 +168,42 @@ class FsdpTrainer:
         """[T] log-prob in nats of each row's tokens given those before; 0 at index 0.
 
         Of the role ``value``: the value before each token.
+
+        Raises:
+            ValueError: A row has an id that the model's vocabulary has not; or no model
+                has the role.
         """
         model, budget = self._model(role), self._config.tokens_per_pass
-        max_rows = len(rows) if budget else self._config.micro_forward_batch_size_per_gpu
+        bounds: dict[str, Any] = {
+            "max_rows": max(1, len(rows))
+            if budget
+            else self._config.micro_forward_batch_size_per_gpu,
+            "max_tokens": budget,
+        }
 
-        def logits(ids: Tensor) -> Tensor:
-            out: Tensor = model(input_ids=ids, use_cache=False).logits
-            return out
-
-        with self._precision(), self._as(role):
+        def computed(ids: Tensor) -> Tensor:
             if isinstance(model, Critic):
-                return row_values(
-                    model, rows, device=self._device, max_rows=max_rows, max_tokens=budget
-                )
+                values: Tensor = model(ids)
+                return values
+            logits: Tensor = model(input_ids=ids, use_cache=False).logits
+            return logits
+
+        def rows_of(some: Sequence[IntArray]) -> list[FloatArray]:
+            if isinstance(model, Critic):
+                return row_values(computed, some, device=self._device, **bounds)
             return row_logprobs(
-                logits,
-                rows,
-                temperature=temperature,
-                device=self._device,
-                max_rows=max_rows,
-                max_tokens=budget,
+                computed, some, temperature=temperature, device=self._device, **bounds
             )
+
+        with self._ranks.together(), self._precision(), self._as(role):
+            self._ranks.agree(lambda: _require_known_ids(rows, model))
+            passes = count_passes(rows, **bounds)
+            idle = self._ranks.most(passes) - passes
+            scores = rows_of(rows)
+            for _ in range(idle):
+                rows_of([_IDLE_ROW])
+            reshard(model)
+        return scores
 
     def update(
         self, batch: Sequence[TrainingSample], loss: Loss, *, temperature: float
@@ -180,26 +226,65 @@ class FsdpTrainer:
                 loss trains a critic and there is none.
         """
         models = self._trained_by(loss)
-        samples = trained(batch)
-        metrics = {"final_loss": 0.0}
-        for role, model in models.items():
-            rate, norm = METRICS[role]
-            metrics |= {norm: 0.0, rate: model.rate}
-        metrics["trained_tokens"] = float(sum(int(s.loss_mask.sum()) for s in samples))
-        if not samples:
-            return UpdateResult(metrics=metrics, weights_changed=False)
-        with contextlib.ExitStack() as stack:
+        with self._ranks.together(), contextlib.ExitStack() as stack:
+            samples = self._ranks.agree(lambda: trained(batch))
+            micro_batches = self._split(samples, loss)
+            shares = self._ranks.of_shares(
+                _Share(
+                    tokens=sum(int(sample.loss_mask.sum()) for sample in samples),
+                    passes=len(micro_batches),
+                    trajectory_ids=[sample.trajectory_id for sample in samples],
+                )
+            )
+            metrics = {"final_loss": 0.0}
+            for role, model in models.items():
+                rate, norm = METRICS[role]
+                metrics |= {norm: 0.0, rate: model.rate}
+            metrics["trained_tokens"] = float(sum(share.tokens for share in shares))
+            passes = max(share.passes for share in shares)
+            if not passes:
+                return UpdateResult(metrics=metrics, weights_changed=False)
             for model in models.values():
                 stack.enter_context(model.training())
-            metrics["final_loss"], sums = self._backward(samples, loss, temperature)
+            metrics["final_loss"], sums = self._backward(
+                [*micro_batches, *[[]] * (passes - len(micro_batches))], loss, temperature
+            )
             norms = {role: model.clip() for role, model in models.items()}
             for norm_of_one in norms.values():
-                require_finite_gradient(norm_of_one, samples)
+                require_finite_gradient(
+                    norm_of_one, [name for share in shares for name in share.trajectory_ids]
+                )
             changed = {role: model.step() for role, model in models.items()}
         metrics |= {METRICS[role][1]: norm for role, norm in norms.items()}
         if VALUE in models:
             metrics["critic/weights_changed"] = float(changed[VALUE])
         return UpdateResult(metrics=metrics | sums.result(), weights_changed=changed[POLICY])
+
+    def _backward(
+        self, micro_batches: Sequence[Sequence[TrainingSample]], loss: Loss, temperature: float
+    ) -> tuple[float, MetricSums]:
+        """The gradient of the mini-batch; returns the objective and what is told of its tokens."""
+        critic = self._model(VALUE) if VALUE in loss.coefficients else None
+        assert critic is None or isinstance(critic, Critic)
+        return Backward(
+            policy=self.module(POLICY),
+            critic=critic,
+            loss=loss,
+            temperature=temperature,
+            seed=self._loss_seed(),
+            packs=self._packs,
+            precision=self._precision,
+            ranks=self._ranks,
+        ).run(micro_batches)
+
+    def _split(self, samples: Sequence[TrainingSample], loss: Loss) -> list[list[TrainingSample]]:
+        return split(
+            samples,
+            loss.atom,
+            max_rows=self._config.micro_train_batch_size_per_gpu,
+            max_tokens=self._config.tokens_per_pass,
+            packs=self._packs,
+        )
 
     def _trained_by(self, loss: Loss) -> dict[str, TrainedModel]:
         """Role → model, of those whose weights the loss moves."""
@@ -209,93 +294,23 @@ class FsdpTrainer:
         self._model(VALUE)
         return {role: self._trained[role] for role in (POLICY, VALUE)}
 
-    def _backward(
-        self, samples: Sequence[TrainingSample], loss: Loss, temperature: float
-    ) -> tuple[float, MetricSums]:
-        """Gradients of the whole mini-batch; returns the objective and the metrics."""
-        module = self.module(POLICY)
-        micro_batches = split(
-            samples,
-            loss.atom,
-            max_rows=self._config.micro_train_batch_size_per_gpu,
-            max_tokens=self._config.tokens_per_pass,
-            packs=self._packs,
-        )
-        seed = self._loss_seed()
-        columns = self._prepare(module, micro_batches, loss, temperature, seed)
-        total, sums = 0.0, MetricSums()
-        for rows in micro_batches:
-            with self._precision():
-                logprobs, entropy = forward(
-                    module,
-                    rows,
-                    temperature,
-                    entropy_has_gradient="entropy" in loss.coefficients,
-                    packs=self._packs,
-                )
-                values = self._values(rows) if VALUE in loss.coefficients else None
-            require_finite({"log-probs": logprobs}, rows)
-            if values is not None:
-                require_finite({"values": values}, rows)
-            inputs, weights = pack(
-                rows,
-                logprobs,
-                entropy,
-                needs=loss.needs,
-                values=values,
-                minibatch=columns,
-                seed=seed,
-            )
-            scalar, out = objective(loss, inputs, weights)
-            require_finite({f"the loss terms '{name}'": t for name, t in out.terms.items()}, rows)
-            scalar.backward()  # type: ignore[no-untyped-call]
-            sums.add(inputs, out, weights)
-            total += float(scalar.detach())
-        return total, sums
-
-    def _values(self, rows: Sequence[TrainingSample]) -> Tensor:
-        critic = self._model(VALUE)
-        assert isinstance(critic, Critic)
-        return forward_values(critic, rows, packs=self._packs)
-
-    @torch.no_grad()
-    def _prepare(
-        self,
-        module: PreTrainedModel,
-        micro_batches: Sequence[Sequence[TrainingSample]],
-        loss: Loss,
-        temperature: float,
-        seed: int,
-    ) -> dict[str, Tensor]:
-        """What ``loss.prepare`` returns, joined over the mini-batch; empty without one."""
-        columns: dict[str, list[Tensor]] = {}
-        if loss.prepare is None:
-            return {}
-        for rows in micro_batches:
-            with self._precision():
-                logprobs, entropy = forward(
-                    module, rows, temperature, entropy_has_gradient=False, packs=self._packs
-                )
-            require_finite({"log-probs": logprobs}, rows)
-            inputs, _ = pack(rows, logprobs, entropy, needs=loss.needs, seed=seed)
-            for name, column in loss.prepare(inputs).items():
-                columns.setdefault(name, []).append(column)
-        return {name: torch.cat(parts) for name, parts in columns.items()}
-
     def weights(self, role: str = POLICY) -> Iterator[tuple[str, Tensor]]:
         """Every tensor by Hugging Face name, tied ones once, under the first of their names.
 
-        Adapters are added to the weights that they stand on.
+        Adapters are added to the weights that they stand on. One tensor at a time is
+        whole; every rank must go on to the end.
         """
-        yield from merged_tensors(self._model(role), adapted=role not in self._unadapted)
+        with self._ranks.together():
+            yield from merged_tensors(self._model(role), whole, adapted=role not in self._unadapted)
 
     def save(self, folder: Path) -> None:
         """Write what is trained: the policy into ``folder``, the critic into ``value`` in it."""
-        for role, model in self._trained.items():
-            model.save(_folder_of(role, folder))
+        with self._ranks.together():
+            for role, model in self._trained.items():
+                model.save(_folder_of(role, folder))
 
     def load(self, folder: Path) -> None:
-        """Continue from what `save` wrote, bit for bit.
+        """Continue from what `save` wrote: on as many ranks bit for bit, on others up to rounding.
 
         Raises:
             CheckpointError: A file is missing, damaged or of another model.
@@ -315,15 +330,17 @@ class FsdpTrainer:
                 "none; resume with the algorithm that the run began with, or start anew with another "
                 "trainer.run_name and the run's export as trainer.policy.model.path"
             )
-        for role, model in self._trained.items():
-            model.load(_folder_of(role, folder))
+        with self._ranks.together():
+            for role, model in self._trained.items():
+                self._ranks.agree(lambda: model.load(_folder_of(role, folder)))  # noqa: B023
 
     def export(self, folder: Path) -> None:
         """Write the policy as a Hugging Face directory in float32, tokenizer included.
 
         The critic, which nobody serves, is in checkpoints only.
         """
-        export_policy(self.module(POLICY), self._paths[POLICY], folder)
+        with self._ranks.together():
+            export_policy(self.module(POLICY), self._paths[POLICY], folder, self._ranks)
 
     def offload(self) -> None:
         """Move weights and optimizer state to the CPU; a no-op there."""
@@ -336,8 +353,10 @@ class FsdpTrainer:
     def _move(self, device: torch.device) -> None:
         if self._device.type == "cpu":
             return
-        for module in self._modules.values():
-            module.to(device)
+        for role, module in self._modules.items():
+            # What FSDP keeps in the machine's memory it moves itself, and refuses to see moved.
+            if not settings_of_role(role, self._config).sharding.cpu_offload:
+                module.to(device)
         for model in self._trained.values():
             model.move_optimizers(device)
         torch.cuda.empty_cache()
@@ -371,9 +390,24 @@ def _folder_of(role: str, folder: Path) -> Path:
     return folder if role == POLICY else folder / role
 
 
-def _keeps_rows_apart(model: Model) -> bool:
+def _keeps_rows_apart(model: Model, device: torch.device) -> bool:
+    return keeps_rows_apart(model, _vocabulary(model), device)
+
+
+def _vocabulary(model: Model) -> int:
     body = model.body if isinstance(model, Critic) else model
-    return keeps_rows_apart(body, body.config.get_text_config().vocab_size)
+    size: int = body.config.get_text_config().vocab_size
+    return size
+
+
+def _require_known_ids(rows: Sequence[IntArray], model: Model) -> None:
+    size = _vocabulary(model)
+    for number, row in enumerate(rows):
+        if len(row) and not 0 <= int(row.min()) <= int(row.max()) < size:
+            raise ValueError(
+                f"row {number} has ids from {row.min()} to {row.max()}, and the model's vocabulary has "
+                f"0 to {size - 1}; rows are made with the tokenizer of the model"
+            )
 
 
 def _device(name: str) -> torch.device:

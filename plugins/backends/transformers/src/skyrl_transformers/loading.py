@@ -14,11 +14,12 @@ from transformers.utils import logging as transformers_logging
 
 from skyrl_kernel.errors import ModelError
 
-_MAY_BE_MISSING: dict[str, Any] = {
+MAY_BE_MISSING: dict[str, Any] = {
     "_raise_exceptions_for_missing_entries": False,
     "_raise_exceptions_for_gated_repo": False,
     "_raise_exceptions_for_connection_errors": False,
 }
+"""For `transformers.utils.cached_file`: None in place of an error."""
 
 
 def load_causal_lm(path: Path, device: torch.device | str = "cpu") -> PreTrainedModel:
@@ -59,11 +60,11 @@ def load_body(path: Path, device: torch.device | str, key: str) -> PreTrainedMod
 
 def stored_tensor(path: Path, name: str) -> torch.Tensor | None:
     """One tensor of a model's safetensors by its name there, on the CPU; None if there is none."""
-    index = cached_file(str(path), SAFE_WEIGHTS_INDEX_NAME, **_MAY_BE_MISSING)
+    index = cached_file(str(path), SAFE_WEIGHTS_INDEX_NAME, **MAY_BE_MISSING)
     file = SAFE_WEIGHTS_NAME
     if index is not None:
         file = read_json(Path(index))["weight_map"].get(name)
-    found = cached_file(str(path), file, **_MAY_BE_MISSING) if file else None
+    found = cached_file(str(path), file, **MAY_BE_MISSING) if file else None
     if found is None:
         return None
     with safe_open(found, framework="pt") as tensors:
@@ -91,7 +92,7 @@ def _load(
         names = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
         found = f"{len(missing)} of its tensors are missing: {names}"
         raise ModelError(_unusable(path, found, key))
-    _turn_off_dropout(model)
+    turn_off_dropout(model)
     model.eval().to(device)
     return model
 
@@ -130,7 +131,8 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0].rstrip('.') if lines else 'no message'}"
 
 
-def _turn_off_dropout(model: PreTrainedModel) -> None:
+def turn_off_dropout(model: PreTrainedModel) -> None:
+    """So that sampling, scoring and training see one model."""
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
