@@ -305,12 +305,11 @@ def _refuse_sleep_while_ahead(config: Config, offers: Collection[str]) -> None:
 
 def _trainer_needs(config: Config) -> dict[str, tuple[str, ...]]:
     """Key → what it asks of the trainer."""
-    roles = {"trainer.policy": config.trainer.policy, "trainer.critic": config.trainer.critic}
-    return {
-        f"{key}.model.lora.rank={role.model.lora.rank}": (ADAPTERS,)
-        for key, role in roles.items()
-        if role.model.lora.rank
+    ranks = {
+        "trainer.policy": config.trainer.policy.model.lora.rank,
+        "trainer.critic": config.trainer.critic.model.lora.rank,
     }
+    return {f"{key}.model.lora.rank={rank}": (ADAPTERS,) for key, rank in ranks.items() if rank}
 
 
 def _engine_needs(
