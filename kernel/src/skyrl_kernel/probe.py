@@ -6,6 +6,7 @@ rows.
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -23,13 +24,31 @@ MAX_DIFFERENCE = {"float32": 1e-3, "bfloat16": 0.5}
 """Most nats by which one token's log-probs may differ. Rounding stays below a tenth of it; a missed
 update of an ordinary step does not."""
 
+Precision = Literal["float32", "bfloat16"]
+
+
+def coarser(*, bf16: bool, engine_dtype: str | None) -> Precision:
+    """What rounding of trainer and engine together is to be measured with.
+
+    Args:
+        bf16: ``trainer.bf16``.
+        engine_dtype: ``generator.inference_engine.model_dtype``; None is the trainer's.
+
+    Example:
+        >>> coarser(bf16=False, engine_dtype="bfloat16"), coarser(bf16=True, engine_dtype="float32")
+        ('bfloat16', 'bfloat16')
+        >>> coarser(bf16=False, engine_dtype=None)
+        'float32'
+    """
+    return "bfloat16" if bf16 or engine_dtype not in (None, "float32") else "float32"
+
 
 async def probe(
     engine: Engine,
     rows: Sequence[IntArray],
     expected: Sequence[FloatArray],
     version: int,
-    precision: str,
+    precision: Precision,
 ) -> None:
     """Compare the engine's log-probs of ``rows`` with the trainer's.
 
@@ -38,7 +57,7 @@ async def probe(
         rows: [T] tokens each.
         expected: [T] log-probs each, of the trainer at temperature 1.
         version: For the message.
-        precision: ``float32`` or ``bfloat16``.
+        precision: See `coarser`.
 
     Raises:
         WeightSyncError: They differ.

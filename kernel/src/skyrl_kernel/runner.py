@@ -189,7 +189,10 @@ def _drive(session: Session, notes: Sequence[str]) -> RunResult:
         raise KeyboardInterrupt(message) from None
     except BaseException as error:
         step = session.saved_step
-        message = f"{error}; {_kept(session)}" if is_disk_full(error) else str(error)
+        message = str(error)
+        if is_disk_full(error):
+            message = f"{error}; {_kept(session)}"
+            error.add_note(_kept(session))
         raise
     finally:
         session.observe(

@@ -26,7 +26,7 @@ from skyrl_kernel.errors import (
 )
 from skyrl_kernel.feed import Feed
 from skyrl_kernel.plan import Plan
-from skyrl_kernel.probe import INTERVAL, probe
+from skyrl_kernel.probe import INTERVAL, coarser, probe
 from skyrl_kernel.producer import Batch, Producer
 from skyrl_kernel.progress import Progress
 from skyrl_kernel.protocols import (
@@ -202,7 +202,8 @@ class Session:
             expected = await self.compute(self.trainer.score, "policy", rows, temperature=1.0)
         await self.turns.end_sync()
         if rows:
-            precision = "bfloat16" if self.config.bf16 else "float32"
+            engine = self.plan.tree.generator.inference_engine
+            precision = coarser(bf16=self.config.bf16, engine_dtype=engine.model_dtype)
             await probe(self.engine, rows, expected, version, precision)
 
     async def score_evaluation(self, trajectories: Sequence[Trajectory]) -> list[Scored]:

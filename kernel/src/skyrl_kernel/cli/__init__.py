@@ -76,14 +76,12 @@ def _exit_code(argv: list[str] | None) -> int:
     except Exception as error:
         if not is_disk_full(error):
             raise
-        print(
-            f"skyrl: cannot write: {error}. What was finished is kept; make room and repeat the command",
-            file=sys.stderr,
-        )
+        what = "What was finished is kept; make room and repeat the command"
+        _say(error, f"cannot write: {error}. {what}")
         return 1
 
 
-def _say(error: Exception) -> None:
-    print(f"skyrl: {error}", file=sys.stderr)
+def _say(error: Exception, text: str | None = None) -> None:
+    print(f"skyrl: {text or error}", file=sys.stderr)
     for note in getattr(error, "__notes__", ()):
         print(f"  {note}", file=sys.stderr)

@@ -319,7 +319,9 @@ def test_a_server_that_is_not_there_or_not_made_for_it_is_named(model: Path) -> 
     async def use(url: str) -> None:
         engine = VllmEngine(url, model, deadlines=Deadlines(control_s=5))
         try:
-            with pytest.raises(ServerError, match=r"does not answer.*names servers that run already"):
+            with pytest.raises(
+                ServerError, match=r"does not answer.*names servers that run already"
+            ):
                 await engine.generate([request()])
         finally:
             await engine.close()

@@ -20,7 +20,7 @@ from skyrl_kernel.plan import make_plan
 from skyrl_vllm import plugin
 from skyrl_vllm.known import understood
 from skyrl_vllm.server import CPU_BUILD, _cpu_flags, _is_installed, missing
-from skyrl_vllm.settings import DECIDED, SAMPLING, flags, more_flags, size
+from skyrl_vllm.settings import DECIDED, SAMPLING, _talk, flags, more_flags, size
 
 
 def tree(bf16: bool = False, sampling: Any = None, **engine: Any) -> Config:
@@ -227,3 +227,13 @@ def test_the_installed_vllm_says_what_it_takes() -> None:
     code += "print('KNOWN', json.dumps([one.dest for one in make(Parser())._actions]))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert set(DECIDED) <= set(json.loads(done.stdout.rpartition("KNOWN")[2]))
+
+
+def test_a_user_hears_what_the_wait_for_vllm_is_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("skyrl_vllm.settings._SAY_AFTER_S", 0.05)
+    script = "import sys, time; words = sys.stdin.read(); time.sleep(0.3); print(words)"
+    assert _talk([sys.executable, "-c", script], "{}") == (0, "{}\n", "")
+    told = capsys.readouterr().out
+    assert "to check generator.inference_engine.engine_init_kwargs" in told

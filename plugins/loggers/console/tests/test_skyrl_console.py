@@ -212,8 +212,14 @@ def test_a_stream_that_knows_no_arrow_gets_two_characters():
 
 
 def test_without_evaluations_the_end_is_one_line(logger, stream):
-    logger.end(RunEnd(step=3, status="failed", message="disk full"))
-    assert stream.getvalue() == "failed at step 3: disk full\n"
+    logger.end(RunEnd(step=3, status="stopped", message="good enough"))
+    assert stream.getvalue() == "stopped at step 3: good enough\n"
+
+
+def test_what_the_command_tells_by_itself_is_not_told_twice(logger, stream):
+    for status in ("failed", "interrupted"):
+        logger.end(RunEnd(step=3, status=status, message="the engine is gone"))
+    assert stream.getvalue() == "failed at step 3\ninterrupted at step 3\n"
 
 
 def test_the_hooks_print_a_whole_run_and_a_new_run_begins_afresh(capsys):

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -13,10 +14,14 @@ from skyrl_kernel.config.generator import InferenceEngineConfig, SamplingConfig
 from skyrl_kernel.config.trainer import TrainerConfig
 from skyrl_kernel.errors import ConfigError
 from skyrl_kernel.place import shares_gpu
+from skyrl_kernel.progress import say
+from skyrl_vllm.fleet import SAY_EVERY_S
 
 SECTION = "generator.inference_engine"
 _ASK_S = 300.0
 """vLLM takes 10 to 30 s to say what it knows: it is imported for that."""
+_SAY_AFTER_S = 2.0
+"""Until the first line that says so."""
 
 _LOOPBACK = "the run talks to its servers on loopback, at ports that it finds"
 _LOGPROBS = "training needs the log-probs of what was sampled from"
@@ -140,23 +145,43 @@ def more_flags(kwargs: Mapping[str, Any]) -> list[str]:
 
 @cache
 def _asked(kwargs: str) -> tuple[str, ...]:
-    done = subprocess.run(
-        [sys.executable, "-m", "skyrl_vllm.known"],
-        input=kwargs,
-        capture_output=True,
-        text=True,
-        timeout=_ASK_S,
-    )
-    if done.returncode:
+    code, said, errors = _talk([sys.executable, "-m", "skyrl_vllm.known"], kwargs)
+    if code:
         raise ConfigError(
             f"{SECTION}.engine_init_kwargs cannot be checked, since vLLM does not start here:\n"
-            f"{done.stderr[-2000:]}"
+            f"{errors[-2000:]}"
         )
-    answer = json.loads(done.stdout)
+    answer = json.loads(said)
     if answer["problems"]:
         lines = [f"{SECTION}.engine_init_kwargs.{one}" for one in answer["problems"]]
         raise ConfigError("\n".join(lines))
     return tuple(answer["flags"])
+
+
+def _talk(command: list[str], words: str) -> tuple[int, str, str]:
+    """Exit code, output and errors; says every now and then that it waits."""
+    began = time.monotonic()
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        patience_s, rest = _SAY_AFTER_S, words or None
+        while True:
+            try:
+                said, errors = process.communicate(rest, timeout=patience_s)
+                return process.returncode, said, errors
+            except subprocess.TimeoutExpired:
+                waited = time.monotonic() - began
+                if waited > _ASK_S:
+                    process.kill()
+                    raise
+                say(
+                    f"vLLM is imported, to check {SECTION}.engine_init_kwargs; {waited:.0f} s so far"
+                )
+                patience_s, rest = SAY_EVERY_S, None  # what is left of it is sent by itself
 
 
 # --- additional_kwargs ------------------------------------------------------------------------------

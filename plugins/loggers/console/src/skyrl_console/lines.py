@@ -96,7 +96,9 @@ def end_lines(
         last: The same of the last one.
         arrow: Stands between before and after.
     """
-    lines = [f"{end.status} at step {end.step}" + (f": {end.message}" if end.message else "")]
+    # Why it failed or was interrupted is raised, and told by whoever began the run.
+    told = end.message and end.status not in ("failed", "interrupted")
+    lines = [f"{end.status} at step {end.step}" + (f": {end.message}" if told else "")]
     after = score(last[1]) if last else None
     if first and last and after:
         name, value = after
