@@ -5,6 +5,7 @@
 #   export WANDB_API_KEY=...
 #   bash examples/multiply/run_multiply.sh
 #
+# NUM_NODES=2 NUM_GPUS=8 takes two machines with 8 GPUs each (docs/how-to/cluster.md).
 # What follows the command overrides what stands here: trainer.epochs=1, or --dry-run, which
 # checks every key and says what of this is not built yet.
 #
@@ -23,7 +24,8 @@
 set -euo pipefail
 
 : "${DATA_DIR:=$HOME/data/multiply}"
-: "${NUM_GPUS:=4}"
+: "${NUM_NODES:=1}"
+: "${NUM_GPUS:=4}" # of each node
 : "${LOGGER:=wandb}"
 : "${INFERENCE_BACKEND:=vllm}"
 
@@ -37,10 +39,12 @@ skyrl run \
   trainer.algorithm.use_kl_loss=true \
   trainer.strategy=fsdp \
   trainer.placement.colocate_all=true \
+  trainer.placement.policy_num_nodes="$NUM_NODES" \
   trainer.placement.policy_num_gpus_per_node="$NUM_GPUS" \
+  trainer.placement.ref_num_nodes="$NUM_NODES" \
   trainer.placement.ref_num_gpus_per_node="$NUM_GPUS" \
   generator.inference_engine.backend="$INFERENCE_BACKEND" \
-  generator.inference_engine.num_engines="$NUM_GPUS" \
+  generator.inference_engine.num_engines="$((NUM_NODES * NUM_GPUS))" \
   generator.inference_engine.tensor_parallel_size=1 \
   generator.inference_engine.gpu_memory_utilization=0.8 \
   generator.inference_engine.run_engines_locally=true \

@@ -1,6 +1,6 @@
 """How a trainer and an engine are made: in this process, or in one that gets nothing but the recipe.
 
-A recipe holds names, settings and paths, and no object that a plugin made, so that it can be
+A recipe holds names, settings and absolute paths, and no object that a plugin made, so that it can be
 pickled. What it is unpickled in loads the plugins of its lock and asks them the same questions.
 """
 
@@ -115,7 +115,7 @@ class TrainerRecipe(Recipe):
         return cls(
             name=name,
             **_common(plan, asked, [loss.provider, *loss.wrappers]),
-            models=dict(models),
+            models={role: path.absolute() for role, path in models.items()},
             total_updates=total_updates,
             loss_name=plan.tree.trainer.algorithm.policy_loss_type,
         )
@@ -152,7 +152,9 @@ class EngineRecipe(Recipe):
     def of(cls, plan: "Plan", model: Path) -> "EngineRecipe":
         """For the engine of a plan."""
         name = plan.tree.generator.inference_engine.backend
-        return cls(name=name, **_common(plan, _asked(plan, "make_engine", name)), model=model)
+        return cls(
+            name=name, **_common(plan, _asked(plan, "make_engine", name)), model=model.absolute()
+        )
 
     def make(self) -> Engine:
         """The engine."""

@@ -10,6 +10,9 @@ _OWN = {
     "RAY_AUTH_MODE": "token",
     # Only its name is about other systems: without clusters, Ray keeps to the loopback interface.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    # Under `uv run`, Ray would copy the working folder, checkpoints and all, for processes that
+    # have this machine's environment anyway.
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
 }
 
 

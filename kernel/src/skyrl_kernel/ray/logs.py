@@ -54,7 +54,7 @@ def write_to(folder: Path, name: str, where: str) -> None:
     output.parent.mkdir(exist_ok=True)
     _redirect(output)
     RunLogs(output.parent, file=f"{output.stem}.jsonl", fields={"process": name}).__enter__()
-    log.info("begun", pid=os.getpid(), node=where, python=sys.executable)
+    log.info("begun", pid=os.getpid(), node=where, python=sys.executable, folder=os.getcwd())
 
 
 def _redirect(output: Path) -> None:

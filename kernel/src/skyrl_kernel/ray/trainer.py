@@ -64,7 +64,8 @@ class RayTrainer:
     """Keeps the `skyrl_kernel.protocols.Trainer` protocol.
 
     Rows and samples are shared out by tokens, whole atoms to one rank; results come back in
-    the order of what was asked.
+    the order of what was asked. Folders are told by their absolute path: ranks may have another
+    working folder than the controller.
 
     Args:
         policy: Ranks with the policy, which is trained, and every role that is not in ``others``.
@@ -101,15 +102,15 @@ class RayTrainer:
 
     def save(self, folder: Path) -> None:
         """Write all that `load` needs; of what is trained alone."""
-        self._policy.all("save", folder)
+        self._policy.all("save", folder.absolute())
 
     def load(self, folder: Path) -> None:
         """Continue from what `save` wrote."""
-        self._policy.all("load", folder)
+        self._policy.all("load", folder.absolute())
 
     def export(self, folder: Path) -> None:
         """Write the policy as a Hugging Face directory."""
-        self._policy.all("export", folder)
+        self._policy.all("export", folder.absolute())
 
     def offload(self) -> None:
         """Give the accelerators' memory back."""
