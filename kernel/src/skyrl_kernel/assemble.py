@@ -358,8 +358,9 @@ def make_session(
     algorithm = config.trainer.algorithm
     sampled_at = config.generator.sampling_params.temperature
     temperature = algorithm.temperature or sampled_at
-    same_weights = "same_weights" in plan.stages["sync_weights"].provider.manifest.offers
-    same_logprobs = same_weights and not config.trainer.bf16 and temperature == sampled_at
+    same_logprobs = (
+        _samples_as_trained(plan) and not config.trainer.bf16 and temperature == sampled_at
+    )
     recompute = algorithm.recompute_old_logprobs
     bounds = config.trainer.logprobs_diff
     sentinels = Sentinels(bounds.warn_above, bounds.stop_above)
@@ -415,6 +416,19 @@ def make_session(
         saved_step=first_step - 1,
         first_eval=dict(state["first_eval"]) if state else {},
     )
+
+
+def _samples_as_trained(plan: Plan) -> bool:
+    """True if the engine samples with the very weights that are trained next, and as the trainer computes.
+
+    It has the trainer's own, or it has all of them after every step, is the trainer's kind of
+    engine, and nothing is generated ahead.
+    """
+    if "same_weights" in plan.stages["sync_weights"].provider.manifest.offers:
+        return True
+    name = plan.tree.generator.inference_engine.backend
+    offers = {offer for one in plan.entries if one.name == name for offer in one.manifest.offers}
+    return offers >= {"in_process", "exact_logprobs"} and plan.tree.trainer.max_staleness == 0
 
 
 def _probe_rows(prepared: Prepared) -> list[IntArray]:
