@@ -1,0 +1,124 @@
+"""Whole runs on a Ray of the test session: the layouts, equality with one process, resume."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from skyrl_kernel.errors import CapabilityError
+from skyrl_kernel.ray.environment import prepare
+from skyrl_kernel.runner import RunResult
+from skyrl_kernel.testing.scripted import installed, read_metrics, run_scripted
+
+RAY = "trainer.runtime=ray"
+PLACEMENT = "trainer.placement"
+ENGINES = "generator.inference_engine.num_engines"
+TWO_RANKS = (f"{PLACEMENT}.policy_num_gpus_per_node=2", f"{ENGINES}=2")
+APART = f"{PLACEMENT}.colocate_all=false"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The fakes, in processes of Ray too; and a Ray that all runs here find and leave alone."""
+    prepare()
+    from skyrl_kernel.ray.cluster import Cluster
+
+    with (
+        installed(tmp_path_factory.mktemp("site")) as folder,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        path = os.environ.get("PYTHONPATH", "")
+        patch.setenv("PYTHONPATH", f"{folder}{os.pathsep}{path}".rstrip(os.pathsep))
+        cluster = Cluster(num_cpus=8)
+        try:
+            yield folder
+        finally:
+            cluster.close()
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
+    """The same run in one process."""
+    return run_scripted(tmp_path_factory.mktemp("alone"), "trainer.runtime=local", SYNC)
+
+
+SYNC = "generator.inference_engine.weight_sync_backend=scripted"
+
+
+def test_one_rank_and_one_engine_give_the_numbers_of_one_process(
+    tmp_path: Path, alone: RunResult
+) -> None:
+    result = run_scripted(tmp_path, RAY)
+    assert result.status == "finished"
+    assert read_metrics(result) == read_metrics(alone)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        pytest.param((), id="colocated"),
+        pytest.param((APART,), id="engines-apart", marks=pytest.mark.slow),
+        pytest.param((APART, f"{ENGINES}=3"), id="more-engines-than-ranks", marks=pytest.mark.slow),
+    ],
+)
+def test_two_ranks_give_them_too(tmp_path: Path, alone: RunResult, layout: tuple[str, ...]) -> None:
+    result = run_scripted(tmp_path, *TWO_RANKS, *layout)
+    for found, expected in zip(read_metrics(result), read_metrics(alone), strict=True):
+        assert found == pytest.approx(expected, rel=1e-12, abs=1e-15)  # sums in another order
+
+
+KL = "trainer.algorithm.use_kl_loss=true"
+
+
+@pytest.mark.slow
+def test_a_reference_on_devices_of_its_own_gives_the_same_scores(tmp_path: Path) -> None:
+    apart = (
+        APART,
+        f"{PLACEMENT}.colocate_policy_ref=false",
+        f"{PLACEMENT}.ref_num_gpus_per_node=2",
+    )
+    there = run_scripted(tmp_path / "there", KL, RAY, *apart)
+    here = run_scripted(tmp_path / "here", KL, "trainer.runtime=local")
+    assert read_metrics(there) == read_metrics(here)
+
+
+def test_generation_runs_ahead_in_a_process_of_its_own(tmp_path: Path) -> None:
+    ahead = ("trainer.fully_async.enabled=true", "trainer.fully_async.max_staleness_steps=2")
+    result = run_scripted(tmp_path, RAY, APART, f"{ENGINES}=2", *ahead)
+    assert result.status == "finished"
+    assert len(read_metrics(result)) == 5  # steps 0 (evaluation) to 4
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_ranks(tmp_path: Path, alone: RunResult) -> None:
+    first = run_scripted(tmp_path, RAY, "trainer.max_training_steps=2")
+    assert first.step == 2
+    checkpoint = first.folder / "checkpoints" / "global_step_2"
+    second = run_scripted(
+        tmp_path,
+        *TWO_RANKS,
+        "trainer.run_name=second",
+        "trainer.resume_mode=from_path",
+        f"trainer.resume_path={checkpoint}",
+    )
+    for found, expected in zip(read_metrics(second), read_metrics(alone)[3:], strict=True):
+        assert found == pytest.approx(expected, rel=1e-12, abs=1e-15)
+
+
+def test_what_ray_does_not_have_is_refused_with_what_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SKYRL_RAY_PG_TIMEOUT_IN_S", "1")
+    with pytest.raises(
+        CapabilityError,
+        match=r"within SKYRL_RAY_PG_TIMEOUT_IN_S=1 s: 20 × \(CPU 1\) for engines \(generator\.inference_"
+        r"engine\.num_engines × .*\)\. There is .*: CPU 8; free of that: CPU 7\. .* nodes are still coming",
+    ):
+        run_scripted(tmp_path, RAY, APART, f"{ENGINES}=20")
+    assert not list(tmp_path.iterdir())
+
+
+def test_several_ranks_are_refused_where_they_cannot_be(tmp_path: Path) -> None:
+    with pytest.raises(CapabilityError, match="= 2 ranks needs 'separate_processes'"):
+        run_scripted(tmp_path, *TWO_RANKS, "trainer.runtime=local")
