@@ -17,6 +17,7 @@ import ray
 
 from skyrl_kernel.errors import CapabilityError, RunError
 from skyrl_kernel.ray.environment import ADDRESS, address
+from skyrl_kernel.ray.quiet import loud, quieten
 
 _PREFIX = "skyrl-ray-"
 _HELD = "held"
@@ -46,6 +47,7 @@ class Cluster:
             self._joined = False
             return
         self._joined = True
+        self._printed = quieten()
         if (named := address()) is not None:
             _join(named)
             return
@@ -72,6 +74,7 @@ class Cluster:
         """Leave it; end it if it was started here."""
         if self._joined:
             ray.shutdown()
+            loud(self._printed)
         if self._folder is not None:
             self._folder.remove()
 

@@ -23,8 +23,9 @@ from skyrl_kernel.ray.logs import last_words
 
 _MOST_CHARACTERS = 300
 """Of a process's last words."""
-_NODE_GONE = re.compile(r"node was (?:terminated[^:]*|preempted[^:]*): *(.*)|its node has died")
-_EXIT = re.compile(r"Worker exit detail: *(.*?)(?: There are some potential root causes|$)")
+_NODE_GONE = "its node has died"
+_WHY_GONE = re.compile(r"node was (?:terminated|preempted)[^:]*: *(.*)")
+_ENDED = "Worker exit type: SYSTEM_ERROR"
 
 
 class ProcessDied(RunError):
@@ -77,14 +78,15 @@ def _raised(error: RayTaskError, process: Process) -> BaseException:
 def _why(error: BaseException) -> str:
     """Ray's reason without its ids and its list of guesses."""
     text = _one_line(error)
-    if found := _NODE_GONE.search(text):
-        return f"its node is gone{f' ({found[1]})' if found[1] else ''}"
+    if _NODE_GONE in text:
+        found = _WHY_GONE.search(text)
+        return f"its node is gone ({found[1]})" if found else "its node is gone"
     if isinstance(error, OutOfMemoryError) or "memory usage threshold" in text:
         return f"its node ran out of memory, and Ray ended it: {text}"
-    if found := _EXIT.search(text):
+    if _ENDED in text:
         return (
-            "its process ended without a word to Ray, as after kill -9, when the system runs out of "
-            f"memory, or in a crash ({found[1].strip().rstrip('.')})"
+            "its process ended without a word to Ray, as after kill -9, when the system has no memory "
+            "left (dmesg says so), or in a crash"
         )
     if not isinstance(error, ActorDiedError):
         return f"Ray does not reach it any more ({text})"
