@@ -68,6 +68,8 @@ class InferenceEngineConfig(Section):
     """Slot of `make_engine`. SkyRL: vllm."""
     weight_sync_backend: str = "auto"
     """Slot of the stage `sync_weights`; ``auto`` takes the best that trainer and engine share. SkyRL: nccl."""
+    weight_transfer_threshold_cuda_ipc_GB: Annotated[float, Field(gt=0)] = 1.0
+    """GiB of GPU memory through which ``cuda_ipc`` passes weights on, piece by piece."""
     offload_kv_for_weight_sync: bool = False
     """An engine with GPUs of its own drops its cache while new weights come, and takes the memory again
     after them: for syncs that need more room than ``gpu_memory_utilization`` leaves."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib.util
+import json
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -12,6 +13,7 @@ import torch
 from aiohttp import web
 
 from skyrl_transformers.testing import write_random_model
+from skyrl_vllm.inside import OWN
 from skyrl_vllm.server import Server
 
 HAS_VLLM = importlib.util.find_spec("vllm") is not None
@@ -57,14 +59,17 @@ class Servers:
         self._key = ""
         self._server: Server | None = None
 
-    def start(self, model: Path, variables: Mapping[str, str] | None = None) -> Server:
+    def start(
+        self, model: Path, variables: Mapping[str, str] | None = None, *, backend: str = OWN
+    ) -> Server:
         """A server of that model that is ready: the one that runs, or another in its place."""
-        key = f"{model} {variables}"
+        key = f"{model} {variables} {backend}"
         if self._server is not None and key == self._key and self._server.gone() is None:
             return self._server
         self.stop()
         # Eager: compiling takes longer than all tests; the runs of the demo compile.
         flags = ("--dtype", "float32", "--max-num-seqs", "64", "--enforce-eager")
+        flags += ("--weight-transfer-config", json.dumps({"backend": backend}))
         server = Server(model, flags, log=self.log, variables=variables)
         self._key, self._server, self.is_new = key, server, True
         asyncio.run(server.wait_until_ready(START_S))

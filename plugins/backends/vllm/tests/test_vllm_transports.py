@@ -1,12 +1,10 @@
 """How weights come into vLLM: layout and files here, every transport on a real server."""
 
 import asyncio
-import base64
 import dataclasses
 import importlib.util
 import json
 import os
-import pickle
 import re
 import signal
 import subprocess
@@ -22,7 +20,6 @@ import numpy as np
 import pytest
 import torch
 import xxhash
-from aiohttp import web
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -32,7 +29,7 @@ from skyrl_kernel.records import GenerateRequest, Sampling
 from skyrl_kernel.testing.contracts.engine.reference import Reference
 from skyrl_kernel.testing.distributions import make_distribution, on_path
 from skyrl_vllm.engine import VllmEngine
-from skyrl_vllm.fleet import Deadlines, Fleet
+from skyrl_vllm.fleet import Deadlines
 from skyrl_vllm.gloo import Group
 from skyrl_vllm.layout import Layout, copy_bytes, in_order
 from skyrl_vllm.network import own_address
@@ -41,9 +38,7 @@ from skyrl_vllm.transports import files as files_module
 from skyrl_vllm.transports import server_flags, server_variables
 from skyrl_vllm.transports.files import Files
 from skyrl_vllm.transports.gloo import Gloo
-from skyrl_vllm.transports.native import Native, SyncClient
 from skyrl_vllm.transports.parcels import Parcels
-from skyrl_vllm.transports.ranks import Ranks, ranks
 from skyrl_vllm.updates import _is_finite
 
 HAS_VLLM = importlib.util.find_spec("vllm") is not None
@@ -282,80 +277,6 @@ def test_a_server_is_started_for_its_transport(name: str, colocated: bool, backe
     flags = server_flags(name, colocated=colocated)
     assert flags == ["--weight-transfer-config", json.dumps({"backend": backend})]
     assert bool(server_variables(name, colocated=colocated)) == (backend == "ipc")
-
-
-# --- vLLM's own ----------------------------------------------------------------------------------------
-
-
-def test_vllms_own_transports_send_what_is_on_a_gpu() -> None:
-    with pytest.raises(WeightSyncError, match="the tensor 'a' is on cpu, and vLLM's backend nccl"):
-        asyncio.run(Native("nccl").move([("a", torch.ones(1))]))
-
-
-@pytest.mark.skipif(HAS_VLLM, reason="vLLM is installed here")
-@pytest.mark.parametrize("name", ["nccl", "cuda_ipc"])
-def test_vllms_own_transports_are_refused_without_vllm(
-    monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    words = [f"{ENGINE}.backend=vllm", f"{ENGINE}.weight_sync_backend={name}"]
-    with pytest.raises(CapabilityError, match=rf"{name} uses vLLM's own code"):
-        make_plan(["demo"], [], words)
-
-
-def test_what_vllms_trainer_side_asks_reaches_every_server() -> None:
-    """Two servers that listen for real, of 2 and 4 workers: ranks 1 and 3 are the first of each, of 7 in all."""
-    heard: list[tuple[int, str, Any]] = []
-
-    async def serve(place: int) -> tuple[web.AppRunner, str]:
-        async def handler(asked: web.Request) -> web.StreamResponse:
-            if asked.path == "/get_world_size":
-                return web.json_response({"world_size": (2, 4)[place]})
-            heard.append((place, asked.path, await asked.json() if asked.can_read_body else None))
-            return web.json_response({})
-
-        app = web.Application()
-        app.router.add_route("*", "/{rest:.*}", handler)
-        runner = web.AppRunner(app)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        return runner, f"http://127.0.0.1:{runner.addresses[0][1]}"
-
-    def trainer_side(client: SyncClient) -> None:
-        client.init_weight_transfer_engine({"rank_offset": 1, "master_port": 7})
-        client.start_weight_update()
-        client.update_weights({"names": ["a"], "ipc_handles": [{"gpu": (1, b"x")}]})
-        client.finish_weight_update()
-
-    async def main() -> None:
-        servers = [await serve(place) for place in range(2)]
-        fleet = Fleet([url for _, url in servers])
-        here = await ranks(fleet)
-        assert here == Ranks((1, 3), 7)
-        client = SyncClient(fleet, here)
-        client.version = 5
-        await asyncio.to_thread(trainer_side, client)
-        await fleet.close()
-        for runner, _ in servers:
-            await runner.cleanup()
-
-    asyncio.run(main())
-    inits = {place: body for place, path, body in heard if path == "/init_weight_transfer_engine"}
-    assert inits == {
-        0: {"init_info": {"rank_offset": 1, "master_port": 7}},
-        1: {"init_info": {"rank_offset": 3, "master_port": 7}},
-    }
-    assert [path for place, path, _ in heard if place == 0][1:] == [
-        "/start_weight_update",
-        "/update_weights",
-        "/finish_weight_update",
-    ]
-    (info,) = {
-        json.dumps(body["update_info"]) for _, path, body in heard if path == "/update_weights"
-    }
-    pickled = base64.b64decode(json.loads(info)["ipc_handles_pickled"])
-    assert pickle.loads(pickled) == [{"gpu": (1, b"x")}]
-    assert heard[-1][2] == {"weight_version": "5"}
 
 
 # --- on a real server --------------------------------------------------------------------------------

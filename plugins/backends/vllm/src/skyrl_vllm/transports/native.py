@@ -5,19 +5,22 @@ while no server computes, and what fails there leaves servers whose weights nobo
 """
 
 import asyncio
-import base64
+import contextlib
 import importlib.util
-import pickle
 import socket
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
+from skyrl_kernel.config.generator import GeneratorConfig
 from skyrl_kernel.errors import CapabilityError, WeightSyncError
 from skyrl_kernel.place import host_of, is_here
+from skyrl_vllm.client import Refused
 from skyrl_vllm.fleet import Fleet
 from skyrl_vllm.network import LOOPBACK, own_address
 from skyrl_vllm.transports.ranks import Ranks, ranks
+from skyrl_vllm.transports.sync_client import SyncClient, source
 
 if TYPE_CHECKING:
     import torch
@@ -40,17 +43,26 @@ def refuse_without_vllm(name: str) -> None:
         )
 
 
+def through_ipc(config: GeneratorConfig) -> "Callable[[], Native]":
+    """Makes `Native` for a GPU that trainer and engine share."""
+    gib = config.inference_engine.weight_transfer_threshold_cuda_ipc_GB
+    return partial(Native, "ipc", chunk_bytes=int(gib * 2**30))
+
+
 class Native:
     """Sends all tensors with ``vllm.distributed.weight_transfer``.
 
     Args:
         backend: Of vLLM.
+        chunk_bytes: Of GPU memory that ``ipc`` copies weights into, again and again; more where
+            one tensor is larger, less where all of them are smaller.
     """
 
     _fleet: Fleet
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, chunk_bytes: int = 2**30) -> None:
         self.backend = backend
+        self._chunk_bytes = chunk_bytes
         self._weights: list[tuple[str, torch.Tensor]] = []
         self._engine: Any = None
         self._client: SyncClient | None = None
@@ -82,8 +94,16 @@ class Native:
     async def arrive(self) -> None:
         """Meet the servers, if they have not met: the last moment at which that can fail without harm."""
         if self._engine is None:
+            if not self._fleet.own:  # another trainer may have left them without a word
+                await self._part()
             self._client = SyncClient(self._fleet, await ranks(self._fleet))
             self._engine = await self._in_thread(self._met, self._client)
+
+    async def _part(self) -> None:
+        """Have servers leave the trainer before; with an update of its own open they refuse, until it ends."""
+        with contextlib.suppress(Refused):
+            path = "/shutdown_weight_transfer_engine"
+            await self._fleet.ask(path, timeout_s=self._fleet.deadlines.control_s)
 
     async def load(self, version: int) -> None:
         """Send and load."""
@@ -113,7 +133,9 @@ class Native:
         if self.backend == "ipc":
             from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
 
-            return IPCTrainerInitInfo(rank=0, packed=True)
+            return IPCTrainerInitInfo(
+                rank=0, packed=True, packed_buffer_size_bytes=self._buffer_bytes()
+            )
         from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
         away = [one.url for one in self._fleet.clients if not is_here(one.url)]
@@ -123,6 +145,11 @@ class Native:
         return NCCLTrainerInitInfo(
             rank=0, master_address=host, master_port=port, world_size=ranks.size
         )
+
+    def _buffer_bytes(self) -> int:
+        """VLLM refuses a tensor that is larger than the buffer, when the ones before it are loaded."""
+        sizes = [tensor.numel() * tensor.element_size() for _, tensor in self._weights]
+        return max(*sizes, min(self._chunk_bytes, sum(sizes)))
 
     async def _in_thread(self, call: Callable[..., Any], *args: Any) -> Any:
         """Call it, and wait no longer than for one call of an update.
@@ -137,9 +164,15 @@ class Native:
             if not done.done():
                 set_it(value)
 
+        device = self._weights[0][1].device
+
         def run() -> None:
+            import torch
+
             try:
-                found = call(*args)
+                # vLLM takes the current one, which is another thread's first until it is set.
+                with torch.cuda.device(device):
+                    found = call(*args)
             except BaseException as error:
                 loop.call_soon_threadsafe(settle, done.set_exception, error)
             else:
@@ -147,75 +180,3 @@ class Native:
 
         threading.Thread(target=run, name="skyrl-weights", daemon=True).start()
         return await asyncio.wait_for(done, self._fleet.deadlines.update_s)
-
-
-class SyncClient:
-    """vLLM's ``VLLMWeightSyncClient``: its calls come from other threads, and go to every server.
-
-    Args:
-        fleet: The servers; the running event loop asks them.
-        ranks: Of their workers.
-    """
-
-    def __init__(self, fleet: Fleet, ranks: Ranks) -> None:
-        self.ranks = ranks
-        self.version = 0
-        """Told to the servers with the next weights."""
-        self._fleet = fleet
-        self._loop = asyncio.get_running_loop()
-
-    def init_weight_transfer_engine(self, init_info: Mapping[str, Any]) -> None:
-        """Each server's workers have ranks of their own; vLLM knows of one server only."""
-
-        async def all_of_them() -> None:
-            await asyncio.gather(
-                *(
-                    one.ask(
-                        "POST",
-                        "/init_weight_transfer_engine",
-                        {"init_info": _at(init_info, first)},
-                        timeout_s=self._fleet.deadlines.update_s,
-                    )
-                    for one, first in zip(self._fleet.clients, self.ranks.firsts, strict=True)
-                )
-            )
-
-        asyncio.run_coroutine_threadsafe(all_of_them(), self._loop).result()
-
-    def start_weight_update(self) -> None:
-        """See vLLM."""
-        self._tell("/start_weight_update", None)
-
-    def update_weights(self, update_info: Mapping[str, Any]) -> None:
-        """Handles of GPU memory are pickled: the servers must be started to accept that."""
-        info = dict(update_info)
-        handles = info.pop("ipc_handles", None)
-        if handles is not None:
-            info["ipc_handles_pickled"] = base64.b64encode(pickle.dumps(handles)).decode()
-        self._tell("/update_weights", {"update_info": info})
-
-    def finish_weight_update(self, weight_version: str | None = None) -> None:
-        """Tokens are tagged with `version`."""
-        self._tell("/finish_weight_update", {"weight_version": weight_version or str(self.version)})
-
-    def _tell(self, path: str, body: Mapping[str, Any] | None) -> None:
-        asked = self._fleet.ask(path, body, timeout_s=self._fleet.deadlines.update_s)
-        asyncio.run_coroutine_threadsafe(asked, self._loop).result()
-
-
-def _at(init_info: Mapping[str, Any], first: int) -> dict[str, Any]:
-    return {**init_info, **({"rank_offset": first} if "rank_offset" in init_info else {})}
-
-
-def source(weights: "Callable[[], list[tuple[str, torch.Tensor]]]") -> Any:
-    """The ``WeightSource`` of vLLM: the tensors that there are when it is read."""
-    from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
-
-    class Source(WeightSource):  # type: ignore[misc]
-        def metadata(self) -> list[Any]:
-            return [ParamMeta(name, one.dtype, tuple(one.shape)) for name, one in weights()]
-
-        def __iter__(self) -> "Iterator[tuple[str, torch.Tensor]]":
-            yield from weights()
-
-    return Source()

@@ -2,11 +2,12 @@
 
 from functools import partial
 
+from skyrl_kernel.config.generator import GeneratorConfig
 from skyrl_kernel.config.trainer import TrainerConfig
 from skyrl_kernel.hookspecs import hookimpl
 from skyrl_kernel.protocols import Settings, SyncWeights
 from skyrl_vllm.transports import Through
-from skyrl_vllm.transports.native import Native, refuse_without_vllm
+from skyrl_vllm.transports.native import Native, refuse_without_vllm, through_ipc
 
 
 @hookimpl
@@ -15,5 +16,6 @@ def sync_weights(name: str, settings: Settings) -> SyncWeights | None:
     if name != "nccl":
         return None
     refuse_without_vllm(name)
-    colocated = settings[TrainerConfig].placement.colocate_all
-    return Through(partial(Native, "ipc" if colocated else "nccl"))
+    if settings[TrainerConfig].placement.colocate_all:
+        return Through(through_ipc(settings[GeneratorConfig]))
+    return Through(partial(Native, "nccl"))
