@@ -59,6 +59,10 @@ BROKEN = [
         r"train_batch_size=2 × .*=5 trajectories, which cannot be shared by 12 ranks \(policy: 4, ref: 3\)",
     ),
     (
+        ["trainer.policy.sequence_parallel_size=2", "trainer.ref.sequence_parallel_size=4"],
+        r"ref\.sequence_parallel_size=4 does not divide trainer\.policy\.sequence_parallel_size=2: ",
+    ),
+    (
         [*GPUS_4, "trainer.policy.sequence_parallel_size=3"],
         r"= 4 GPUs do not divide into copies of the model of 3 each, as trainer\.policy asks",
     ),

@@ -156,6 +156,13 @@ def test_adapters_need_a_trainer_that_trains_them() -> None:
     make_plan(["scripted"], (), [word.replace("8", "0")])
 
 
+def test_rows_are_divided_by_a_trainer_that_can() -> None:
+    word = "trainer.policy.sequence_parallel_size=2"
+    ranks = "trainer.placement.policy_num_gpus_per_node=2"
+    with pytest.raises(CapabilityError, match=r"size=2 needs 'divides_rows'.*backend/fsdp"):
+        make_plan(["scripted"], (), [word, ranks, "generator.inference_engine.num_engines=2"])
+
+
 def test_staleness_needs_an_engine_that_generates_while_the_trainer_trains() -> None:
     assert plan("trainer.fully_async.enabled=true").tree.trainer.max_staleness == 4
     with pytest.raises(

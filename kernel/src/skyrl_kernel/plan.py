@@ -41,6 +41,7 @@ from skyrl_kernel.processes import (
     PUSHED,
     RUNTIME_KEY,
     is_apart,
+    is_elsewhere,
     process_needs,
     refuse_nearness,
     with_runtime,
@@ -74,6 +75,8 @@ SLEEPS = "sleeps"
 """Offered by an engine that is a `skyrl_kernel.protocols.Sleeps`."""
 ADAPTERS = "trains_adapters"
 """Offered by a trainer that reads ``trainer.policy.model.lora`` and that of the critic."""
+DIVIDES = "divides_rows"
+"""Offered by a trainer whose ranks may each compute a part of every row."""
 SERVED = "served"
 """Offered by an engine in a process of its own, so that it may also be attached to by address."""
 SYNC_KEY = "generator.inference_engine.weight_sync_backend"
@@ -217,7 +220,9 @@ def make_plan(
         _refuse_sleep_while_ahead(config.config, offers)
     _refuse_unread_sampling(config, catalog)
     engine = config.config.generator.inference_engine.backend
-    missing = tuple(manager.ask("check_engine", engine, name=engine, settings=config) or ())
+    missing: tuple[str, ...] = ()
+    if not (apart and is_elsewhere(layers, catalog.named(engine, (BACKENDS, PLUGINS)))):
+        missing = tuple(manager.ask("check_engine", engine, name=engine, settings=config) or ())
     stages = {
         slot.hook: manager.resolve(slot.hook, name, name=name, settings=config)
         for slot in STAGES
@@ -309,7 +314,12 @@ def _trainer_needs(config: Config) -> dict[str, tuple[str, ...]]:
         "trainer.policy": config.trainer.policy.model.lora.rank,
         "trainer.critic": config.trainer.critic.model.lora.rank,
     }
-    return {f"{key}.model.lora.rank={rank}": (ADAPTERS,) for key, rank in ranks.items() if rank}
+    needs: dict[str, tuple[str, ...]] = {
+        f"{key}.model.lora.rank={rank}": (ADAPTERS,) for key, rank in ranks.items() if rank
+    }
+    if (parts := config.trainer.policy.sequence_parallel_size) > 1:
+        needs[f"trainer.policy.sequence_parallel_size={parts}"] = (DIVIDES,)
+    return needs
 
 
 def _engine_needs(

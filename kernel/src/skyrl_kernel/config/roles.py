@@ -79,6 +79,9 @@ class PolicyConfig(Section):
     """Its weights and tokenizer."""
     optimizer_config: OptimizerConfig = Field(default_factory=OptimizerConfig)
     """Its optimizer."""
+    sequence_parallel_size: Positive = 1
+    """Ranks that have the same rows and each compute a part of every one; a divisor of the ranks that
+    train, and of the attention heads."""
     fsdp_config: ShardingConfig = Field(default_factory=ShardingConfig)
     """How it is spread over ranks."""
 
@@ -97,6 +100,8 @@ class RefConfig(Section):
     """Its weights."""
     fsdp_config: ShardingConfig = Field(default_factory=ShardingConfig)
     """How it is spread over ranks, and a teacher too."""
+    sequence_parallel_size: Positive = 1
+    """Ranks that each compute a part of every row, and a teacher too; a divisor of the policy's."""
 
 
 class CriticModelConfig(Section):
@@ -117,6 +122,8 @@ class CriticConfig(Section):
     """Its optimizer."""
     fsdp_config: ShardingConfig = Field(default_factory=ShardingConfig)
     """How it is spread over ranks."""
+    sequence_parallel_size: Positive = 1
+    """Ranks that each compute a part of every row; a divisor of the policy's."""
 
 
 class TeacherModelConfig(Section):

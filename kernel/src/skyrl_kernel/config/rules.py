@@ -290,6 +290,19 @@ def _copies(asked: Asked) -> Iterator[str]:
             )
 
 
+def _same_rows(asked: Asked) -> Iterator[str]:
+    """Ranks that compute parts of the policy's rows have the same rows for every model."""
+    policy = asked(f"{POLICY}.sequence_parallel_size")
+    for role in ("ref", "critic"):
+        size = asked(f"trainer.{role}.sequence_parallel_size")
+        if _are_numbers(policy, size) and size > 0 and policy % size:
+            yield (
+                f"trainer.{role}.sequence_parallel_size={size} does not divide "
+                f"{POLICY}.sequence_parallel_size={policy}: ranks that compute parts of the policy's rows "
+                "have the same rows for every model; set it to a divisor, such as 1"
+            )
+
+
 def _trained_roles(asked: Asked) -> list[str]:
     """Roles of this run that have GPUs."""
     roles = ["policy"]
@@ -565,6 +578,7 @@ RULES: tuple[Rule, ...] = (
     _values,
     _loader,
     _copies,
+    _same_rows,
     _rows_for_all_ranks,
     _colocation,
     _external_engines,

@@ -11,7 +11,13 @@ from skyrl_kernel.torch.masked import masked_mean, masked_var, masked_whiten
 from skyrl_kernel.torch.objective import MetricSums, objective, pack
 from skyrl_kernel.torch.ratios import MAX_LOG_RATIO, ratio
 from skyrl_kernel.torch.records import LossInputs, LossTerms, TokenMetric
-from skyrl_kernel.torch.rows import count_passes, right_pad, row_logprobs, row_values
+from skyrl_kernel.torch.rows import (
+    count_passes,
+    right_pad,
+    row_logprobs,
+    row_numbers,
+    row_values,
+)
 
 __all__ = [
     "KL_ESTIMATORS",
@@ -31,6 +37,7 @@ __all__ = [
     "ratio",
     "right_pad",
     "row_logprobs",
+    "row_numbers",
     "row_values",
     "selected_logprobs",
 ]

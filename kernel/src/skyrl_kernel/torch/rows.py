@@ -53,12 +53,12 @@ def row_logprobs(
     Returns:
         One [T] float32 array per row, in the order given: nats, 0 at index 0.
     """
-    return _by_row(
+    return row_numbers(
         lambda ids: selected_logprobs(forward(ids[:, :-1]), ids[:, 1:], temperature),
         rows,
-        device,
-        max_rows,
-        max_tokens,
+        device=device,
+        max_rows=max_rows,
+        max_tokens=max_tokens,
     )
 
 
@@ -88,7 +88,13 @@ def row_values(
         >>> [row.tolist() for row in row_values(lambda ids: ids, [np.array([5, 6, 7])], max_rows=1)]
         [[0.0, 5.0, 6.0]]
     """
-    return _by_row(lambda ids: forward(ids[:, :-1]), rows, device, max_rows, max_tokens)
+    return row_numbers(
+        lambda ids: forward(ids[:, :-1]),
+        rows,
+        device=device,
+        max_rows=max_rows,
+        max_tokens=max_tokens,
+    )
 
 
 def count_passes(rows: Sequence[IntArray], *, max_rows: int, max_tokens: int | None = None) -> int:
@@ -101,14 +107,24 @@ def count_passes(rows: Sequence[IntArray], *, max_rows: int, max_tokens: int | N
     return len(_batches(_order(rows), [len(row) for row in rows], max_rows, max_tokens))
 
 
-def _by_row(
+@torch.no_grad()
+def row_numbers(
     compute: Callable[[Tensor], Tensor],
     rows: Sequence[IntArray],
-    device: torch.device | str,
+    *,
+    device: torch.device | str = "cpu",
     max_rows: int,
-    max_tokens: int | None,
+    max_tokens: int | None = None,
 ) -> list[FloatArray]:
-    """[B, T] ids → [B, T - 1] numbers of all tokens but the first; that one's is 0."""
+    """A number of each token of a row but the first, whose is 0.
+
+    Args:
+        compute: [B, T] ids → [B, T - 1] numbers.
+        rows: As in `row_logprobs`.
+        device: As there.
+        max_rows: As there.
+        max_tokens: As there.
+    """
     result = [np.zeros(len(row), dtype=np.float32) for row in rows]
     for batch in _batches(_order(rows), [len(row) for row in rows], max_rows, max_tokens):
         numbers = compute(right_pad([rows[i] for i in batch], device)).cpu().numpy()

@@ -16,6 +16,7 @@ from skyrl_fsdp.critic import Critic
 from skyrl_fsdp.finite import require_finite
 from skyrl_fsdp.microbatch import IDLE, forward, forward_values
 from skyrl_fsdp.ranks import Ranks
+from skyrl_fsdp.ulysses import Partners
 from skyrl_kernel.protocols import Loss
 from skyrl_kernel.records import TrainingSample
 from skyrl_kernel.torch import MetricSums, objective, pack
@@ -37,6 +38,10 @@ class Backward:
     precision: Callable[[], contextlib.AbstractContextManager[object]]
     """What models compute in."""
     ranks: Ranks
+    partners: Partners
+    """The policy's, …"""
+    critic_partners: Partners
+    """… and the critic's."""
 
     def run(self, micro_batches: Sequence[Sequence[TrainingSample]]) -> tuple[float, MetricSums]:
         """Leave the gradient of the mini-batch in the models' parameters.
@@ -80,13 +85,18 @@ class Backward:
             entropy_has_gradient=entropy_has_gradient,
             packs=self.packs,
             device=self.ranks.device,
+            partners=self.partners,
         )
 
     def _values(self, rows: Sequence[TrainingSample]) -> Tensor | None:
         if self.critic is None:
             return None
         return forward_values(
-            self.critic, rows or [IDLE], packs=self.packs, device=self.ranks.device
+            self.critic,
+            rows or [IDLE],
+            packs=self.packs,
+            device=self.ranks.device,
+            partners=self.critic_partners,
         )
 
     def _objective(

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from skyrl_fsdp.budget import fill
 from skyrl_fsdp.critic import Critic
 from skyrl_fsdp.packing import Layout, lay_out
+from skyrl_fsdp.ulysses import Partners
 from skyrl_kernel.records import IntArray, Scores, TrainingSample
 from skyrl_kernel.torch import entropy, selected_logprobs
 
@@ -102,6 +103,7 @@ def forward(
     entropy_has_gradient: bool,
     packs: bool = False,
     device: torch.device | None = None,
+    partners: Partners | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-probs and entropies of a micro-batch's trained tokens.
 
@@ -116,28 +118,33 @@ def forward(
         entropy_has_gradient: False saves the memory of its backward pass.
         packs: Whether rows may share a row of the forward pass; changes nothing but rounding.
         device: Where it computes; default: where the weights are.
+        partners: Have the same rows, and compute a part of each; default: this process alone.
 
     Returns:
         [N] and [N] float32 nats, packed in row order.
     """
-    device = device or module.device
+    device, partners = device or module.device, partners or Partners()
     layout = _laid_out(samples, device, packs)
     rows, predicting = _predicting(samples, layout)
-    targets = np.concatenate([sample.tokens[sample.loss_mask] for sample in samples])
-    places, which = np.unique(predicting, return_inverse=True)
-    logits = module(
-        input_ids=layout.ids,
-        **layout.extra,
-        logits_to_keep=torch.from_numpy(places).to(device),
-        use_cache=False,
-    ).logits[torch.from_numpy(rows).to(device), torch.from_numpy(which).to(device)]
+    part = partners.part(layout, predicting)
+    targets = np.concatenate([sample.tokens[sample.loss_mask] for sample in samples])[part.mine]
+    places, which = np.unique(part.places, return_inverse=True)
+    with partners.at(layout):
+        logits = module(
+            input_ids=part.ids,
+            **part.extra,
+            logits_to_keep=torch.from_numpy(places).to(device),
+            use_cache=False,
+        ).logits[torch.from_numpy(rows[part.mine]).to(device), torch.from_numpy(which).to(device)]
     logprobs = selected_logprobs(
         logits, torch.from_numpy(targets.astype(np.int64)).to(device), temperature
     )
     if entropy_has_gradient:
-        return logprobs, entropy(logits, temperature)
-    chunks = logits.detach().split(_ENTROPY_TOKENS)
-    return logprobs, torch.cat([entropy(chunk, temperature) for chunk in chunks])
+        entropies = entropy(logits, temperature)
+    else:
+        chunks = logits.detach().split(_ENTROPY_TOKENS)
+        entropies = torch.cat([entropy(chunk, temperature) for chunk in chunks])
+    return partners.join(logprobs, part), partners.join(entropies, part)
 
 
 def forward_values(
@@ -146,6 +153,7 @@ def forward_values(
     *,
     packs: bool = False,
     device: torch.device | None = None,
+    partners: Partners | None = None,
 ) -> Tensor:
     """The critic's values before the trained tokens of a micro-batch.
 
@@ -154,15 +162,19 @@ def forward_values(
         samples: [B] rows, each with a trained token.
         packs: As in `forward`.
         device: As in `forward`.
+        partners: As in `forward`.
 
     Returns:
         [N] float32 task units, packed in row order; they carry the gradient.
     """
-    device = device or critic.device
+    device, partners = device or critic.device, partners or Partners()
     layout = _laid_out(samples, device, packs)
     rows, predicting = _predicting(samples, layout)
-    values: Tensor = critic(layout.ids, **layout.extra)
-    return values[torch.from_numpy(rows).to(device), torch.from_numpy(predicting).to(device)]
+    part = partners.part(layout, predicting)
+    with partners.at(layout):
+        values: Tensor = critic(part.ids, **part.extra)
+    row, place = (torch.from_numpy(one).to(device) for one in (rows[part.mine], part.places))
+    return partners.join(values[row, place], part)
 
 
 def _laid_out(samples: Sequence[TrainingSample], device: torch.device, packs: bool) -> Layout:

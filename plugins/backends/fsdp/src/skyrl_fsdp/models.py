@@ -33,6 +33,8 @@ class RoleSettings:
     key: str
     """Where it stands in the tree."""
     sharding: ShardingConfig
+    sequence: int
+    """Ranks that each compute a part of every row."""
     lora: LoraConfig | None = None
     optimizer: OptimizerConfig | None = None
     """None: it is frozen."""
@@ -41,11 +43,16 @@ class RoleSettings:
 def settings_of_role(role: str, config: TrainerConfig) -> RoleSettings:
     """Of policy and critic their own, of every frozen role those of the reference."""
     if role not in (POLICY, VALUE):
-        return RoleSettings(key="trainer.ref", sharding=config.ref.fsdp_config)
+        return RoleSettings(
+            key="trainer.ref",
+            sharding=config.ref.fsdp_config,
+            sequence=config.ref.sequence_parallel_size,
+        )
     of_role = config.policy if role == POLICY else config.critic
     return RoleSettings(
         key="trainer.policy" if role == POLICY else "trainer.critic",
         sharding=of_role.fsdp_config,
+        sequence=of_role.sequence_parallel_size,
         lora=of_role.model.lora if of_role.model.lora.rank else None,
         optimizer=of_role.optimizer_config,
     )

@@ -61,6 +61,7 @@ class Ranks:
             dist.new_group(backend="gloo", timeout=self._timeout) if self.world > 1 else None
         )
         self._meshes: dict[int, DeviceMesh] = {}
+        self._groups: dict[int, dist.ProcessGroup] = {}
         self._raised: BaseException | None = None
 
     def agree(self, compute: Callable[[], T]) -> T:
@@ -130,6 +131,15 @@ class Ranks:
                 dist.distributed_c10d._set_pg_timeout(self._timeout, group)
             self._meshes[size] = mesh
         return self._meshes[size]
+
+    def partners(self, size: int) -> dist.ProcessGroup | None:
+        """This rank among ``size`` of those that have its rows, a divisor of `sequence`; None if it is 1."""
+        if size == 1:
+            return None
+        if size not in self._groups:
+            made = dist.new_subgroups(size, timeout=self._timeout)  # type: ignore[no-untyped-call]
+            self._groups[size] = made[0]
+        return self._groups[size]
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:

@@ -75,7 +75,7 @@ class TrainedModel:
         """Gradients are collected in here, and gone afterwards."""
         try:
             self.module.train()
-            with dropout_drawn_from(self.module, self._seed, self.updates):
+            with dropout_drawn_from(self.module, self._seed, self.updates, self._ranks.rank):
                 yield
         finally:
             # An error leaves a sharded module in the middle of a pass. Older torch cannot go on then.

@@ -35,13 +35,15 @@ from skyrl_fsdp.microbatch import split, trained
 from skyrl_fsdp.models import POLICY, VALUE, Model, load_model, settings_of_role
 from skyrl_fsdp.packing import keeps_rows_apart
 from skyrl_fsdp.ranks import join
+from skyrl_fsdp.scoring import row_scores
 from skyrl_fsdp.sharding import reshard, whole
 from skyrl_fsdp.trained import TrainedModel
+from skyrl_fsdp.ulysses import Partners
 from skyrl_kernel.config.trainer import TrainerConfig
 from skyrl_kernel.errors import CheckpointError, ConfigError, ResumeError
 from skyrl_kernel.protocols import Loss
 from skyrl_kernel.records import FloatArray, IntArray, TrainingSample, UpdateResult
-from skyrl_kernel.torch import MetricSums, count_passes, row_logprobs, row_values
+from skyrl_kernel.torch import MetricSums, count_passes
 from skyrl_transformers.loading import default_device
 
 METRICS = {POLICY: ("policy_lr", "grad_norm"), VALUE: ("critic/critic_lr", "critic/grad_norm")}
@@ -91,11 +93,14 @@ class FsdpTrainer:
         timeout_s: float = 600.0,
     ) -> None:
         self._config = config
-        self._ranks = join(_device(device), timeout_s=timeout_s)
+        self._ranks = join(
+            _device(device), timeout_s=timeout_s, sequence=config.policy.sequence_parallel_size
+        )
         self._device = self._ranks.device
         self._paths = dict(models)
         self._modules: dict[str, Model] = {}
         self._trained: dict[str, TrainedModel] = {}
+        self._partners: dict[str, Partners] = {}
         self._unadapted = _unadapted(models, config)
         with self._ranks.together():
             for role, path in models.items():
@@ -113,9 +118,25 @@ class FsdpTrainer:
                         ranks=self._ranks,
                     )
             self._modules |= dict.fromkeys(self._unadapted, self._modules[POLICY])
-            self._packs = config.remove_microbatch_padding and all(
-                _keeps_rows_apart(model.module, self._device) for model in self._trained.values()
-            )
+            with self._precision():
+                self._packs = config.remove_microbatch_padding and all(
+                    _keeps_rows_apart(model.module, self._device)
+                    for model in self._trained.values()
+                )
+                for role in [one for one in self._modules if one not in self._unadapted]:
+                    self._partners[role] = self._divide(role)
+            self._partners |= dict.fromkeys(self._unadapted, self._partners[POLICY])
+
+    def _divide(self, role: str) -> Partners:
+        """Meet those that compute parts of the same rows with a model."""
+        settings = settings_of_role(role, self._config)
+        partners = Partners(
+            self._ranks.partners(settings.sequence),
+            key=f"{settings.key}.sequence_parallel_size",
+            copies=self._ranks.sequence // settings.sequence,
+        )
+        partners.divide(self._modules[role], self._device, packs=self._packs)
+        return partners
 
     @property
     def share(self) -> int:
@@ -129,6 +150,7 @@ class FsdpTrainer:
 
     def close(self) -> None:
         """Leave the other ranks."""
+        self._partners.clear()
         self._ranks.close()
 
     def module(self, role: str = POLICY) -> PreTrainedModel:
@@ -181,27 +203,23 @@ class FsdpTrainer:
             "max_tokens": budget,
         }
 
-        def computed(ids: Tensor) -> Tensor:
-            if isinstance(model, Critic):
-                values: Tensor = model(ids)
-                return values
-            logits: Tensor = model(input_ids=ids, use_cache=False).logits
-            return logits
-
-        def rows_of(some: Sequence[IntArray]) -> list[FloatArray]:
-            if isinstance(model, Critic):
-                return row_values(computed, some, device=self._device, **bounds)
-            return row_logprobs(
-                computed, some, temperature=temperature, device=self._device, **bounds
+        def scores_of(some: Sequence[IntArray]) -> list[FloatArray]:
+            return row_scores(
+                model,
+                some,
+                self._partners[role],
+                temperature=temperature,
+                device=self._device,
+                **bounds,
             )
 
         with self._ranks.together(), self._precision(), self._as(role):
             self._ranks.agree(lambda: _require_known_ids(rows, model))
             passes = count_passes(rows, **bounds)
             idle = self._ranks.most(passes) - passes
-            scores = rows_of(rows)
+            scores = scores_of(rows)
             for _ in range(idle):
-                rows_of([_IDLE_ROW])
+                scores_of([_IDLE_ROW])
             reshard(model)
         return scores
 
@@ -275,6 +293,8 @@ class FsdpTrainer:
             packs=self._packs,
             precision=self._precision,
             ranks=self._ranks,
+            partners=self._partners[POLICY],
+            critic_partners=self._partners.get(VALUE) or Partners(),
         ).run(micro_batches)
 
     def _split(self, samples: Sequence[TrainingSample], loss: Loss) -> list[list[TrainingSample]]:
