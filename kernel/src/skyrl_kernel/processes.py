@@ -1,5 +1,7 @@
 """Whether trainer and engine are in one process, and what that asks of a run's plugins."""
 
+from collections.abc import Sequence
+
 from skyrl_kernel.config import Config, Layers
 from skyrl_kernel.errors import CapabilityError
 from skyrl_kernel.plugins import Catalog, PluginEntry
@@ -12,6 +14,8 @@ SEVERAL_RANKS = "several_ranks"
 """Offered by a trainer that is a `skyrl_kernel.protocols.Ranked`."""
 PUSHED = frozenset({"receives_weights"})
 """All that a weight sync may need that goes through the engine's own update, wherever that is."""
+ENGINE_ENV = "trainer.ray.engine_env"
+"""Environment of engines, in Ray's words."""
 _PLACEMENT = "trainer.placement"
 
 
@@ -49,6 +53,17 @@ def is_apart(layers: Layers, catalog: Catalog) -> bool:
     """True if the runtime puts trainer and engines into processes of their own."""
     found = catalog.named(str(layers.get(RUNTIME_KEY)), (PLUGINS,))
     return any(APART in entry.manifest.offers for entry in found)
+
+
+def is_elsewhere(layers: Layers, engine: Sequence[PluginEntry]) -> bool:
+    """True if the engine's processes have an environment of their own, so that this one tells nothing.
+
+    Args:
+        layers: Of a run whose runtime is apart.
+        engine: The plugin that its slot names.
+    """
+    set_by_user = any(key.startswith(ENGINE_ENV) and value for key, value in layers.values.items())
+    return set_by_user or any(entry.manifest.runtime_env for entry in engine)
 
 
 def process_needs(config: Config) -> dict[str, tuple[str, ...]]:

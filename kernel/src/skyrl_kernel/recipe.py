@@ -5,10 +5,10 @@ pickled. What it is unpickled in loads the plugins of its lock and asks them the
 """
 
 import pickle
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import BaseModel
 
@@ -33,10 +33,15 @@ class PortableSettings:
     """The config sections of a run, each pickled by itself.
 
     A process reads those that its plugins ask for, and so needs no package but theirs.
+
+    Args:
+        config: Of the run.
+        changed: Sections that are another in this process.
     """
 
-    def __init__(self, config: ResolvedConfig) -> None:
-        self._pickled = {_name(cls): pickle.dumps(one) for cls, one in config.sections.items()}
+    def __init__(self, config: ResolvedConfig, changed: Iterable[BaseModel] = ()) -> None:
+        sections = {**config.sections, **{type(one): one for one in changed}}
+        self._pickled = {_name(cls): pickle.dumps(one) for cls, one in sections.items()}
         self._read: dict[str, BaseModel] = {}
 
     def __getitem__(self, section: type[Section]) -> Section:
@@ -87,6 +92,11 @@ class Recipe:
             self._manager = PluginManager(catalog, self.process)
             self._manager.load(entries, order=self.order)
         return self._manager
+
+    def with_sections(self, *changed: BaseModel) -> Self:
+        """The same, for a process in which these config sections are others."""
+        assert isinstance(self.settings, ResolvedConfig), "of a plan"
+        return replace(self, settings=PortableSettings(self.settings, changed))
 
     def __getstate__(self) -> dict[str, Any]:
         settings = self.settings
@@ -155,6 +165,11 @@ class EngineRecipe(Recipe):
         return cls(
             name=name, **_common(plan, _asked(plan, "make_engine", name)), model=model.absolute()
         )
+
+    def missing(self) -> list[str]:
+        """What this machine and this environment lack for the engine; see the hook `check_engine`."""
+        answer = self.manager.ask("check_engine", self.name, name=self.name, settings=self.settings)
+        return list(answer or ())
 
     def make(self) -> Engine:
         """The engine."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from skyrl_kernel.errors import FailureKind, SkyrlError, TrajectoryError
+from skyrl_kernel.errors import CapabilityError, FailureKind, SkyrlError, TrajectoryError
 from skyrl_kernel.logs import get_logger
 from skyrl_kernel.protocols import Engine, Forgets, Sleeps, Starts
 from skyrl_kernel.ray.attest import Report, report
@@ -48,6 +48,8 @@ class Host:
         assert self._recipe is not None
         self._recipe.process = self._process
         try:
+            if missing := self._recipe.missing():
+                raise CapabilityError("\n".join(missing))
             self._engine = self._recipe.make()
             if isinstance(self._engine, Starts):
                 await self._engine.started()

@@ -69,7 +69,7 @@ def demands(
     found = [_of_role(POLICY, config.policy_num_nodes, config.policy_num_gpus_per_node, gpus)]
     if apart:
         found.append(_of_role(REFERENCE, config.ref_num_nodes, config.ref_num_gpus_per_node, gpus))
-    if not config.colocate_all:
+    if not config.colocate_all and not engine.external_server_urls:
         size = (
             engine.tensor_parallel_size * engine.pipeline_parallel_size * engine.data_parallel_size
         )

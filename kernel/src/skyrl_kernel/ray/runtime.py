@@ -111,8 +111,11 @@ class RayRuntime:
         config = self._generator.inference_engine
         colocated = self._trainer_config.placement.colocate_all
         devices = self._place(apart=self._apart)
-        seats = devices.seats(POLICY if colocated else ENGINES, shared=colocated)
-        seats = seats[: config.num_engines]
+        seats: Sequence[Seat | None] = [None]  # of engines that run elsewhere
+        if not config.external_server_urls:
+            found = devices.seats(POLICY if colocated else ENGINES, shared=colocated)
+            seats = found[: config.num_engines]
+            recipe = self._of_one(recipe)
         names = [f"engine {place}" for place in range(len(seats))]
         actors, processes = self._start(Host, names, seats, recipe, self._config.engine_env)
         made = [actor.make.remote(pickle.dumps(recipe), {}) for actor in actors]
@@ -125,6 +128,12 @@ class RayRuntime:
             lockstep=in_process and self._trainer_config.max_staleness == 0,
         )
         return self._engines
+
+    def _of_one(self, recipe: EngineRecipe) -> EngineRecipe:
+        """As each process is told of it: it has one engine, however many the run has."""
+        engine = self._generator.inference_engine.model_copy(update={"num_engines": 1})
+        generator = self._generator.model_copy(update={"inference_engine": engine})
+        return recipe.with_sections(engine, generator)
 
     # --- both --------------------------------------------------------------------------
 
@@ -147,7 +156,7 @@ class RayRuntime:
         self,
         kind: type,
         names: Sequence[str],
-        seats: Sequence[Seat],
+        seats: Sequence[Seat | None],
         recipe: Recipe,
         environment: Mapping[str, Any],
     ) -> tuple[list[Any], list[Process]]:
@@ -161,7 +170,9 @@ class RayRuntime:
         if env := {**recipe.runtime_env, **environment}:
             more["runtime_env"] = env
         actors: list[Any] = [
-            ray.remote(kind).options(**seat.options, **more).remote(name)
+            ray.remote(kind)
+            .options(**(seat.options if seat else {"num_cpus": 0}), **more)
+            .remote(name)
             for name, seat in zip(names, seats, strict=True)
         ]
         self._actors += actors
