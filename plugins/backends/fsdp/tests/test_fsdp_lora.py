@@ -23,6 +23,7 @@ from skyrl_kernel.config.trainer import TrainerConfig
 from skyrl_kernel.errors import CheckpointError, ConfigError, NonFiniteError, ResumeError
 from skyrl_kernel.protocols import Loss
 from skyrl_kernel.records import GenerateRequest, Sampling, Scores, TrainingSample
+from skyrl_kernel.testing.ranks import on_ranks
 from skyrl_kernel.torch import LossInputs, LossTerms
 from skyrl_transformers.engine import TransformersEngine
 from skyrl_transformers.loading import load_causal_lm, no_progress_bars
@@ -347,6 +348,65 @@ def test_the_critic_trains_adapters_and_its_whole_head(llama: Path, tmp_path: Pa
     again = trainer(llama, "value")
     again.load(tmp_path)
     assert np.array_equal(logprobs(again, "value"), logprobs(one, "value"))
+
+
+def on_a_rank(model: Path, folder: Path, **lora: object) -> dict[str, object]:
+    """Two updates with all roles, a checkpoint, a third update, and an export."""
+    torch.set_num_threads(1)
+    one = trainer(model, "reference", "value", **lora)
+    loss = Loss(fn=policy_gradient)
+    first = {name: tensor.clone() for name, tensor in one.weights("value")}
+    metrics, scores = [], {}
+    for update in range(3):
+        rows = batch(update)[one.share :: one.shares]
+        if update == 2:
+            one.save(folder / "checkpoint")
+        metrics.append(dict(one.update(rows, loss, temperature=1.0).metrics))
+    for role in ("policy", "reference", "value"):
+        scores[role] = logprobs(one, role)
+    one.export(folder / "export")
+    weights = tensors(one)
+    one.close()
+    return {"metrics": metrics, "scores": scores, "weights": weights, "value": first}
+
+
+def resumed(model: Path, checkpoint: Path) -> dict[str, float]:
+    torch.set_num_threads(1)
+    one = trainer(model, "reference", "value")
+    one.load(checkpoint)
+    rows = batch(2)[one.share :: one.shares]
+    metrics = dict(one.update(rows, Loss(fn=policy_gradient), temperature=1.0).metrics)
+    one.close()
+    return metrics
+
+
+@pytest.mark.parametrize("model", ["llama", "qwen2"])
+def test_ranks_train_the_adapters_of_one_process(
+    model: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    folder = request.getfixturevalue(model)
+    alone = on_a_rank(folder, tmp_path / "1")
+    for found in on_ranks(2, on_a_rank, folder, tmp_path / "2"):
+        for mine, theirs in zip(found["metrics"], alone["metrics"], strict=True):
+            assert mine == pytest.approx(theirs, rel=1e-4, abs=1e-5)
+        for role, scores in alone["scores"].items():
+            np.testing.assert_allclose(found["scores"][role], scores, atol=1e-3)
+        for kind in ("weights", "value"):
+            assert found[kind].keys() == alone[kind].keys()
+        for name, tensor in alone["value"].items():  # the model below, and the first adapters
+            assert torch.equal(found["value"][name], tensor), name
+        for name, tensor in alone["weights"].items():
+            torch.testing.assert_close(found["weights"][name], tensor, atol=1e-3, rtol=1e-3)
+    for number, other in (("1", 2), ("2", 1)):
+        for metrics in on_ranks(other, resumed, folder, tmp_path / number / "checkpoint"):
+            assert metrics == pytest.approx(alone["metrics"][2], rel=1e-3, abs=1e-4)
+    exported = FsdpTrainer({"policy": tmp_path / "2" / "export"}, TrainerConfig(bf16=False))
+    np.testing.assert_allclose(logprobs(exported), alone["scores"]["policy"], atol=1e-3)
+    one, two = (
+        load_file(tmp_path / number / "export" / "lora_adapter" / "adapter_model.safetensors")
+        for number in "12"
+    )
+    assert one.keys() == two.keys()
 
 
 def test_layers_are_chosen_as_peft_chooses_them(llama: Path) -> None:

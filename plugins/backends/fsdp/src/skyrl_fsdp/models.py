@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from skyrl_fsdp.critic import Critic, load_critic, stored_head
-from skyrl_fsdp.lora import add_adapters
+from skyrl_fsdp.lora import FirstTensors, add_adapters
 from skyrl_fsdp.ranks import Ranks
 from skyrl_fsdp.sharding import shard
 from skyrl_kernel.config.roles import LoraConfig, OptimizerConfig
@@ -76,13 +76,16 @@ def load_model(role: str, path: Path, config: TrainerConfig, ranks: Ranks) -> Mo
     model: Model | None = None
     tensors: Mapping[str, Tensor] | None = None
     sharded = ranks.world > 1 or settings.sharding.cpu_offload
-    if sharded and settings.lora is None:  # the first values of adapters are in no file
+    if sharded:
         model, tensors = _empty(role, path, head)
     if model is None and role == VALUE:
         model = load_critic(path, ranks.device, head)
     elif model is None:
         model = load_causal_lm(path, ranks.device)
     _choose_trained(model, settings, config.seed)
+    if settings.lora is not None and tensors is not None:
+        key = f"{settings.key}.model.lora"
+        tensors = FirstTensors(model, tensors, settings.lora, key=key, seed=config.seed)
     if sharded:
         shard(
             model,
