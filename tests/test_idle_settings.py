@@ -164,11 +164,20 @@ def test_a_setting_of_engines_is_called_idle_where_the_engine_does_not_read_it(
     engine: str, is_told: bool
 ) -> None:
     section = "generator.inference_engine"
-    words = [f"{section}.backend={engine}", f"{section}.num_engines=2"]
-    apart = ["trainer.placement.policy_num_gpus_per_node=2", "trainer.runtime=local"]
-    plan = make_plan(["demo"], overrides=[*words, *apart], allow_not_yet=True)
+    words = [f"{section}.backend={engine}", f"{section}.enforce_eager=true"]
+    plan = make_plan(["demo"], overrides=words, allow_not_yet=True)
     idle = {answer.name: answer.row.text for answer in plan.config.not_read}
-    assert (idle.get(f"{section}.num_engines") == "read by vllm, ray") is is_told
+    assert (idle.get(f"{section}.enforce_eager") == "read by vllm") is is_told
+
+
+@pytest.mark.parametrize(("runtime", "is_told"), [("local", True), ("ray", False)])
+def test_a_number_of_engines_is_idle_where_neither_engine_nor_runtime_reads_it(
+    runtime: str, is_told: bool
+) -> None:
+    words = ["generator.inference_engine.num_engines=1", "trainer.placement.colocate_all=true"]
+    entries = make_plan(["demo"], overrides=[*words, f"trainer.runtime={runtime}"]).entries
+    readers = {one.name for one in entries if one.manifest.is_reader(words[0].partition("=")[0])}
+    assert (not readers) is is_told
 
 
 @pytest.mark.parametrize(

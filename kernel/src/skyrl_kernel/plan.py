@@ -212,7 +212,7 @@ def make_plan(
         extra_needs={
             **(_trainer_needs(config.config) if training else {}),
             **(_engine_needs(config.config, offers, apart=apart) if asks_engine else {}),
-            **({} if allow_not_yet else process_needs(config.config)),
+            **process_needs(config.config),
         },
         places=_places(layers),
     )
