@@ -35,7 +35,8 @@ def make_optimizers(module: PreTrainedModel | Critic, config: OptimizerConfig) -
     if others:  # adapters are hidden matrices all
         optimizers.append(
             AdamW(
-                others,
+                # Torch's fused step takes parts of parameters, or whole ones, and no mixture.
+                [{"params": same} for same in (_cut(others, True), _cut(others, False)) if same],
                 lr=config.lr,
                 betas=config.adam_betas,
                 weight_decay=config.weight_decay,
@@ -53,6 +54,11 @@ def hidden_matrices(module: PreTrainedModel | Critic) -> list[Parameter]:
     outer.add(id(module.get_output_embeddings().weight))
     trained = (p for p in module.parameters() if p.requires_grad)
     return [p for p in trained if p.ndim == 2 and id(p) not in outer]
+
+
+def _cut(parameters: Sequence[Parameter], cut: bool) -> list[Parameter]:
+    """Those that this rank has a part of, or those that it has whole."""
+    return [p for p in parameters if (mesh_of(p) is not None) == cut]
 
 
 def rate_factor(

@@ -1,4 +1,4 @@
-"""Spreads a model over ranks with PyTorch's FSDP2: each keeps a part of every weight.
+"""Spreads a model over ranks with PyTorch's FSDP2: each keeps a part of every matrix.
 
 A layer is gathered when it computes and given back afterwards. What the plain calls
 of `fully_shard` get wrong, or leave to the caller, is decided here:
@@ -6,12 +6,13 @@ of `fully_shard` get wrong, or leave to the caller, is decided here:
 - Gradients are summed over ranks. FSDP2 averages, but the weight of each token was
   computed from the whole mini-batch.
 - With weights gathered in bfloat16, what the embedding gives is float32, so that the sums
-  along the layers are, as in one process; and a critic's head is gathered in float32.
+  along the layers are, as in one process. Norms and biases, and a critic's head, which are small,
+  are whole and float32 on every rank: FSDP2 knows nothing of them, `sum_whole` adds their gradients up.
 - A model that was built without weights is filled layer by layer as it is cut up: no rank
   holds more than its part and one layer. Rotary frequencies, which no file has, are computed.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -42,7 +43,7 @@ def shard(
     device: torch.device,
     tensors: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Cut every weight of a model into a part per rank, in place.
+    """Cut every matrix of a model into a part per rank, in place.
 
     Args:
         module: Calls of it compute as before; its parameters become parts.
@@ -71,14 +72,14 @@ def shard(
     fill = _Filling(module, tensors, device)
     for name, layer in _layers(module):
         fill(layer, f"{name}.")
-        fully_shard(layer, reshard_after_forward=config.reshard_after_forward, **options)
-    if isinstance(module, Critic):
-        name, head = module.head
-        fill(head, f"{name}.")
-        in_float32 = MixedPrecisionPolicy(reduce_dtype=reduced, cast_forward_inputs=False)
-        fully_shard(head, **{**options, "mp_policy": in_float32})
+        fully_shard(
+            layer,
+            reshard_after_forward=config.reshard_after_forward,
+            ignored_params=_small(layer),
+            **options,
+        )
     fill(module, "")
-    fully_shard(module, **options)
+    fully_shard(module, ignored_params=_small(module), **options)
     body = module.body if isinstance(module, Critic) else module
     if gathered is not None:
         body.get_input_embeddings().register_forward_hook(_in_float32)
@@ -87,6 +88,19 @@ def shard(
             part.set_gradient_divide_factor(1.0)
             # Without it a factor becomes a scaled reduction, which gloo does not have.
             part.set_force_sum_reduction_for_comms(True)
+
+
+@torch.no_grad()
+def sum_whole(parameters: Iterable[Parameter]) -> None:
+    """Add up the gradients of parameters that every rank has whole, over all ranks, in one go."""
+    gradients = [p.grad for p in parameters if not isinstance(p, DTensor) and p.grad is not None]
+    if not gradients:
+        return
+    together = torch.cat([gradient.flatten() for gradient in gradients])
+    torch.distributed.all_reduce(together)
+    parts = torch.split(together, [gradient.numel() for gradient in gradients])
+    for gradient, part in zip(gradients, parts, strict=True):
+        gradient.copy_(part.view_as(gradient))
 
 
 def reshard(module: Module) -> None:
@@ -152,6 +166,12 @@ def _layers(module: PreTrainedModel | Critic) -> Iterator[tuple[str, Module]]:
     for name, part in module.named_modules():
         if type(part).__name__ in kinds:
             yield name, part
+
+
+def _small(module: Module) -> set[Parameter]:
+    """Norms and biases, and a critic's head."""
+    head = set(module.head[1].parameters()) if isinstance(module, Critic) else set()
+    return {parameter for parameter in module.parameters() if parameter.ndim < 2} | head
 
 
 def _in_float32(module: Module, arguments: Any, output: Tensor) -> Tensor:

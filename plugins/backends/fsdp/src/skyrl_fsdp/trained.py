@@ -24,6 +24,7 @@ from skyrl_fsdp.optimizer import (
     step_and_compare,
 )
 from skyrl_fsdp.ranks import Ranks
+from skyrl_fsdp.sharding import sum_whole
 from skyrl_kernel.config.roles import OptimizerConfig
 from skyrl_kernel.errors import ResumeError
 from skyrl_transformers.loading import distinct_tensors
@@ -87,6 +88,8 @@ class TrainedModel:
 
     def clip(self) -> float:
         """Scale the gradient down to ``max_grad_norm``; returns its norm before, over all ranks."""
+        if self._ranks.world > 1:
+            sum_whole(self._parameters)
         return clip_gradients(self._parameters, self._config.max_grad_norm)
 
     def step(self) -> bool:
