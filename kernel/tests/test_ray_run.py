@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from skyrl_kernel.errors import CapabilityError
+from skyrl_kernel.errors import CapabilityError, PluginLoadError
+from skyrl_kernel.plugins import discover
 from skyrl_kernel.ray.environment import prepare
 from skyrl_kernel.runner import RunResult
+from skyrl_kernel.slots import ALGORITHMS
+from skyrl_kernel.testing.distributions import make_distribution, on_path
 from skyrl_kernel.testing.scripted import installed, read_metrics, run_scripted
 
 RAY = "trainer.runtime=ray"
@@ -122,3 +125,74 @@ def test_what_ray_does_not_have_is_refused_with_what_it_has(
 def test_several_ranks_are_refused_where_they_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(CapabilityError, match="= 2 ranks needs 'separate_processes'"):
         run_scripted(tmp_path, *TWO_RANKS, "trainer.runtime=local")
+
+
+# --- the plugins of every process -------------------------------------------------------
+
+LOSS = """
+from dataclasses import replace
+from skyrl_kernel.hookspecs import hookimpl
+from skyrl_kernel.testing import scripted
+
+@hookimpl
+def loss(name):
+    return replace(scripted.loss("scripted"), atom="group") if name == "own" else None
+"""
+
+
+def own_loss(folder: Path, version: str = "0.1.0", source: str = LOSS) -> Path:
+    make_distribution(
+        folder,
+        "skyrl-own",
+        version,
+        modules={"skyrl_own": source},
+        entry_points={ALGORITHMS: {"own": "skyrl_own"}},
+    )
+    return folder
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Iterator[Path]:
+    """Where this process has the plugin `own`."""
+    with on_path(own_loss(tmp_path / "here")) as folder:
+        discover(refresh=True)
+        yield folder
+    discover(refresh=True)
+
+
+def run_with_processes_that_have(site: Path, *folders: Path, runs: Path) -> RunResult:
+    path = os.pathsep.join(map(str, (*folders, site)))
+    environment = f"trainer.ray.trainer_env={{env_vars: {{PYTHONPATH: '{path}'}}}}"
+    return run_scripted(runs, RAY, "trainer.algorithm.policy_loss_type=own", environment)
+
+
+def test_processes_load_what_the_lock_names(site: Path, here: Path, tmp_path: Path) -> None:
+    result = run_with_processes_that_have(site, here, runs=tmp_path / "runs")
+    assert result.status == "finished"
+
+
+@pytest.mark.parametrize(
+    ("version", "source", "told"),
+    [
+        ("0.1.0", LOSS + "# changed", r"own: skyrl-own 0\.1\.0: file contents changed"),
+        ("0.2.0", LOSS, r"own: skyrl-own 0\.1\.0 → 0\.2\.0"),
+    ],
+    ids=["another-file", "another-version"],
+)
+def test_a_process_with_another_copy_of_a_plugin_is_refused_before_it_loads_it(
+    site: Path, here: Path, tmp_path: Path, version: str, source: str, told: str
+) -> None:
+    there = own_loss(tmp_path / "there", version, source + "\nraise RuntimeError('was imported')")
+    with pytest.raises(PluginLoadError, match=rf"trainer rank 0 on .*\n  {told}"):
+        run_with_processes_that_have(site, there, runs=tmp_path / "runs")
+    assert not (tmp_path / "runs" / "test_run").exists()
+
+
+def test_a_process_without_a_plugin_is_refused_with_how_to_install_it(
+    site: Path, here: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        PluginLoadError,
+        match=r'own: removed \(skyrl-own 0\.1\.0\)\n(?s:.*)pip install "skyrl-own==0\.1\.0"',
+    ):
+        run_with_processes_that_have(site, runs=tmp_path / "runs")

@@ -4,6 +4,7 @@
 all, `undo` puts everything back.
 """
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from skyrl_kernel.errors import CheckpointError, ConfigError, ResumeError, is_di
 from skyrl_kernel.logs import FILE_NAME
 from skyrl_kernel.masking import mask_secrets
 from skyrl_kernel.plugins import diff_locks
+from skyrl_kernel.ray.logs import FOLDER as PROCESS_LOGS
 from skyrl_kernel.run import (
     Checkpoint,
     RunFolder,
@@ -113,6 +115,7 @@ def undo(folder: RunFolder, moved: Path | None) -> None:
         return
     for name in (LOCK_NAME, FILE_NAME):
         (folder.path / name).unlink(missing_ok=True)
+    shutil.rmtree(folder.path / PROCESS_LOGS, ignore_errors=True)  # whose last words were told
     if not any(folder.path.iterdir()):
         folder.path.rmdir()
         if moved is not None:
