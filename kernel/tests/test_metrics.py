@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from skyrl_kernel import metrics
+from skyrl_kernel.credited import Credited
 from skyrl_kernel.defaults.accuracy import accuracy
 from skyrl_kernel.evaluation import by_source
 from skyrl_kernel.producer import Batch
@@ -173,7 +174,9 @@ def test_advantage_metrics_look_at_trained_tokens_only() -> None:
         advantages=np.array([1.0, -3.0, 99.0], dtype=np.float32),
         loss_mask=np.array([True, True, False]),
     )
-    found = metrics.advantage_metrics([[(Scored(trajectory=one, scores=(Scores(),)), (tokens,))]])
+    found = metrics.advantage_metrics(
+        Credited([[(Scored(trajectory=one, scores=(Scores(),)), (tokens,))]])
+    )
     assert found == {
         "loss/avg_final_rewards": 2.0,
         "loss/avg_raw_advantages": -1.0,

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 import skyrl_kernel.report as report_package
 from skyrl_kernel.cli.report import report as command
+from skyrl_kernel.credited import Credited
 from skyrl_kernel.errors import ResumeError, UsageError
 from skyrl_kernel.records import (
     Failure,
@@ -382,9 +383,9 @@ def make_group(rng: np.random.Generator, step: int, place: int, size: int, lengt
     return Group(index=step * 100 + place, prompt=prompt, trajectories=tuple(rows))
 
 
-def credited(groups: Sequence[Group]) -> list[list[tuple[Scored, tuple[TokenAdvantages, ...]]]]:
+def credited(groups: Sequence[Group]) -> Credited:
     """The groups with the advantages of their rewards and with recomputed log-probs."""
-    out = []
+    out = Credited()
     for group in groups:
         rewards = np.array([one.reward.total for one in group.trajectories if one.reward])
         scaled = (rewards - rewards.mean()) / (rewards.std() + 1e-6)

@@ -5,6 +5,7 @@ import pyarrow.parquet as pq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from skyrl_kernel.credited import Credited
 from skyrl_kernel.records import (
     Group,
     Prompt,
@@ -121,7 +122,7 @@ def test_what_was_trained_on_comes_with_its_scores_advantages_and_mask(tmp_path)
         ]
     ]
     path = tmp_path / "step_1.parquet"
-    write_trajectories(path, [GROUP], credited)
+    write_trajectories(path, [GROUP], Credited(credited))
     (first,), (second,) = [row["segments"] for row in read_trajectories(path)]
     assert (first["advantages"], first["old_logprobs"], first["ref_logprobs"]) == (
         [1, 1],

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from skyrl_kernel.credited import Credited
 from skyrl_kernel.errors import LogprobsDiffError
 from skyrl_kernel.protocols import CreditedGroup
 from skyrl_kernel.records import (
@@ -47,7 +48,7 @@ def warnings(
     results: Sequence[UpdateResult] = (CHANGED,),
     rewarded: bool = True,
 ) -> list[str]:
-    return Sentinels().check(3, groups, results, rewarded=rewarded)
+    return Sentinels().check(3, Credited(groups), results, rewarded=rewarded)
 
 
 def test_a_healthy_step_says_nothing() -> None:
@@ -84,7 +85,7 @@ def test_a_warning_is_repeated_as_it_doubles_and_begins_anew_after_a_pause() -> 
     sentinels = Sentinels()
 
     def said(step: int, reward: float) -> str | None:
-        found = sentinels.check(step, [group(1.0, reward)], [CHANGED], rewarded=True)
+        found = sentinels.check(step, Credited([group(1.0, reward)]), [CHANGED], rewarded=True)
         return found[0] if found else None
 
     spoke = [step for step in range(1, 10) if said(step, 1.0)]
@@ -97,10 +98,10 @@ def test_a_warning_is_repeated_as_it_doubles_and_begins_anew_after_a_pause() -> 
 def test_streaks_survive_a_resume() -> None:
     first = Sentinels()
     for step in (1, 2, 3):
-        first.check(step, [group(1.0)], [CHANGED], rewarded=True)
+        first.check(step, Credited([group(1.0)]), [CHANGED], rewarded=True)
     second = Sentinels()
     second.load_state_dict(first.state_dict())
-    (warning,) = second.check(4, [group(1.0)], [CHANGED], rewarded=True)
+    (warning,) = second.check(4, Credited([group(1.0)]), [CHANGED], rewarded=True)
     assert warning.endswith("(for 4 steps now)")
 
 
@@ -116,7 +117,7 @@ def test_nearly_equal_rewards_are_not_constant_and_a_single_one_is(
 
 def said_of(difference: float | None, warn_above: float | None) -> list[str]:
     return Sentinels(warn_above).check(
-        3, [group(0.0, 1.0)], [CHANGED], rewarded=True, difference=difference
+        3, Credited([group(0.0, 1.0)]), [CHANGED], rewarded=True, difference=difference
     )
 
 

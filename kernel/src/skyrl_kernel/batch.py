@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from skyrl_kernel.credited import Credited
 from skyrl_kernel.errors import HookError, NonFiniteError
 from skyrl_kernel.protocols import Advantage, CreditedGroup, Reduction, Trainer
 from skyrl_kernel.records import (
@@ -121,7 +122,7 @@ def _check_finite(
 
 def credit(
     advantage: Advantage, scored: Sequence[Sequence[Scored]], masked: Collection[int]
-) -> list[CreditedGroup]:
+) -> Credited:
     """Run the stage `advantage` and check what it returns.
 
     Args:
@@ -149,25 +150,24 @@ def credit(
             "the advantage stage must return one entry per trajectory of each group; it returned "
             f"{[len(result) for result in results]} for {[len(group) for group in scored]}"
         )
-    pairs = [
-        (one, tokens)
-        for group, result in zip(scored, results, strict=True)
-        for one, tokens in zip(group, result, strict=True)
-    ]
-    for one, tokens in pairs:
-        _check_shapes(one, tokens)
-    entries = [entry for _, tokens in pairs for entry in tokens]
+    pairs = [list(zip(*both, strict=True)) for both in zip(scored, results, strict=True)]
+    for group in pairs:
+        for one, tokens in group:
+            _check_shapes(one, tokens)
+    for place in masked:
+        pairs[place] = [(one, _all_masked(tokens)) for one, tokens in pairs[place]]
+    credited = Credited(pairs)
+    _check_credits(credited)
+    return credited
+
+
+def _check_credits(credited: Credited) -> None:
+    entries = credited.entries
     masks = [entry.loss_mask for entry in entries]
-    owners = [one.trajectory for one, tokens in pairs for _ in tokens]
-    _check_finite("advantages", [entry.advantages for entry in entries], masks, owners)
+    owners = [one for one in credited.trajectories for _ in one.segments]
+    if not np.isfinite(credited.trained_advantages).all():
+        _check_finite("advantages", [entry.advantages for entry in entries], masks, owners)
     _check_finite("returns", [entry.returns for entry in entries], masks, owners)
-    return [
-        [
-            (one, _all_masked(tokens) if place in masked else tokens)
-            for one, tokens in zip(group, result, strict=True)
-        ]
-        for place, (group, result) in enumerate(zip(scored, results, strict=True))
-    ]
 
 
 def _refuse_several_rows(scored: Sequence[Sequence[Scored]]) -> None:
@@ -208,13 +208,11 @@ def _check_shapes(scored: Scored, tokens: Sequence[TokenAdvantages]) -> None:
             f"{scored.trajectory.id}, which has {len(segments)} segments"
         )
     for segment, entry in zip(segments, tokens, strict=True):
-        if (
-            entry.advantages.shape != segment.tokens.shape
-            or entry.loss_mask.shape != segment.tokens.shape
-        ):
+        shape = segment.tokens.shape
+        if entry.advantages.shape != shape or entry.loss_mask.shape != shape:
             raise HookError(
                 f"the advantage stage returned shapes {entry.advantages.shape} and {entry.loss_mask.shape} "
-                f"for trajectory {scored.trajectory.id}, whose segment has {segment.tokens.shape}"
+                f"for trajectory {scored.trajectory.id}, whose segment has {shape}"
             )
         if entry.loss_mask is segment.loss_mask:
             continue

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from skyrl_kernel import metrics
 from skyrl_kernel.clock import Clock
+from skyrl_kernel.credited import Credited
 from skyrl_kernel.producer import Batch
-from skyrl_kernel.protocols import CreditedGroup
 from skyrl_kernel.records import UpdateResult
 from skyrl_kernel.rollout_metrics import generation_metrics, group_time_metrics, merge_metrics
 from skyrl_kernel.score_metrics import (
@@ -37,9 +37,9 @@ class Measured:
         }
 
 
-def measure(run: Session, step: int, batch: Batch, credited: Sequence[CreditedGroup]) -> Measured:
+def measure(run: Session, step: int, batch: Batch, credited: Credited) -> Measured:
     """The numbers of what a step trains on."""
-    trajectories = [one for group in batch.groups for one in group.trajectories]
+    trajectories = credited.trajectories
     algorithm = run.config.algorithm
     numbers = {
         "trainer/global_step": float(step),
@@ -62,5 +62,4 @@ def measure(run: Session, step: int, batch: Batch, credited: Sequence[CreditedGr
         numbers |= metrics.filter_metrics(batch)
     if run.plan.tree.generator.merge_stepwise_output:
         numbers |= merge_metrics(trajectories)
-    tokens = sum([len(segment.tokens) for one in trajectories for segment in one.segments])
-    return Measured(numbers=numbers, num_tokens=tokens)
+    return Measured(numbers=numbers, num_tokens=sum(credited.lengths))

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from skyrl_kernel.credited import Credited
 from skyrl_kernel.producer import Batch
-from skyrl_kernel.protocols import CreditedGroup
 from skyrl_kernel.records import (
     EQUAL_REWARDS,
     Group,
@@ -67,16 +67,11 @@ def filter_metrics(batch: Batch) -> dict[str, float]:
     return {"reward/num_zero_variance_filtered": float(count)}
 
 
-def advantage_metrics(groups: Sequence[CreditedGroup]) -> dict[str, float]:
+def advantage_metrics(credited: Credited) -> dict[str, float]:
     """``loss/…``: what the batch's trained tokens were credited with."""
-    entries = [entry for group in groups for _, tokens in group for entry in tokens]
-    flat = np.zeros(0)
-    if entries:
-        masks = np.concatenate([entry.loss_mask for entry in entries])
-        flat = np.concatenate([entry.advantages for entry in entries])[masks]
-    totals = [one.trajectory.total_reward for group in groups for one, _ in group]
+    flat = credited.trained_advantages
     return {
-        "loss/avg_final_rewards": _mean(totals),
+        "loss/avg_final_rewards": _mean(credited.rewards),
         "loss/avg_raw_advantages": float(flat.mean()) if flat.size else 0.0,
         "loss/avg_raw_advantages_abs": float(np.abs(flat).mean()) if flat.size else 0.0,
         "loss/trained_tokens": float(flat.size),

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
+from skyrl_kernel.credited import Credited
 from skyrl_kernel.errors import LogprobsDiffError
-from skyrl_kernel.protocols import CreditedGroup
-from skyrl_kernel.records import UpdateResult
+from skyrl_kernel.records import Trajectory, UpdateResult
 
 
 class Sentinels:
@@ -23,7 +23,7 @@ class Sentinels:
     def check(
         self,
         step: int,
-        groups: Sequence[CreditedGroup],
+        credited: Credited,
         results: Sequence[UpdateResult],
         *,
         rewarded: bool,
@@ -33,24 +33,16 @@ class Sentinels:
 
         Args:
             step: The step.
-            groups: What it trained on.
+            credited: What it trained on.
             results: Its updates.
             rewarded: False for data that no reward judged (SFT).
             difference: Nats per trained token between engine and trainer; None if nothing was sampled.
         """
-        reward = _only_reward(groups)
-        trained = any(
-            entry.loss_mask.any() for group in groups for _, tokens in group for entry in tokens
-        )
-        credited = any(
-            entry.advantages[entry.loss_mask].any()
-            for group in groups
-            for _, tokens in group
-            for entry in tokens
-        )
+        reward = _only_reward(credited.trajectories)
+        advantages = credited.trained_advantages
         found = {
-            "constant rewards": rewarded and reward is not None and not credited,
-            "nothing to train on": not trained,
+            "constant rewards": rewarded and reward is not None and not advantages.any(),
+            "nothing to train on": not advantages.size,
             "unchanged weights": not any(result.weights_changed for result in results),
             "log-probs differ": _exceeds(difference, self._warn_above),
         }
@@ -117,16 +109,8 @@ def _told(difference: float | None) -> str:
     )
 
 
-def _only_reward(groups: Sequence[CreditedGroup]) -> float | None:
+def _only_reward(trajectories: Sequence[Trajectory]) -> float | None:
     """What every judged trajectory earned; None if they differ, or none was judged."""
-    first: float | None = None
-    for group in groups:
-        for one, _ in group:
-            reward = one.trajectory.reward
-            if reward is None:
-                continue
-            if first is None:
-                first = reward.total
-            elif reward.total != first:
-                return None
-    return first
+    judged = (one.reward.total for one in trajectories if one.reward is not None)
+    first = next(judged, None)
+    return first if all(total == first for total in judged) else None

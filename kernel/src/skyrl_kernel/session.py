@@ -16,6 +16,7 @@ from skyrl_kernel.admission import Admission
 from skyrl_kernel.batch import Scorer
 from skyrl_kernel.clock import Clock
 from skyrl_kernel.config import TrainerConfig
+from skyrl_kernel.credited import Credited
 from skyrl_kernel.errors import (
     HookError,
     PluginError,
@@ -31,7 +32,6 @@ from skyrl_kernel.producer import Batch, Producer
 from skyrl_kernel.progress import Progress
 from skyrl_kernel.protocols import (
     Advantage,
-    CreditedGroup,
     Engine,
     EvalInfo,
     Evaluate,
@@ -268,7 +268,7 @@ class Session:
 
     # --- what is left behind -----------------------------------------------------------
 
-    def keep(self, step: int, batch: Batch, credited: Sequence[CreditedGroup]) -> None:
+    def keep(self, step: int, batch: Batch, credited: Credited) -> None:
         """Begin to write what the step trains on, beside its updates."""
         if self.config.dump_trajectories:
             self.folder.write_trajectories(step, batch.groups, credited)
@@ -277,7 +277,7 @@ class Session:
         self,
         step: int,
         batch: Batch,
-        credited: Sequence[CreditedGroup],
+        credited: Credited,
         results: Sequence[UpdateResult],
         numbers: dict[str, float],
     ) -> None:
@@ -286,7 +286,7 @@ class Session:
         Raises:
             LogprobsDiffError: See `Sentinels.refuse`.
         """
-        trajectories = [one for group in batch.groups for one in group.trajectories]
+        trajectories = credited.trajectories
         rewarded = any(one.turns for one in trajectories)
         difference = numbers.get(f"{MISMATCH}_mean")
         for warning in self.sentinels.check(
@@ -375,7 +375,7 @@ class Session:
                 await self.compute(self._export, step)
         if not (self.stop or self._due(step, self.config.ckpt_interval)):
             return
-        with clock("save_checkpoints"), self.progress.stage("checkpoint"):
+        with clock("save_checkpoints"), self.stage("checkpoint", step):
             # Taken here, not beside the producer, which goes on: it is of one moment.
             state = self.state_dict(step)
             path = await self.compute(self._checkpoint, step, state)

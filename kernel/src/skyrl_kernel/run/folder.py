@@ -43,7 +43,7 @@ from skyrl_kernel.run.lock import LOCK_NAME, FolderLock
 from skyrl_kernel.run.trajectory_file import read_trajectories, trajectory_table, write_table
 
 if TYPE_CHECKING:
-    from skyrl_kernel.protocols import CreditedGroup
+    from skyrl_kernel.credited import Credited
     from skyrl_kernel.records import Failure, Group
 
 _TRAJECTORIES = re.compile(r"^step_(\d+)\.parquet$")
@@ -224,7 +224,7 @@ class RunFolder:
         self,
         step: int,
         groups: Sequence["Group"],
-        credited: "Sequence[CreditedGroup] | None" = None,
+        credited: "Credited | None" = None,
     ) -> Path:
         """Begin to write what a step trained on, in a thread beside its updates; the file.
 

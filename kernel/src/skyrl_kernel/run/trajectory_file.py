@@ -19,8 +19,11 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-    from skyrl_kernel.protocols import CreditedGroup
-    from skyrl_kernel.records import Group, Prompt, Segment, Trajectory, Turn
+    from skyrl_kernel.credited import Credited
+    from skyrl_kernel.records import Group, Prompt, Trajectory, Turn
+
+    _Array = np.ndarray[Any, Any]
+    _Column = _Array | Sequence[_Array | None]
 
 _DENSE = ("turns.list.element.action", "segments.list.element.tokens.list.element")
 """Leaf columns that zstd makes much smaller than lz4 does, which takes half the time."""
@@ -77,7 +80,7 @@ def schema() -> "pa.Schema":
 
 
 def write_trajectories(
-    path: Path, groups: Sequence["Group"], credited: "Sequence[CreditedGroup] | None" = None
+    path: Path, groups: Sequence["Group"], credited: "Credited | None" = None
 ) -> None:
     """Write the trajectories of a step: `write_table` of their `trajectory_table`."""
     write_table(path, trajectory_table(groups, credited))
@@ -85,16 +88,19 @@ def write_trajectories(
 
 def write_table(path: Path, table: "pa.Table") -> None:
     """Write what `trajectory_table` made; whole or not at all, also after a kill."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_for(path)
     try:
         # Dictionaries and statistics cost as much as the rest, and give nothing that compression
-        # does not: a column is a page.
-        pq.write_table(
-            table, temporary, compression=_codecs(), use_dictionary=False, write_statistics=False
-        )
+        # does not: a column is a page. It goes to memory first: pyarrow writes in many small parts.
+        with pa.BufferOutputStream() as sink:
+            pq.write_table(
+                table, sink, compression=_codecs(), use_dictionary=False, write_statistics=False
+            )
+            temporary.write_bytes(sink.getvalue())
         temporary.rename(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -114,9 +120,7 @@ def _codecs() -> dict[str, str]:
     return {name: "zstd" if name in _DENSE else "lz4" for name in names}
 
 
-def trajectory_table(
-    groups: Sequence["Group"], credited: "Sequence[CreditedGroup] | None" = None
-) -> "pa.Table":
+def trajectory_table(groups: Sequence["Group"], credited: "Credited | None" = None) -> "pa.Table":
     """The trajectories of a step, group by group.
 
     ``loss_mask`` marks what was trained on: the segment's mask, or what `advantage` and
@@ -242,18 +246,16 @@ def _maps(rows: Sequence[Mapping[str, float]]) -> "pa.Array":
     return pa.MapArray.from_arrays(_offsets([len(row) for row in rows]), keys, items)
 
 
-def _segments(
-    rows: Sequence["Trajectory"], credited: "Sequence[CreditedGroup] | None"
-) -> "pa.Array":
+def _segments(rows: Sequence["Trajectory"], credited: "Credited | None") -> "pa.Array":
     import pyarrow as pa
 
     segments = [segment for row in rows for segment in row.segments]
-    arrays: dict[str, Sequence[np.ndarray[Any, Any] | None]] = {
+    arrays: dict[str, _Column] = {
         "tokens": [one.tokens for one in segments],
         "loss_mask": [one.loss_mask for one in segments],
         "logprobs": [one.logprobs for one in segments],
         "versions": [one.versions for one in segments],
-        **_credits(segments, credited or ()),
+        **({} if credited is None else _credits(credited)),
     }
     struct = schema().field("segments").type.value_type
     offsets = _offsets([len(one.tokens) for one in segments])
@@ -268,45 +270,41 @@ def _segments(
     return pa.ListArray.from_arrays(_offsets([len(row.segments) for row in rows]), values)
 
 
-def _credits(
-    segments: Sequence["Segment"], credited: "Sequence[CreditedGroup]"
-) -> "dict[str, Sequence[np.ndarray[Any, Any] | None]]":
+def _credits(credited: "Credited") -> "dict[str, _Column]":
     """Columns that only trained segments have."""
-    entries = [entry for group in credited for entry in group]
-    if not entries:
-        return {}
-    scores = [score for scored, _ in entries for score in scored.scores]
-    tokens = [one for _, own in entries for one in own]
+    scores = credited.scores
     return {
-        "loss_mask": [one.loss_mask for one in tokens],
+        "loss_mask": credited.loss_mask,
         "old_logprobs": [
             None if score.old_logprobs is segment.logprobs else score.old_logprobs
-            for score, segment in zip(scores, segments, strict=True)
+            for score, segment in zip(scores, credited.segments, strict=True)
         ],
         "ref_logprobs": [one.ref_logprobs for one in scores],
         "values": [one.values for one in scores],
-        "advantages": [one.advantages for one in tokens],
-        "returns": [one.returns for one in tokens],
+        "advantages": credited.advantages,
+        "returns": [one.returns for one in credited.entries],
     }
 
 
-def _tokens(
-    rows: "Sequence[np.ndarray[Any, Any] | None]", kind: "pa.ListType", offsets: "pa.Array"
-) -> "pa.Array":
-    """A list column from the [T] arrays of each segment; None becomes null.
+def _tokens(rows: "_Column", kind: "pa.ListType", offsets: "pa.Array") -> "pa.Array":
+    """A list column of what each segment's tokens have.
 
     Args:
-        rows: One per segment.
+        rows: [N] of all segments, or one by one the [T] of each; None becomes null.
         kind: Type of the column.
         offsets: Where a segment's tokens begin and end, in a column that all segments have.
     """
     import numpy as np
     import pyarrow as pa
 
+    dtype = kind.value_type.to_pandas_dtype()
+    if isinstance(rows, np.ndarray):
+        values = rows.astype(dtype, casting="same_kind", copy=False)
+        return pa.ListArray.from_arrays(offsets, pa.array(values, kind.value_type))
     given = [row for row in rows if row is not None]
     if not given:
         return pa.nulls(len(rows), kind)
-    values = np.concatenate(given, dtype=kind.value_type.to_pandas_dtype(), casting="same_kind")
+    values = np.concatenate(given, dtype=dtype, casting="same_kind")
     if len(given) < len(rows):
         offsets = _null_where(rows, _offsets([0 if row is None else len(row) for row in rows]))
     return pa.ListArray.from_arrays(offsets, pa.array(values, kind.value_type))
