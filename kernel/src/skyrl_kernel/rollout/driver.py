@@ -165,7 +165,14 @@ class Rollouts:
         async def play(place: int, context: RolloutContext, seat: Seat | LockstepSeat) -> None:
             nonlocal left
             try:
-                results[place] = await self._play(prompt, context, seat, step)
+                try:
+                    results[place] = trajectory = await self._generate(prompt, context)
+                    check_trajectory(trajectory, prompt, context.sample)
+                except Exception as error:
+                    results[place] = self._failure(error, "generate", prompt, context.sample, step)
+                finally:
+                    seat.leave()
+                    self.on_progress(1)
                 left -= 1
                 if not left and not all_ended.done():
                     all_ended.set_result(None)
@@ -209,19 +216,6 @@ class Rollouts:
             one for one, problem in zip(played, problems, strict=True) if problem is None
         ], failures
 
-    async def _play(
-        self, prompt: Prompt, context: RolloutContext, seat: Seat | LockstepSeat, step: int
-    ) -> Trajectory | Failure:
-        try:
-            trajectory = await self._generate(prompt, context)
-            check_trajectory(trajectory, prompt, context.sample)
-            return trajectory
-        except Exception as error:
-            return self._failure(error, "generate", prompt, context.sample, step)
-        finally:
-            seat.leave()
-            self.on_progress(1)
-
     async def _judge(
         self, played: Sequence[Trajectory], step: int
     ) -> tuple[list[Trajectory], list[Failure]]:
@@ -248,7 +242,7 @@ class Rollouts:
         timeout_s = self._reward_timeout_s
         try:
             if self._judges_in_place:
-                rewards = self._envs.in_place.call_within(timeout_s, self._reward, played)
+                rewards = self._envs.in_place.call(timeout_s, self._reward, played)
             else:
                 rewards = await self._workers.call(lambda: self._reward(played), timeout_s)
         except CallTimeout as error:

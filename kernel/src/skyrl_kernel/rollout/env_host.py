@@ -10,7 +10,7 @@ import copy
 import functools
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar, TypeVarTuple
 
 from skyrl_kernel.env import Env, EnvStep
 from skyrl_kernel.errors import FailureKind, PluginError, TrajectoryError
@@ -28,7 +28,7 @@ from skyrl_kernel.rollout.env_process import (
 from skyrl_kernel.rollout.in_place import InPlace
 from skyrl_kernel.rollout.workers import Workers
 
-P = ParamSpec("P")
+Args = TypeVarTuple("Args")
 T = TypeVar("T")
 
 _ANSWERS = frozenset({dict, list, tuple, type(None)})
@@ -221,10 +221,11 @@ class _Hosted:
             result = await self._guard(self._host.workers.submit(function, self._host.timeout_s))
         return result if type(result) in _ANSWERS else await self._awaited(result)
 
-    def _call_here(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    def _call_here(self, function: Callable[[*Args], T], *args: *Args) -> T:
         """Call in place; type whatever goes wrong."""
+        host = self._host
         try:
-            return self._host.in_place.call(function, *args, **kwargs)
+            return host.in_place.call(host.timeout_s, function, *args)
         except BaseException as error:
             self._type(error)
             raise

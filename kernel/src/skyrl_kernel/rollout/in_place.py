@@ -13,11 +13,11 @@ import threading
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar, TypeVarTuple
 
 from skyrl_kernel.rollout.deadline import CallTimeout, contained
 
-P = ParamSpec("P")
+Args = TypeVarTuple("Args")
 T = TypeVar("T")
 
 _SIGNAL: int | None = getattr(signal, "SIGRTMIN", getattr(signal, "SIGUSR2", None))
@@ -31,15 +31,15 @@ class InPlace:
     """Calls functions in the main thread, one at a time.
 
     Args:
-        timeout_s: Deadline of a call that brings none of its own. How soon after its deadline
-            a call is ended depends on it: after a quarter of it, and after a second at most.
+        timeout_s: The usual deadline. How soon after its own a call is ended depends on it:
+            after a quarter of it, and after a second at most.
     """
 
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
         self._deadline: float | None = None
         """Of the call that runs, on the monotonic clock."""
-        self._call_timeout_s = timeout_s
+        self._call_timeout_s = 0.0
         self._watcher: threading.Thread | None = None
         self._is_closed = threading.Event()
         self._handler_before: Any = None
@@ -53,13 +53,7 @@ class InPlace:
             and threading.current_thread() is threading.main_thread()
         )
 
-    def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """What the function returns; see `call_within`."""
-        return self.call_within(self._timeout_s, function, *args, **kwargs)
-
-    def call_within(
-        self, timeout_s: float, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
-    ) -> T:
+    def call(self, timeout_s: float, function: Callable[[*Args], T], *args: *Args) -> T:
         """What the function returns.
 
         Raises:
@@ -72,7 +66,7 @@ class InPlace:
             self._call_timeout_s = timeout_s
             self._deadline = time.monotonic() + timeout_s
             try:
-                return function(*args, **kwargs)
+                return function(*args)
             finally:
                 self._deadline = None
         except (_Late, KeyboardInterrupt) as ended:
