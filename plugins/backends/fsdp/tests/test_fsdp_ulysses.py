@@ -1,7 +1,10 @@
 """Rows divided among partners: each computes a part, and together they compute what one does."""
 
 import os
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -9,7 +12,19 @@ import torch
 import torch.distributed as dist
 
 from skyrl_fsdp.packing import lay_out
+from skyrl_fsdp.sharding import whole as whole_tensor
+from skyrl_fsdp.trainer import FsdpTrainer
 from skyrl_fsdp.ulysses import Part, Partners
+from skyrl_kernel.config.trainer import TrainerConfig
+from skyrl_kernel.records import FloatArray
+from skyrl_kernel.testing.contracts.parity import (
+    LEARNING_RATE,
+    ROLES,
+    ParityContract,
+    Recording,
+    differences,
+    record,
+)
 from skyrl_kernel.testing.ranks import RanksFailed, on_ranks
 from skyrl_kernel.torch import selected_logprobs
 from skyrl_transformers.loading import load_causal_lm
@@ -137,3 +152,86 @@ def test_layers_that_look_along_a_row_by_themselves_are_refused(tmp_path: Path) 
     )
     with pytest.raises(RanksFailed, match=r"Lfm2ForCausalLM computes other numbers when its rows"):
         on_ranks(2, whole, tmp_path)
+
+
+def first_gradients(trainer: FsdpTrainer) -> dict[str, FloatArray]:
+    """AdamW's first moments after one update are 0.1 × the gradient."""
+    found = {}
+    for role, model in trainer._trained.items():
+        names = model._names()
+        for optimizer in model.optimizers:
+            for parameter, state in optimizer.state.items():
+                name = f"{role}/{names[parameter]}"
+                found[name] = whole_tensor(state["exp_avg"]).numpy() / 0.1
+    return found
+
+
+def on_a_rank(model: Path, precision: str, options: Mapping[str, Any]) -> Recording:
+    """All ranks are partners, unless told otherwise."""
+    torch.set_num_threads(1)
+    size = options.get("policy", int(os.environ.get("WORLD_SIZE", "1")))
+    trained = {"optimizer_config": {"lr": LEARNING_RATE, "max_grad_norm": 1e9}}
+    config = TrainerConfig(
+        bf16=precision == "bf16",
+        gradient_checkpointing=options.get("gradient_checkpointing", False),
+        remove_microbatch_padding=options.get("remove_microbatch_padding", True),
+        micro_train_batch_size_per_gpu=4,
+        micro_forward_batch_size_per_gpu=4,
+        policy={**trained, "sequence_parallel_size": size},
+        critic={**trained, "sequence_parallel_size": options.get("critic", size)},
+        ref={"sequence_parallel_size": options.get("ref", size)},
+    )
+    trainer = FsdpTrainer(dict.fromkeys(ROLES, model), config, device="cpu", timeout_s=30)
+    try:
+        world = int(os.environ.get("WORLD_SIZE", "1"))
+        assert (trainer.shares, trainer.share) == (world // size, int(os.environ["RANK"]) // size)
+        return record(trainer, first_gradients)
+    finally:
+        trainer.close()
+
+
+def test_a_trainer_of_two_partners_is_one_process(tmp_path: Path) -> None:
+    write_random_model(tmp_path, architecture="qwen2", tie_word_embeddings=True)
+    (alone,) = on_ranks(1, on_a_rank, tmp_path, "fp32", {})
+    for found in on_ranks(2, on_a_rank, tmp_path, "fp32", {}):
+        assert not differences(found, alone, 1e-5)
+
+
+@pytest.mark.slow
+class TestDividedParity(ParityContract):
+    on_a_rank = staticmethod(on_a_rank)
+    options: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "two shares of two": {"policy": 2},
+        "critic and reference whole": {"policy": 2, "critic": 1, "ref": 1},
+        "recomputed activations": {"policy": 2, "gradient_checkpointing": True},
+        "padded rows": {"remove_microbatch_padding": False},
+    }
+
+    def test_bfloat16_on_ranks_is_bfloat16_in_one_process(self, architecture: str) -> None:
+        """Of the first update. Each part of a row rounds by itself, and then that is in the weights."""
+        (alone,) = on_ranks(1, on_a_rank, self.model(architecture), "bf16", {})
+        for found in on_ranks(2, on_a_rank, self.model(architecture), "bf16", {}):
+            first, expected = (
+                replace(one, metrics=one.metrics[:1], logprobs=one.logprobs[:1])
+                for one in (found, alone)
+            )
+            assert not differences(first, expected, 2e-2)
+
+    @pytest.fixture(autouse=True, scope="class")
+    @classmethod
+    def _models(cls, tmp_path_factory: pytest.TempPathFactory) -> None:
+        cls.folders = {}
+        for architecture in cls.architectures:
+            folder = cls.folders[architecture] = tmp_path_factory.mktemp(architecture)
+            module = write_random_model(
+                folder,
+                architecture=architecture,
+                tie_word_embeddings=architecture == "qwen2",
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                seed=3,
+            )
+            module.bfloat16().save_pretrained(folder)
+
+    def model(self, architecture: str) -> Path:
+        return self.folders[architecture]
