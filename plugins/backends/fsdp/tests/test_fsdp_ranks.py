@@ -1,5 +1,8 @@
 """Several ranks compute what one process computes: gradients, norms, losses, weights, scores."""
 
+import copy
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,12 +20,13 @@ from skyrl_kernel.records import Scores, TrainingSample
 from skyrl_kernel.testing.ranks import on_ranks
 from skyrl_kernel.torch import LossInputs, LossTerms, TokenMetric
 
-CONFIG = {
+MAX_NORM = 0.5
+CONFIG: dict[str, Any] = {
     "bf16": False,
     "gradient_checkpointing": False,
     "micro_train_batch_size_per_gpu": 2,
     "micro_forward_batch_size_per_gpu": 2,
-    "policy": {"optimizer_config": {"lr": 1e-3, "max_grad_norm": 1e9}},
+    "policy": {"optimizer_config": {"lr": 1e-3, "max_grad_norm": MAX_NORM}},
 }
 TEMPERATURE = 0.7
 
@@ -87,7 +91,7 @@ def dealt(rows: Sequence[Any], one: FsdpTrainer, *, to_one_share: bool) -> list[
 
 
 def gradients(one: FsdpTrainer) -> dict[str, torch.Tensor]:
-    """After the first update: AdamW's first moments are 0.1 × the gradient."""
+    """After the first update: AdamW's first moments are 0.1 × the clipped gradient."""
     found = {}
     for role, model in one._trained.items():
         names = model._names()
@@ -119,9 +123,11 @@ def assert_like_one_process(
     number: int, models: dict[str, Path], config: dict[str, Any], *, to_one_share: bool = False
 ) -> None:
     expected = two_updates(models, config)
-    ranks = on_ranks(number, two_updates, models, config, to_one_share, deadline_s=30)
+    ranks = on_ranks(number, two_updates, models, config, to_one_share, deadline_s=90)
     assert len(expected["gradients"]) > 10
     scale = sum(float(g.norm()) ** 2 for g in expected["gradients"].values()) ** 0.5
+    policy = [g for name, g in expected["gradients"].items() if name.startswith("policy/")]
+    assert sum(float(g.norm()) ** 2 for g in policy) ** 0.5 == pytest.approx(MAX_NORM, rel=1e-4)
     for rank in ranks:
         for name, gradient in expected["gradients"].items():
             difference = float((rank["gradients"][name] - gradient).norm())
@@ -152,3 +158,43 @@ def test_two_ranks_with_unequal_shares_are_one_process(qwen2: Path) -> None:
 def test_a_rank_without_rows_computes_along(llama: Path) -> None:
     """Tied embeddings; four ranks, of which one has all rows."""
     assert_like_one_process(4, {"policy": llama}, CONFIG, to_one_share=True)
+
+
+def test_adapters_and_the_policy_without_them_are_those_of_one_process(llama: Path) -> None:
+    """The reference is the policy without adapters; what is frozen is cut up too."""
+    config = copy.deepcopy(CONFIG)
+    config["policy"]["model"] = {"lora": {"rank": 4}}
+    assert_like_one_process(2, {"policy": llama, "reference": llama}, config)
+
+
+SCRIPT = """
+import sys
+import numpy as np
+from pathlib import Path
+from skyrl_fsdp.trainer import FsdpTrainer
+from skyrl_kernel.config.trainer import TrainerConfig
+
+one = FsdpTrainer({"policy": Path(sys.argv[1])}, TrainerConfig(bf16=False), device="cpu")
+(scores,) = one.score("policy", [np.arange(5 + one.share, 9 + one.share)], temperature=1.0)
+Path(sys.argv[2], str(one.share)).write_text(f"{one.shares} {scores.sum():.4f}")
+one.close()
+"""
+
+
+@pytest.mark.slow
+def test_torchrun_starts_ranks_as_any_launcher_does(llama: Path, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*torchrun, str(script), str(llama), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    alone = FsdpTrainer({"policy": llama}, TrainerConfig(bf16=False), device="cpu")
+    for share in (0, 1):
+        (scores,) = alone.score("policy", [np.arange(5 + share, 9 + share)], temperature=1.0)
+        assert (tmp_path / str(share)).read_text() == f"2 {scores.sum():.4f}"
