@@ -1,3 +1,4 @@
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -134,6 +135,24 @@ def test_a_spread_is_pooled_over_all_micro_batches() -> None:
         sums.add(inputs, LossTerms(terms={}, metrics=metrics), weights)
     assert sums.result()["mean"] == pytest.approx(0.4625)
     assert sums.result()["std"] == pytest.approx(0.275851, abs=1e-6)
+
+
+@given(st.lists(st.lists(st.floats(-5, 5, width=32), max_size=3), min_size=1, max_size=5))
+def test_what_ranks_collected_together_is_what_one_would_have(parts: list[list[float]]) -> None:
+    alone, joined = MetricSums(), MetricSums()
+    for values in parts:
+        row = sample(0, [0, *[1] * len(values)])
+        inputs, weights = packed([row] if values else [])
+        tensor = torch.tensor(values, dtype=torch.float32)
+        metrics = {
+            kind: TokenMetric(values=tensor, reduction=kind)
+            for kind in ("mean", "std", "sum", "min", "max")
+        }
+        of_rank = MetricSums()
+        for sums in (alone, of_rank):
+            sums.add(inputs, LossTerms(terms={}, metrics=metrics), weights)
+        joined.include(pickle.loads(pickle.dumps(of_rank)))
+    assert joined.result() == pytest.approx(alone.result())
 
 
 def test_metrics_without_tokens_are_left_out() -> None:
