@@ -31,6 +31,8 @@ MAY_CHANGE = frozenset(
         "data.val_data",
         "environment.max_env_workers",
         "environment.timeout_s",
+        "generator.inference_engine.num_engines",
+        "generator.inference_engine.weight_sync_backend",
         "generator.inference_engine.weight_sync_timeout_s",
         "generator.request_timeout_s",
         "generator.reward_timeout_s",
@@ -58,11 +60,15 @@ MAY_CHANGE = frozenset(
         "trainer.project_name",
         "trainer.resume_mode",
         "trainer.resume_path",
+        "trainer.runtime",
         "trainer.tags",
     }
 )
 """Keys with which a run may be continued although they were others: they do not change what a step
-computes. (With ``scheduler=linear`` more ``epochs`` also stretch the schedule from there on.)"""
+computes, but for rounding where other processes compute it. (With ``scheduler=linear`` more ``epochs``
+also stretch the schedule from there on.)"""
+PROCESSES = ("trainer.placement.", "trainer.ray.")
+"""The same of all keys below these."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -179,7 +185,7 @@ def find_start(
 def _refuse_other_config(folder: RunFolder, tree: Mapping[str, Any], free: Sequence[str]) -> None:
     before = flatten(folder.read_config())
     now = flatten(mask_secrets(tree))
-    ignored = tuple(f"{section}." for section in free)
+    ignored = (*PROCESSES, *(f"{section}." for section in free))
     changed = [
         f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
         for key in sorted(before.keys() | now.keys())

@@ -16,7 +16,7 @@ from pathlib import Path
 import ray
 
 from skyrl_kernel.errors import CapabilityError, RunError
-from skyrl_kernel.ray.environment import ADDRESS, address
+from skyrl_kernel.ray.environment import ADDRESS, address, exported
 from skyrl_kernel.ray.quiet import loud, quieten
 
 _PREFIX = "skyrl-ray-"
@@ -81,7 +81,12 @@ class Cluster:
 
 def _join(named: str) -> None:
     try:
-        ray.init(named, log_to_driver=False, configure_logging=False)
+        ray.init(
+            named,
+            log_to_driver=False,
+            configure_logging=False,
+            runtime_env={"env_vars": found} if (found := exported()) else None,
+        )
     except Exception as error:  # a ConnectionError, a RuntimeError or one of Ray's own
         raise CapabilityError(
             f"the Ray cluster {ADDRESS}={named} cannot be joined: {error}. Look whether it runs (ray "

@@ -22,6 +22,24 @@ def address() -> str | None:
     return None if named in ("", "local") else named
 
 
+_EXPORTS = {
+    "SKYRL_PYTHONPATH_EXPORT": "PYTHONPATH",
+    "SKYRL_LD_LIBRARY_PATH_EXPORT": "LD_LIBRARY_PATH",
+}
+
+
+def exported() -> dict[str, str]:
+    """Variables of this process that those of a cluster get too, as SkyRL's switches ask for it.
+
+    A Ray of the run's own hands all of them on by itself.
+    """
+    return {
+        name: os.environ[name]
+        for switch, name in _EXPORTS.items()
+        if os.environ.get(switch, "").lower() in ("1", "true") and name in os.environ
+    }
+
+
 def prepare() -> None:
     """Before Ray is imported: a Ray of the run's own asks for a token that nobody else has.
 

@@ -1,0 +1,51 @@
+"""What Ray reads from the environment."""
+
+import os
+
+import pytest
+
+from skyrl_kernel.ray.environment import address, exported, prepare
+
+
+@pytest.fixture(autouse=True)
+def none_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (
+        "RAY_ADDRESS",
+        "RAY_AUTH_MODE",
+        "RAY_AUTH_TOKEN",
+        "SKYRL_PYTHONPATH_EXPORT",
+        "SKYRL_LD_LIBRARY_PATH_EXPORT",
+    ):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_a_ray_of_the_runs_own_asks_for_a_token_whatever_the_user_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "environ", {"RAY_AUTH_MODE": "disabled"})
+    assert address() is None
+    prepare()
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+    token = os.environ["RAY_AUTH_TOKEN"]
+    assert len(token) == 64
+    prepare()
+    assert os.environ["RAY_AUTH_TOKEN"] == token
+
+
+def test_a_cluster_is_entered_with_the_users_own_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", {"RAY_ADDRESS": "10.0.0.1:6379"})
+    prepare()
+    assert os.environ == {"RAY_ADDRESS": "10.0.0.1:6379"}
+    assert address() == "10.0.0.1:6379"
+
+
+def test_skyrls_switches_hand_paths_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", "/work/own")
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/opt/lib")
+    assert exported() == {}
+    monkeypatch.setenv("SKYRL_PYTHONPATH_EXPORT", "true")
+    assert exported() == {"PYTHONPATH": "/work/own"}
+    monkeypatch.setenv("SKYRL_LD_LIBRARY_PATH_EXPORT", "1")
+    assert exported() == {"PYTHONPATH": "/work/own", "LD_LIBRARY_PATH": "/opt/lib"}
+    monkeypatch.delenv("PYTHONPATH")
+    assert exported() == {"LD_LIBRARY_PATH": "/opt/lib"}
