@@ -198,6 +198,12 @@ def test_the_reference_is_the_policy_without_adapters_and_no_second_copy(llama: 
     train(one, range(2, 3))  # and are trained
 
 
+def test_a_reference_may_be_alone(llama: Path) -> None:
+    both = trainer(llama, "reference")
+    alone = FsdpTrainer({"reference": llama}, both._config, device="cpu")
+    assert np.array_equal(logprobs(alone, "reference"), logprobs(both, "reference"))
+
+
 def test_a_reference_of_another_directory_is_a_model_of_its_own(llama: Path, qwen2: Path) -> None:
     one = trainer(llama)
     config = one._config

@@ -73,7 +73,7 @@ class FsdpTrainer:
     Args:
         models: Role → Hugging Face directory. ``policy`` is trained, and so is the
             critic ``value``; all others are frozen. With adapters on the policy, others
-            of the same directory are the policy without them.
+            of the same directory are the policy without them. A reference may be alone.
         config: ``trainer``.
         device: ``auto``, ``cpu`` or ``cuda``.
         timeout_s: Longest wait for another rank.
@@ -93,8 +93,9 @@ class FsdpTrainer:
         timeout_s: float = 600.0,
     ) -> None:
         self._config = config
+        shares = config.policy if POLICY in models else config.ref
         self._ranks = join(
-            _device(device), timeout_s=timeout_s, sequence=config.policy.sequence_parallel_size
+            _device(device), timeout_s=timeout_s, sequence=shares.sequence_parallel_size
         )
         self._device = self._ranks.device
         self._paths = dict(models)
@@ -117,7 +118,7 @@ class FsdpTrainer:
                         seed=config.seed,
                         ranks=self._ranks,
                     )
-            self._modules |= dict.fromkeys(self._unadapted, self._modules[POLICY])
+            self._modules |= {role: self._modules[POLICY] for role in self._unadapted}
             with self._precision():
                 self._packs = config.remove_microbatch_padding and all(
                     _keeps_rows_apart(model.module, self._device)
@@ -125,7 +126,7 @@ class FsdpTrainer:
                 )
                 for role in [one for one in self._modules if one not in self._unadapted]:
                     self._partners[role] = self._divide(role)
-            self._partners |= dict.fromkeys(self._unadapted, self._partners[POLICY])
+            self._partners |= {role: self._partners[POLICY] for role in self._unadapted}
 
     def _divide(self, role: str) -> Partners:
         """Meet those that compute parts of the same rows with a model."""
@@ -400,7 +401,7 @@ class FsdpTrainer:
 
 def _unadapted(models: Mapping[str, Path], config: TrainerConfig) -> set[str]:
     """Frozen roles that are the policy without adapters, and so need no weights of their own."""
-    if not config.policy.model.lora.rank:
+    if POLICY not in models or not config.policy.model.lora.rank:
         return set()
     return {role for role in models.keys() - {POLICY, VALUE} if models[role] == models[POLICY]}
 
