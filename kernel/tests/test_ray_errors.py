@@ -24,6 +24,7 @@ from skyrl_kernel.ray.errors import (
     Process,
     ProcessDied,
     gravity,
+    is_of_another,
     told,
 )
 
@@ -117,3 +118,10 @@ def test_a_death_is_nearer_to_the_cause_than_an_error_and_that_nearer_than_a_par
     assert gravity(told(raised(KeyError("policy")), RANK)) == OWN
     assert gravity(RankError("rank 1 of 2 does not answer")) == FOLLOWS
     assert gravity(RuntimeError("[pair.cc:553] Connection closed by peer [10.0.0.3]")) == FOLLOWS
+
+
+def test_what_all_ranks_raise_is_told_of_the_one_that_found_it() -> None:
+    error = RuntimeError("rank 1 of 12: no such luck")
+    assert not is_of_another(error, RANK)
+    assert is_of_another(error, Process(name="trainer rank 11"))
+    assert not is_of_another(RuntimeError("no such luck"), Process(name="trainer rank 0"))

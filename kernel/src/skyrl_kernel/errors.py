@@ -84,7 +84,7 @@ class LogprobsDiffError(RunError):
 
 
 class RankError(RunError):
-    """A process that trains with others failed, ended or hangs; names it."""
+    """A process of several that a run has failed, ended or hangs; names it."""
 
 
 class FailureBudgetError(RunError):

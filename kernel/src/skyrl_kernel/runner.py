@@ -13,6 +13,7 @@ from skyrl_kernel.assemble import make_session, prepare
 from skyrl_kernel.errors import (
     CapabilityError,
     FailureBudgetError,
+    RankError,
     RunError,
     StopRun,
     is_disk_full,
@@ -190,7 +191,7 @@ def _drive(session: Session, notes: Sequence[str]) -> RunResult:
     except BaseException as error:
         step = session.saved_step
         message = str(error)
-        if is_disk_full(error):
+        if is_disk_full(error) or isinstance(error, RankError):
             message = f"{error}; {_kept(session)}"
             error.add_note(_kept(session))
         raise

@@ -7,8 +7,8 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayError
 
-from skyrl_kernel.errors import RunError
-from skyrl_kernel.ray.errors import FOLLOWS, Process, gravity, told
+from skyrl_kernel.errors import RankError
+from skyrl_kernel.ray.errors import FOLLOWS, Process, gravity, is_of_another, told
 
 GRACE_S = 10.0
 """For the others to say what they found, once one rank has failed: the first to be heard of may
@@ -46,7 +46,7 @@ def get_all(references: Sequence[Any], who: Sequence[Process]) -> list[Any]:
             partner, those who say nothing are named.
     """
     waiting = dict(zip(references, who, strict=True))
-    failures: list[BaseException] = []
+    failures: list[tuple[BaseException, Process]] = []
     until: float | None = None
     while waiting:
         left = None if until is None else max(until - time.monotonic(), 0.0)
@@ -58,18 +58,20 @@ def get_all(references: Sequence[Any], who: Sequence[Process]) -> list[Any]:
             try:
                 ray.get(reference)
             except RayError as error:
-                failures.append(told(error, process))
+                failures.append((told(error, process), process))
                 until = until or time.monotonic() + GRACE_S
     if failures:
         raise _cause(failures, list(waiting.values()))
     return list(ray.get(list(references)))
 
 
-def _cause(failures: Sequence[BaseException], silent: Sequence[Process]) -> BaseException:
-    cause = min(failures, key=gravity)
+def _cause(
+    failures: Sequence[tuple[BaseException, Process]], silent: Sequence[Process]
+) -> BaseException:
+    cause, _ = min(failures, key=lambda one: (gravity(one[0]), is_of_another(*one)))
     if not silent or gravity(cause) < FOLLOWS:
         return cause
-    return RunError(
+    return RankError(
         f"{', '.join(map(str, silent))} does not answer: it hangs, or its machine is cut off. "
         f"Its partners say: {cause}"
     )

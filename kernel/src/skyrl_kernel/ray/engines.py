@@ -12,7 +12,7 @@ import ray
 
 from skyrl_kernel.errors import WeightSyncError
 from skyrl_kernel.ray.calls import answer
-from skyrl_kernel.ray.errors import Process
+from skyrl_kernel.ray.errors import Process, ProcessDied
 from skyrl_kernel.ray.packets import Rows
 from skyrl_kernel.ray.parcels import parcels
 from skyrl_kernel.ray.trainer import Weights
@@ -195,8 +195,13 @@ class RayEngines:
         self.version = version
 
     async def close(self) -> None:
-        """End running requests and let go of the weights."""
-        await self._all("close")
+        """End running requests and let go of the weights; who has died needs nothing."""
+        closing = [actor.close.remote() for actor in self._actors]
+        asked = zip(closing, self._names, strict=True)
+        ended = await asyncio.gather(*(answer(*one) for one in asked), return_exceptions=True)
+        for problem in ended:
+            if isinstance(problem, BaseException) and not isinstance(problem, ProcessDied):
+                raise problem
 
     async def _all(self, method: str, *args: Any) -> list[Any]:
         return await self._gather([getattr(a, method).remote(*args) for a in self._actors])

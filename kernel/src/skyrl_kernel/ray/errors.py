@@ -28,7 +28,7 @@ _WHY_GONE = re.compile(r"node was (?:terminated|preempted)[^:]*: *(.*)")
 _ENDED = "Worker exit type: SYSTEM_ERROR"
 
 
-class ProcessDied(RunError):
+class ProcessDied(RankError):
     """A process of the run, or its machine, is gone; nothing it says can be the cause."""
 
 
@@ -125,3 +125,13 @@ def gravity(error: BaseException) -> int:
         return FOLLOWS
     text = str(error).lower()
     return FOLLOWS if any(sign in text for sign in _OF_A_PARTNER) else OWN
+
+
+_FOUND_BY = re.compile(r"\brank (\d+) of \d+\b")
+"""In what all ranks raise together: which of them found it."""
+
+
+def is_of_another(error: BaseException, process: Process) -> bool:
+    """True of an error that a process only raises along with the one that found it."""
+    found = _FOUND_BY.search(str(error))
+    return found is not None and not process.name.endswith(f" {found[1]}")

@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 
-from skyrl_kernel.errors import HookError, SkyrlError
+from skyrl_kernel.errors import HookError, SkyrlError, is_disk_full
 from skyrl_kernel.logs import get_logger
 from skyrl_kernel.protocols import Loss, Ranked, Trainer
 from skyrl_kernel.ray.attest import Report, report
@@ -161,10 +161,8 @@ class Rank:
             yield
         except SkyrlError:
             raise
-        except OSError:  # a full disk is told from its number
-            raise
         except Exception as error:
             log.exception("failed", hook=hook)
-            if self._recipe is None:
+            if self._recipe is None or is_disk_full(error):
                 raise
             raise self._recipe.manager.attribute(error, hook, step=None) from error
