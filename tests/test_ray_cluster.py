@@ -1,12 +1,16 @@
 """Two nodes for real: a Ray node in each of two network namespaces, a cable between them."""
 
 import json
+import re
 import subprocess
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import two_nodes
+from running import Lab, install_probe, settings
 from two_nodes import HEAD, WORKER, Cluster
 
 pytest.importorskip("ray")
@@ -89,3 +93,52 @@ def test_only_the_token_joins_ranks_on_two_nodes_add_up_and_one_unplugged_is_not
     lost = said(driver)
     assert lost["after_s"] < 20
     assert "its node has died" in lost["says"]
+
+
+@pytest.mark.timeout(900)
+def test_a_run_over_two_nodes_names_the_one_that_is_unplugged_and_goes_on_with_another(
+    cluster: Cluster, random_model: Path, tmp_path: Path
+) -> None:
+    lab = Lab(random_model, tmp_path)
+    install_probe(tmp_path / "site")
+    values = {
+        "trainer.placement.policy_num_nodes": 2,
+        "generator.inference_engine.num_engines": 2,
+        "trainer.ckpt_path": "runs",  # of the controller's folder; processes have copies of it
+        "trainer.epochs": 5,
+        "trainer.ckpt_interval": 1,
+        "trainer.eval_interval": -1,
+        "trainer.fsdp.timeout_s": 60,
+        "data.val_data": [],
+    }
+    words = [*lab.words("run", "--plugin", "grpo"), *settings(values)]
+
+    def start() -> "subprocess.Popen[str]":
+        return cluster.start(*words, folder=tmp_path, PYTHONPATH=str(tmp_path / "site"))
+
+    run = start()
+    while len(lab.at().read_metrics()) < 2:
+        assert run.poll() is None, run.communicate()
+        time.sleep(0.05)
+    cluster.worker.unplug()
+    began = time.monotonic()
+    _, err = run.communicate(timeout=120)
+    assert run.returncode == 1
+    assert re.search(
+        rf"skyrl: (trainer rank|engine) \d on \S+ \({re.escape(WORKER)}\) has died: its node is gone",
+        err,
+    ), err
+    assert "the same command goes on after step" in err
+    assert time.monotonic() - began < 60
+
+    cluster.replace_worker()
+    out, err = start().communicate(timeout=300)
+    assert "finished at step 10" in out, err
+    begun = [json.loads(file.read_text().splitlines()[-1]) for file in log_files(tmp_path)]
+    assert {one["node"].partition("(")[2] for one in begun} == {f"{HEAD})", f"{WORKER})"}
+    assert all("working_dir_files" in one["folder"] for one in begun)  # shipped by uv run
+
+
+def log_files(folder: Path) -> list[Path]:
+    """Of the run's processes."""
+    return sorted((folder / "runs" / "run" / "logs").glob("*.jsonl"))

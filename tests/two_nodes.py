@@ -20,9 +20,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from running import COMMAND
-
 RAY = Path(sys.executable).with_name("ray")
+UV = Path(sys.executable).with_name("uv")
 HEAD, WORKER = "192.0.2.1", "192.0.2.2"
 """Addresses that belong to nobody: RFC 5737 keeps them for documentation."""
 PORT = 6379
@@ -58,7 +57,11 @@ class Node:
     address: str
 
     def start(
-        self, *words: str | Path, env: Mapping[str, str], output: Path | None = None
+        self,
+        *words: str | Path,
+        env: Mapping[str, str],
+        output: Path | None = None,
+        folder: Path | None = None,
     ) -> "subprocess.Popen[str]":
         """Start a process on it; without ``output`` what it prints is for the caller to read."""
         with contextlib.ExitStack() as files:
@@ -70,6 +73,7 @@ class Node:
                 stdout=out,
                 stderr=subprocess.PIPE if output is None else subprocess.STDOUT,
                 text=True,
+                cwd=folder,
             )
 
     def processes(self) -> list[int]:
@@ -79,6 +83,10 @@ class Node:
     def unplug(self) -> None:
         """Pull the cable: nothing comes or goes, and nobody is told."""
         _ip("-n", self.namespace, "link", "set", self.device, "down")
+
+    def plug_in(self) -> None:
+        """Undo `unplug`."""
+        _ip("-n", self.namespace, "link", "set", self.device, "up")
 
     def power_off(self) -> None:
         """End all its processes at once."""
@@ -99,13 +107,25 @@ class Cluster:
     worker: Node
     env: Mapping[str, str]
     """What a process on either needs to join."""
+    cpus: int
     started: list["subprocess.Popen[str]"] = field(default_factory=list)
 
-    def start(self, *words: object) -> "subprocess.Popen[str]":
-        """Start `skyrl` on the head."""
-        process = self.head.start(COMMAND, *map(str, words), env=self.env)
+    def start(self, *words: object, folder: Path, **env: str) -> "subprocess.Popen[str]":
+        """Start `skyrl` on the head, under ``uv run``, in a working folder that is the run's alone."""
+        command = [UV, "run", "--active", "--no-project", "skyrl", *map(str, words)]
+        process = self.head.start(*command, env={**self.env, **env}, folder=folder)
         self.started.append(process)
         return process
+
+    def replace_worker(self) -> None:
+        """Another machine, new to the cluster, in the place of the one that was unplugged."""
+        self.worker.power_off()
+        self.worker.plug_in()
+        self.join()
+
+    def join(self) -> None:
+        """Start Ray on the worker."""
+        _start_ray(self, self.worker, f"--address={HEAD}:{PORT}")
 
     def python(self, code: str, **env: str) -> "subprocess.Popen[str]":
         """Start a script on the head."""
@@ -138,13 +158,16 @@ def two_nodes(cpus: int = 1) -> Iterator[Cluster]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
+        # What `uv run --active` runs in, on both.
+        "VIRTUAL_ENV": sys.prefix,
+        "PATH": f"{UV.parent}{os.pathsep}{os.environ['PATH']}",
     }
-    cluster = Cluster(folder, head, worker, env | {"RAY_ADDRESS": f"{HEAD}:{PORT}"})
+    cluster = Cluster(folder, head, worker, env | {"RAY_ADDRESS": f"{HEAD}:{PORT}"}, cpus)
     try:
         _wire(head, worker)
         first = ("--head", f"--port={PORT}", f"--temp-dir={folder}", "--include-dashboard=false")
-        _start_ray(cluster, head, env, cpus, *first)
-        _start_ray(cluster, worker, env, cpus, f"--address={HEAD}:{PORT}")
+        _start_ray(cluster, head, *first)
+        cluster.join()
         yield cluster
     finally:
         for node in (worker, head):
@@ -168,20 +191,20 @@ def _wire(head: Node, worker: Node) -> None:
             _ip("-n", node.namespace, "link", "set", device, "up")
 
 
-def _start_ray(
-    cluster: Cluster, node: Node, env: Mapping[str, str], cpus: int, *options: str
-) -> None:
+def _start_ray(cluster: Cluster, node: Node, *options: str) -> None:
     log = cluster.folder / f"{node.device}.log"
+    env = {key: value for key, value in cluster.env.items() if key != "RAY_ADDRESS"}
     process = node.start(
         RAY,
         "start",
         "--block",
         *options,
         f"--node-ip-address={node.address}",
-        f"--num-cpus={cpus}",
+        f"--num-cpus={cluster.cpus}",
         "--object-store-memory=200000000",
         env={**env, **QUICK_TO_NOTICE},
         output=log,
+        folder=cluster.folder,
     )
     cluster.started.append(process)
     _wait_until_up(process, log)
