@@ -68,6 +68,7 @@ bench-engines: $(INSTALLED) ## The part of it that needs vLLM; without vLLM's CP
 
 bench-learning: $(INSTALLED) ## Train five seeds and the controls into benchmarks/RESULTS.md (long)
 	$(BIN)/python benchmarks/learning.py
+	$(BIN)/python benchmarks/layouts.py
 	$(BIN)/python benchmarks/algorithms.py
 
 pin: $(INSTALLED) ## Write the installed versions into constraints.txt

@@ -11,6 +11,7 @@ from pathlib import Path
 import algorithms_report
 import engines_report
 import gpu_report
+import layouts_report
 import learning_report
 import speed_report
 from curves import draw_algorithms, draw_curves, draw_simulation
@@ -18,6 +19,7 @@ from curves import draw_algorithms, draw_curves, draw_simulation
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
 LEARNING = HERE / "learning.json"
+LAYOUTS = HERE / "layouts.json"
 ALGORITHMS = HERE / "algorithms.json"
 ALGORITHMS_PAGE = DOCS / "reference" / "algorithms" / "results.md"
 ALGORITHMS_PICTURE = DOCS / "images" / "algorithms.png"
@@ -30,8 +32,8 @@ TITLE = """\
 # Results
 
 Written by `make bench`, `make bench-learning`, `make test-all` and, where there is a GPU, \
-`python benchmarks/gpu.py`; the numbers are in `speed.json`, `learning.json`, `algorithms.json`, \
-`engines.json`, `simulation.json`, `suite.json` and `gpu.json` beside this page.
+`python benchmarks/gpu.py`; the numbers are in `speed.json`, `learning.json`, `layouts.json`, \
+`algorithms.json`, `engines.json`, `simulation.json`, `suite.json` and `gpu.json` beside this page.
 """
 
 
@@ -42,6 +44,8 @@ def write() -> None:
         learning = json.loads(LEARNING.read_text())
         draw_curves(learning["seeds"], HERE / "learning.png")
         parts.append(learning_report.section(learning))
+    if LAYOUTS.exists():
+        parts.append(layouts_report.section(json.loads(LAYOUTS.read_text())))
     if ALGORITHMS.exists():
         algorithms = json.loads(ALGORITHMS.read_text())
         draw_algorithms(algorithms["rows"], ALGORITHMS_PICTURE)
