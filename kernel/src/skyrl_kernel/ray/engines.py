@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import ray
 
 from skyrl_kernel.errors import WeightSyncError
+from skyrl_kernel.logs import get_logger
 from skyrl_kernel.ray.calls import answer
 from skyrl_kernel.ray.errors import Process, ProcessDied
 from skyrl_kernel.ray.packets import Rows
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     import torch
 
 _Waiting = tuple[GenerateRequest, "asyncio.Future[Completion]"]
+
+log = get_logger(__name__)
 
 
 class RayEngines:
@@ -58,6 +61,7 @@ class RayEngines:
     async def started(self) -> None:
         """Return when all are made."""
         await self._gather(self._made)
+        log.info("engines made")
 
     # --- generation --------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from typing import Any
 import ray
 
 from skyrl_kernel.config import GeneratorConfig, TrainerConfig
+from skyrl_kernel.logs import get_logger
 from skyrl_kernel.protocols import Engine, Settings, Trainer
 from skyrl_kernel.ray.attest import require_same
 from skyrl_kernel.ray.calls import get_all
@@ -34,6 +35,8 @@ from skyrl_kernel.run import RunFolder
 
 _CALLS = 10_000
 """Of one engine at a time: more than any run has."""
+
+log = get_logger(__name__)
 
 
 class RayRuntime:
@@ -83,6 +86,7 @@ class RayRuntime:
         self._trainer = RayTrainer(
             self._ranks(policy, devices.seats(POLICY, shared=shared), "trainer rank"), others
         )
+        log.info("trainer made")
         return self._trainer
 
     def _ranks(self, recipe: TrainerRecipe, seats: Sequence[Seat], what: str) -> Ranks:
@@ -143,6 +147,7 @@ class RayRuntime:
             placement, engine = self._trainer_config.placement, self._generator.inference_engine
             self._apart = apart
             self._cluster = Cluster(self._num_cpus(needs_of(placement, engine, apart=apart)))
+            log.info("ray joined", own=self._cluster.is_own, nodes=len(ray.nodes()))
             gpus = self._config.use_gpus
             if gpus is None:
                 gpus = ray.cluster_resources().get("GPU", 0) > 0
@@ -150,6 +155,7 @@ class RayRuntime:
                 demands(placement, engine, apart=apart, gpus=gpus),
                 grows=not self._cluster.is_own,
             )
+            log.info("devices reserved")
         return self._placement
 
     def _start(
