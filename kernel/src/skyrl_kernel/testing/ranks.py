@@ -36,7 +36,9 @@ from typing import Any
 DEADLINE_S = 120.0
 """Longest job, unless told otherwise."""
 _HOST = "127.0.0.1"
+_START_S = 120.0
 _CLOSE_S = 5.0
+_READY, _GO = b"ready", "go"
 
 
 class RanksFailed(Exception):
@@ -68,7 +70,7 @@ def on_ranks(
         number: Of ranks.
         function: Of a module's top level; a test module will do.
         args: Picklable.
-        deadline_s: When ranks that have not returned are killed.
+        deadline_s: When ranks that have not returned are killed; counted from when all are ready.
 
     Raises:
         RanksFailed: A rank raised, ended or did not return; it has what became of each.
@@ -108,6 +110,7 @@ class RankPool:
         members = self._members[:number]
         for rank, (_, pipe) in enumerate(members):
             pipe.send((_torchrun(rank, number, port), *job))
+        self._start_together(members)
         outcomes, where = self._outcomes(members, deadline_s)
         failed = [rank for rank, one in enumerate(outcomes) if isinstance(one, BaseException)]
         if not failed:
@@ -117,6 +120,17 @@ class RankPool:
             for rank in failed
         ]
         raise RanksFailed("\n".join([*lines, *where]), outcomes)
+
+    def _start_together(self, members: list[tuple[BaseProcess, Connection]]) -> None:
+        """Once all have imported what the job needs, so that no rank waits for another's start."""
+        until = time.monotonic() + _START_S
+        for _, pipe in members:
+            with suppress(EOFError):  # told with the outcomes
+                if pipe.poll(max(0.0, until - time.monotonic())):
+                    pipe.recv_bytes()
+        for _, pipe in members:
+            with suppress(OSError):
+                pipe.send(_GO)
 
     def _outcomes(
         self, members: list[tuple[BaseProcess, Connection]], deadline_s: float
@@ -213,8 +227,13 @@ def _serve(pipe: Connection) -> None:
         os.environ.update(environment)
         outcome: Any
         try:
-            function = getattr(_module(module, file), name)
-            outcome, text = function(*pickle.loads(args)), ""
+            try:
+                function = getattr(_module(module, file), name)
+                arguments = pickle.loads(args)
+            finally:
+                pipe.send_bytes(_READY)
+                pipe.recv()
+            outcome, text = function(*arguments), ""
         except Exception as error:
             outcome, text = error, traceback.format_exc()
         _leave_group()

@@ -51,7 +51,7 @@ def on_a_rank(model: Path, precision: str, options: Mapping[str, Any]) -> Record
         critic={"optimizer_config": optimizer, "fsdp_config": sharding},
         ref={"fsdp_config": sharding},
     )
-    trainer = FsdpTrainer(dict.fromkeys(ROLES, model), config, device="cpu", timeout_s=30)
+    trainer = FsdpTrainer(dict.fromkeys(ROLES, model), config, device="cpu", timeout_s=60)
     try:
         return record(trainer, gradients)
     finally:

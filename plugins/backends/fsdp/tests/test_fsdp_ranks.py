@@ -3,7 +3,7 @@
 import copy
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -105,7 +105,7 @@ def two_updates(
     models: dict[str, Path], config: dict[str, Any], to_one_share: bool = False
 ) -> dict[str, Any]:
     torch.set_num_threads(1)
-    one = FsdpTrainer(models, TrainerConfig(**config), device="cpu", timeout_s=20)
+    one = FsdpTrainer(models, TrainerConfig(**config), device="cpu", timeout_s=60)
     stage = loss(critic="value" in models)
     results, found = [], {}
     for _ in range(2):
@@ -120,10 +120,16 @@ def two_updates(
 
 
 def assert_like_one_process(
-    number: int, models: dict[str, Path], config: dict[str, Any], *, to_one_share: bool = False
+    number: int,
+    models: dict[str, Path],
+    config: dict[str, Any],
+    *,
+    to_one_share: bool = False,
+    sharding: Mapping[str, Any] | None = None,
 ) -> None:
     expected = two_updates(models, config)
-    ranks = on_ranks(number, two_updates, models, config, to_one_share, deadline_s=90)
+    config = {**config, "policy": {**config["policy"], "fsdp_config": sharding or {}}}
+    ranks = on_ranks(number, two_updates, models, config, to_one_share, deadline_s=100)
     assert len(expected["gradients"]) > 10
     scale = sum(float(g.norm()) ** 2 for g in expected["gradients"].values()) ** 0.5
     policy = [g for name, g in expected["gradients"].items() if name.startswith("policy/")]
@@ -158,6 +164,10 @@ def test_two_ranks_with_unequal_shares_are_one_process(qwen2: Path) -> None:
 def test_a_rank_without_rows_computes_along(llama: Path) -> None:
     """Tied embeddings; four ranks, of which one has all rows."""
     assert_like_one_process(4, {"policy": llama}, CONFIG, to_one_share=True)
+
+
+def test_one_process_may_offload_too(llama: Path) -> None:
+    assert_like_one_process(1, {"policy": llama}, CONFIG, sharding={"cpu_offload": True})
 
 
 def test_adapters_and_the_policy_without_them_are_those_of_one_process(llama: Path) -> None:

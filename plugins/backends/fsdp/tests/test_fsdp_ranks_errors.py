@@ -34,7 +34,7 @@ SAMPLE = TrainingSample(
 )
 
 
-def trainer(model: Path, *, timeout_s: float = 20, **sharding: object) -> FsdpTrainer:
+def trainer(model: Path, *, timeout_s: float = 60, **sharding: object) -> FsdpTrainer:
     torch.set_num_threads(1)
     config = TrainerConfig(
         bf16=False,
@@ -147,15 +147,10 @@ def update_that_rank_2_does_not_survive(model: Path, how: str) -> tuple[float, s
     return time.monotonic() - begun, told
 
 
-def nothing() -> None:
-    """So that a job with a short deadline finds processes that have imported everything."""
-
-
 @pytest.mark.parametrize("how", ["killed", pytest.param("hangs", marks=pytest.mark.slow)])
 def test_a_rank_that_is_killed_or_hangs_is_named_by_the_others_within_the_deadline(
     llama: Path, how: str
 ) -> None:
-    on_ranks(3, nothing)
     with pytest.raises(RanksFailed) as failed:
         on_ranks(3, update_that_rank_2_does_not_survive, llama, how, deadline_s=20)
     first, second, lost = failed.value.outcomes
@@ -185,7 +180,6 @@ def fail_inside_a_layer_on_rank_1(model: Path) -> None:
 def test_an_error_between_two_collectives_reaches_the_others_with_their_deadline(
     llama: Path,
 ) -> None:
-    on_ranks(2, nothing)
     with pytest.raises(RanksFailed) as failed:
         on_ranks(2, fail_inside_a_layer_on_rank_1, llama)
     other, own = failed.value.outcomes

@@ -37,7 +37,7 @@ def trainer(models: Mapping[str, Path], **sharding: Any) -> FsdpTrainer:
     optimizer = {"lr": 1e-3, "name": sharding.pop("optimizer", "adamw")}
     role = {"optimizer_config": optimizer, "fsdp_config": sharding}
     config = TrainerConfig(bf16=False, gradient_checkpointing=False, policy=role, critic=role)
-    return FsdpTrainer(models, config, device="cpu", timeout_s=20)
+    return FsdpTrainer(models, config, device="cpu", timeout_s=60)
 
 
 def squares(inputs: LossInputs) -> LossTerms:
@@ -224,7 +224,7 @@ class Watched(Mapping[str, torch.Tensor]):
 
 def fill_by_layer(folder: Path) -> tuple[int, list[torch.Tensor]]:
     """Most numbers that were whole at once, and the rotary frequencies."""
-    ranks = join("cpu", timeout_s=20)
+    ranks = join("cpu", timeout_s=60)
     module = empty_causal_lm(folder)
     tensors = Watched(StoredTensors(folder), module)
     shard(
@@ -253,7 +253,7 @@ def test_a_model_is_read_a_layer_at_a_time_and_its_frequencies_are_computed(tmp_
 
 
 def fill_what_cannot_be_computed(folder: Path) -> None:
-    ranks = join("cpu", timeout_s=20)
+    ranks = join("cpu", timeout_s=60)
     module = empty_causal_lm(folder)
     module.model.norm.register_buffer("table", torch.empty(3, device="meta"), persistent=False)
     shard(

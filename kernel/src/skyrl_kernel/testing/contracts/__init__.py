@@ -15,7 +15,7 @@ for it at every call.
 # ruff: noqa: E402
 import pytest
 
-for _kind in ("algorithm", "engine", "env", "observer", "sink", "trainer"):
+for _kind in ("algorithm", "engine", "env", "observer", "parity", "sink", "trainer"):
     pytest.register_assert_rewrite(f"{__name__}.{_kind}")  # a failed assert shows its two sides
 
 from skyrl_kernel.testing.contracts.algorithm import (
@@ -31,6 +31,7 @@ from skyrl_kernel.testing.contracts.engine import (
 )
 from skyrl_kernel.testing.contracts.env import EnvContract
 from skyrl_kernel.testing.contracts.observer import LoggerContract, ObserverContract
+from skyrl_kernel.testing.contracts.parity import ParityContract
 from skyrl_kernel.testing.contracts.sink import SinkContract
 from skyrl_kernel.testing.contracts.trainer import CriticContract, TrainerContract
 
@@ -45,6 +46,7 @@ __all__ = [
     "LossContract",
     "ModelEngineContract",
     "ObserverContract",
+    "ParityContract",
     "ServedEngineContract",
     "SinkContract",
     "TrainerContract",
