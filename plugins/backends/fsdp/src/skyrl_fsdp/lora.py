@@ -62,7 +62,7 @@ def add_adapters(
         exclude_modules=config.exclude_modules,
     )
     try:
-        with warnings.catch_warnings(record=True) as caught, torch.random.fork_rng():
+        with warnings.catch_warnings(record=True) as caught, torch.random.fork_rng([]):
             warnings.simplefilter("always")
             peft.inject_adapter_in_model(settings, body, ADAPTER)
         if idle := [str(one.message) for one in caught if "exclude_modules" in str(one.message)]:
