@@ -69,7 +69,8 @@ def dropout_drawn_from(module: Module, *seed: int) -> Iterator[None]:
 @contextlib.contextmanager
 def random_numbers(what: bytes, *seed: int) -> Iterator[None]:
     """Torch draws in here from generators of its own: the CPU's, and that of the GPU in use."""
-    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    devices = [torch.cuda.current_device()] if used else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(int(np.random.SeedSequence([*what, *seed]).generate_state(1)[0]))
         yield
