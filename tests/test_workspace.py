@@ -16,7 +16,15 @@ PLUGINS = [folder for folder in package_folders() if folder.name != "kernel"]
 KERNEL = ROOT / "kernel" / "src" / "skyrl_kernel"
 TOP_LEVEL = {
     *("pyproject.toml", "kernel", "plugins", "tests", "docs", "examples", "benchmarks"),
-    *("Makefile", "README.md", "CONTRIBUTING.md", "LICENSE", "constraints.txt", "changelog"),
+    *(
+        "Makefile",
+        "Dockerfile",
+        "README.md",
+        "CONTRIBUTING.md",
+        "LICENSE",
+        "constraints.txt",
+        "changelog",
+    ),
 }
 GROUP_OF_FOLDER = {
     "algorithms": "skyrl.algorithms",
