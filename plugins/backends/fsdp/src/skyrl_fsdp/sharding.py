@@ -13,6 +13,7 @@ of `fully_shard` get wrong, or leave to the caller, is decided here:
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -101,6 +102,15 @@ def sum_whole(parameters: Iterable[Parameter]) -> None:
     parts = torch.split(together, [gradient.numel() for gradient in gradients])
     for gradient, part in zip(gradients, parts, strict=True):
         gradient.copy_(part.view_as(gradient))
+
+
+def abandon_pass(module: Module) -> None:
+    """Make a model ready for its next pass after an error in the middle of one."""
+    if isinstance(module, FSDPModule) and hasattr(module, "reset_iter_state"):  # since torch 2.13
+        with suppress(
+            AttributeError
+        ):  # it fails where there was no pass yet, nor anything to reset
+            module.reset_iter_state()
 
 
 def reshard(module: Module) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from skyrl_fsdp import checkpoint
@@ -24,7 +23,7 @@ from skyrl_fsdp.optimizer import (
     step_and_compare,
 )
 from skyrl_fsdp.ranks import Ranks
-from skyrl_fsdp.sharding import sum_whole
+from skyrl_fsdp.sharding import abandon_pass, sum_whole
 from skyrl_kernel.config.roles import OptimizerConfig
 from skyrl_kernel.errors import ResumeError
 from skyrl_transformers.loading import distinct_tensors
@@ -78,10 +77,10 @@ class TrainedModel:
             self.module.train()
             with dropout_drawn_from(self.module, self._seed, self.updates, self._ranks.rank):
                 yield
+        except BaseException:
+            abandon_pass(self.module)
+            raise
         finally:
-            # An error leaves a sharded module in the middle of a pass. Older torch cannot go on then.
-            if isinstance(self.module, FSDPModule) and hasattr(self.module, "reset_iter_state"):
-                self.module.reset_iter_state()
             for parameter in self._parameters:
                 parameter.grad = None
             self.module.eval()
