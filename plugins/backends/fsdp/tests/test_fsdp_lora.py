@@ -36,7 +36,11 @@ ROW = np.arange(40, 52, dtype=np.int32)
 
 
 def trainer(
-    model: Path, *roles: str, optimizer: dict[str, object] | None = None, **lora: object
+    model: Path,
+    *roles: str,
+    optimizer: dict[str, object] | None = None,
+    sequence: int = 1,
+    **lora: object,
 ) -> FsdpTrainer:
     part = {
         "model": {"lora": {"rank": RANK, "alpha": ALPHA, **lora}},
@@ -47,7 +51,7 @@ def trainer(
         gradient_checkpointing=False,
         micro_train_batch_size_per_gpu=2,
         micro_forward_batch_size_per_gpu=4,
-        policy=part,
+        policy={**part, "sequence_parallel_size": sequence},
         critic=part,
     )
     return FsdpTrainer(dict.fromkeys(("policy", *roles), model), config, device="cpu")
@@ -356,10 +360,10 @@ def test_the_critic_trains_adapters_and_its_whole_head(llama: Path, tmp_path: Pa
     assert np.array_equal(logprobs(again, "value"), logprobs(one, "value"))
 
 
-def on_a_rank(model: Path, folder: Path, **lora: object) -> dict[str, object]:
+def on_a_rank(model: Path, folder: Path, sequence: int = 1) -> dict[str, object]:
     """Two updates with all roles, a checkpoint, a third update, and an export."""
     torch.set_num_threads(1)
-    one = trainer(model, "reference", "value", **lora)
+    one = trainer(model, "reference", "value", sequence=sequence)
     loss = Loss(fn=policy_gradient)
     first = {name: tensor.clone() for name, tensor in one.weights("value")}
     metrics, scores = [], {}
@@ -386,13 +390,14 @@ def resumed(model: Path, checkpoint: Path) -> dict[str, float]:
     return metrics
 
 
-@pytest.mark.parametrize("model", ["llama", "qwen2"])
+@pytest.mark.parametrize(("model", "sequence"), [("llama", 1), ("qwen2", 1), ("qwen2", 2)])
 def test_ranks_train_the_adapters_of_one_process(
-    model: str, request: pytest.FixtureRequest, tmp_path: Path
+    model: str, sequence: int, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
+    """Also where they divide every row; the critic's rows stay whole."""
     folder = request.getfixturevalue(model)
     alone = on_a_rank(folder, tmp_path / "1")
-    for found in on_ranks(2, on_a_rank, folder, tmp_path / "2"):
+    for found in on_ranks(2, on_a_rank, folder, tmp_path / "2", sequence):
         for mine, theirs in zip(found["metrics"], alone["metrics"], strict=True):
             assert mine == pytest.approx(theirs, rel=1e-4, abs=1e-5)
         for role, scores in alone["scores"].items():
