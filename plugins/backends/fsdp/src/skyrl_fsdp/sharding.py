@@ -107,9 +107,8 @@ def sum_whole(parameters: Iterable[Parameter]) -> None:
 def abandon_pass(module: Module) -> None:
     """Make a model ready for its next pass after an error in the middle of one."""
     if isinstance(module, FSDPModule) and hasattr(module, "reset_iter_state"):  # since torch 2.13
-        with suppress(
-            AttributeError
-        ):  # it fails where there was no pass yet, nor anything to reset
+        # It fails where there was no pass yet, nor anything to reset.
+        with suppress(AttributeError):
             module.reset_iter_state()
 
 
