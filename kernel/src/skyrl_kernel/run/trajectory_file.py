@@ -88,19 +88,16 @@ def write_trajectories(
 
 def write_table(path: Path, table: "pa.Table") -> None:
     """Write what `trajectory_table` made; whole or not at all, also after a kill."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_for(path)
     try:
         # Dictionaries and statistics cost as much as the rest, and give nothing that compression
-        # does not: a column is a page. It goes to memory first: pyarrow writes in many small parts.
-        with pa.BufferOutputStream() as sink:
-            pq.write_table(
-                table, sink, compression=_codecs(), use_dictionary=False, write_statistics=False
-            )
-            temporary.write_bytes(sink.getvalue())
+        # does not: a column is a page.
+        pq.write_table(
+            table, temporary, compression=_codecs(), use_dictionary=False, write_statistics=False
+        )
         temporary.rename(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
