@@ -61,7 +61,9 @@ class RayRuntime:
     # --- trainer -----------------------------------------------------------------------
 
     def start_trainer(self, recipe: TrainerRecipe) -> Trainer:
-        """A rank on each of its devices; returns when all have loaded their models.
+        """A rank on each of its devices.
+
+        They load their models while engines are started; `start_engine` waits for them.
 
         Raises:
             CapabilityError: The devices are not there.
@@ -86,8 +88,15 @@ class RayRuntime:
         self._trainer = RayTrainer(
             self._ranks(policy, devices.seats(POLICY, shared=shared), "trainer rank"), others
         )
-        log.info("trainer made")
+        if self._engines is not None:
+            self._wait_for_trainer()
         return self._trainer
+
+    def _wait_for_trainer(self) -> None:
+        """What a rank cannot do is to be known before anything is written."""
+        if self._trainer is not None:
+            self._trainer.wait()
+            log.info("trainer made")
 
     def _ranks(self, recipe: TrainerRecipe, seats: Sequence[Seat], what: str) -> Ranks:
         names = [f"{what} {rank}" for rank in range(len(seats))]
@@ -101,7 +110,7 @@ class RayRuntime:
                 strict=True,
             )
         ]
-        return Ranks(actors, processes, get_all(made, processes))
+        return Ranks(actors, processes, made)
 
     # --- engines -----------------------------------------------------------------------
 
@@ -131,6 +140,7 @@ class RayRuntime:
             batches=in_process,
             lockstep=in_process and self._trainer_config.max_staleness == 0,
         )
+        self._wait_for_trainer()
         return self._engines
 
     def _of_one(self, recipe: EngineRecipe) -> EngineRecipe:

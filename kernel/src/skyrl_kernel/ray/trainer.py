@@ -25,25 +25,41 @@ class Ranks:
     """The ranks of one group: every call goes to all of them, in the same order.
 
     Args:
-        actors: Of `skyrl_kernel.ray.rank.Rank`, made.
+        actors: Of `skyrl_kernel.ray.rank.Rank`, being made.
         names: Of each, for messages.
-        shares: (share, shares) of each.
+        made: References to (share, shares) of each.
     """
 
     def __init__(
-        self, actors: Sequence[Any], names: Sequence[Process], shares: Sequence[tuple[int, int]]
+        self, actors: Sequence[Any], names: Sequence[Process], made: Sequence[Any]
     ) -> None:
         self.actors, self.names = list(actors), list(names)
-        self.shares = shares[0][1]
+        self._made = list(made)
+        self._of: list[int] = []
+        self._first: list[int] = []
+
+    def wait(self) -> None:
+        """Return when all are made; raise what one of them raised."""
+        if self._of:
+            return
+        shares: list[tuple[int, int]] = get_all(self._made, self.names)
         self._of = [share for share, _ in shares]
-        self._first = [self._of.index(share) for share in range(self.shares)]
+        self._first = [self._of.index(share) for share in range(shares[0][1])]
+
+    @property
+    def shares(self) -> int:
+        """Number of parts of the data."""
+        self.wait()
+        return len(self._first)
 
     def all(self, method: str, *args: Any) -> list[Any]:
         """Call all with the same."""
+        self.wait()
         return get_all([getattr(a, method).remote(*args) for a in self.actors], self.names)
 
     def deal(self, method: str, *args: Any, parts: Sequence[Any]) -> list[Any]:
         """Call each with its share of ``parts`` after ``args``; the answer for each share."""
+        self.wait()
         sent = [ray.put(part) for part in parts]
         references = [
             getattr(actor, method).remote(*args, sent[share])
@@ -74,6 +90,11 @@ class RayTrainer:
 
     def __init__(self, policy: Ranks, others: Mapping[str, Ranks]) -> None:
         self._policy, self._others = policy, dict(others)
+
+    def wait(self) -> None:
+        """Return when all ranks have loaded their models."""
+        for ranks in self._groups:
+            ranks.wait()
 
     def score(self, role: str, rows: Sequence[IntArray], *, temperature: float) -> list[FloatArray]:
         """[T] log-probs or values of each row; see the protocol."""
