@@ -1,10 +1,13 @@
 """What Ray reads from the environment."""
 
 import os
+import sys
 
 import pytest
 
+from skyrl_kernel.errors import CapabilityError
 from skyrl_kernel.ray.environment import address, exported, prepare
+from skyrl_kernel.ray.plugin import make_runtime
 
 
 @pytest.fixture(autouse=True)
@@ -49,3 +52,12 @@ def test_skyrls_switches_hand_paths_on(monkeypatch: pytest.MonkeyPatch) -> None:
     assert exported() == {"PYTHONPATH": "/work/own", "LD_LIBRARY_PATH": "/opt/lib"}
     monkeypatch.delenv("PYTHONPATH")
     assert exported() == {"LD_LIBRARY_PATH": "/opt/lib"}
+
+
+def test_without_ray_its_runtime_is_refused_with_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)  # as where it is not installed
+    with pytest.raises(CapabilityError, match=r'pip install "skyrl-kernel\[ray\]"'):
+        make_runtime("ray", {})  # type: ignore[arg-type]  # nothing is read of them
+    assert make_runtime("local", {}) is None  # type: ignore[arg-type]
