@@ -446,21 +446,32 @@ def test_a_third_partys_transport_is_a_plugin(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["tensor", "data"])
 def test_weights_reach_every_worker_of_a_server(
-    servers: Any, folder: Path, references: list[Reference], tmp_path: Path
+    servers: Any, folder: Path, references: list[Reference], tmp_path: Path, parallel: str
 ) -> None:
-    """Each of two has half of every layer."""
+    """Each of two has half of every layer, or the whole model and some of the requests."""
     servers.stop()
-    flags = ["--dtype", "float32", "--enforce-eager", "--tensor-parallel-size", "2"]
+    flags = ["--dtype", "float32", "--enforce-eager", f"--{parallel}-parallel-size", "2"]
     server = Server(folder, flags, log=tmp_path / "log")
+
+    async def differences(engine: VllmEngine, reference: Reference) -> list[float]:
+        """Asked at once, so that copies share the work."""
+        return await asyncio.gather(*(difference(engine, reference) for _ in range(8)))
 
     async def body(engine: VllmEngine) -> None:
         for version, (make, reference) in enumerate(
             zip(TRANSPORTS.values(), references[1:], strict=False), start=1
         ):
             engine.carry(make)
-            assert await difference(engine, reference) > 100 * TOLERANCE
+            assert min(await differences(engine, reference)) > 100 * TOLERANCE
             await update(engine, reference, version)
-            assert await difference(engine, reference) <= TOLERANCE
+            assert max(await differences(engine, reference)) <= TOLERANCE
+        if parallel == "data":
+            with urlopen(f"{server.url}/metrics", timeout=10) as answer:
+                text = answer.read().decode()
+            told = r'^vllm:prompt_tokens_total{engine="(\d)".*} ([\d.e+]+)$'
+            computed = dict(re.findall(told, text, re.MULTILINE))
+            assert {copy for copy, tokens in computed.items() if float(tokens)} == {"0", "1"}
 
     use(VllmEngine(server, folder, deadlines=DEADLINES), body)
