@@ -131,9 +131,11 @@ def make_trainer(
 ) -> "Trainer | None":
     """The trainer that ``trainer.strategy`` names.
 
-    Called once, in the trainer's process. ``models`` maps each role in use
-    (``policy``, ``reference``, …) to its model directory; ``total_updates`` is
-    the number of optimizer steps of the whole run, for schedules.
+    Called once in each of the trainer's processes; of several, each is a rank and
+    makes its part: see `skyrl_kernel.protocols.Ranked`. ``models`` maps each role
+    in use (``policy``, ``reference``, …) to its model directory: where the
+    reference has processes of its own, the reference alone. ``total_updates`` is the
+    number of optimizer steps of the whole run, for schedules.
     """
 
 
@@ -152,8 +154,8 @@ def check_engine(name: str, settings: "Settings") -> "Sequence[str] | None":
 def make_engine(name: str, settings: "Settings", model: Path) -> "Engine | None":
     """The engine that ``generator.inference_engine.backend`` names.
 
-    Called once, in the engine's process. It holds the weights of ``model``
-    until `sync_weights` brings others.
+    Called once in the engine's process; with several engines under Ray, once in each.
+    It holds the weights of ``model`` until `sync_weights` brings others.
     """
 
 
