@@ -2,15 +2,21 @@
 
 Start with `runtime`, which makes the parts; each of the others is one idea::
 
-    cluster    a Ray of the run's own, or the one that RAY_ADDRESS names
-    placement  which actor computes on which devices of which node
-    attest     a process has exactly the plugins of the run, or the run is refused
-    rank       an actor: one process of a trainer           trainer   what stands for all of them here
-    host       an actor: one engine                         engines   what stands for all of them here
-    shares     data dealt out to ranks, balanced by tokens
-    packets    rows and samples as few large arrays, which Ray moves without pickling
-    parcels    weights as such arrays, a bounded number of bytes at a time
-    calls      errors of actors as errors of the run
+    environment  what Ray reads before it is imported: the token of a run's own
+    cluster      a Ray of the run's own, or the one that RAY_ADDRESS names
+    placement    which actor computes on which devices of which node
+    attest       a process has exactly the plugins of the run, or the run is refused
+    rank         an actor: one process of a trainer;  trainer  what stands for all of them here
+    host         an actor: one engine;  engines  what stands for all of them here
+    shares       data dealt out to ranks, balanced by tokens
+    packets      rows and samples as few large arrays, which Ray moves without pickling
+    parcels      weights as such arrays, a bounded number of bytes at a time
+    calls        waiting for actors, several at a time
+    errors       what Ray says of a process, as errors of the run
+    begin        what each process does first: logs, network
+    logs         what it logs and prints, in the run's folder
+    network      what its machine is called, and gloo's card
+    quiet        Ray's own remarks, in the log
 
 Nothing here is imported, and Ray is not, unless a run says ``trainer.runtime=ray``.
 """
