@@ -9,9 +9,13 @@ of it after a kill -9 but that folder, which the next run removes.
 import fcntl
 import os
 import shutil
+import signal
+import socket
 import tempfile
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import ray
 
@@ -26,6 +30,8 @@ _MOST_BYTES = 16
 """Of the path of the folder for temporary files; with a longer one, sockets would not fit."""
 _YOUNG_S = 60.0
 """A folder without an owner may only just be made."""
+_ANSWER_S = 10.0
+"""Until something listens at a cluster's address; Ray itself would try for minutes."""
 
 
 class Cluster:
@@ -48,8 +54,10 @@ class Cluster:
             return
         self._joined = True
         self._printed = quieten()
+        self._at_sigterm = signal.getsignal(signal.SIGTERM)
         if (named := address()) is not None:
             _join(named)
+            _interrupt_at_sigterm()
             return
         self.is_own = True
         self._folder = _Folder()
@@ -64,6 +72,7 @@ class Cluster:
         except Exception as error:  # Ray raises many types, none of which says more
             self.close()
             raise RunError(f"Ray does not start on this machine: {error}") from error
+        _interrupt_at_sigterm()
 
     @property
     def logs(self) -> Path | None:
@@ -75,11 +84,13 @@ class Cluster:
         if self._joined:
             ray.shutdown()
             loud(self._printed)
+            _at_sigterm(self._at_sigterm)
         if self._folder is not None:
             self._folder.remove()
 
 
 def _join(named: str) -> None:
+    listens = _look_for(named)
     try:
         ray.init(
             named,
@@ -89,10 +100,50 @@ def _join(named: str) -> None:
         )
     except Exception as error:  # a ConnectionError, a RuntimeError or one of Ray's own
         raise CapabilityError(
-            f"the Ray cluster {ADDRESS}={named} cannot be joined: {error}. Look whether it runs (ray "
-            f"status), with the same Ray ({ray.__version__}) and Python, and whether this machine has "
-            f"its token (RAY_AUTH_TOKEN_PATH); without {ADDRESS} the run starts a Ray of its own"
+            f"the Ray cluster {ADDRESS}={named} cannot be joined: {error}. {listens}Look whether it runs "
+            f"(ray status), with the same Ray ({ray.__version__}) and Python, and whether this machine "
+            f"has its token (RAY_AUTH_TOKEN_PATH); without {ADDRESS} the run starts a Ray of its own"
         ) from error
+
+
+def _look_for(named: str) -> str:
+    """Whether something listens at ``HOST:PORT``, as a sentence; empty for ``auto`` and its like.
+
+    Raises:
+        CapabilityError: Nothing does, or it is no address of a cluster's node.
+    """
+    if "://" in named:
+        raise CapabilityError(
+            f"{ADDRESS}={named} is for clients outside a cluster; a run is on a node of it: give "
+            "HOST:PORT as 'ray start --address' takes it, or auto on such a node"
+        )
+    host, _, port = named.rpartition(":")
+    if not host or not port.isdecimal():
+        return ""
+    deadline = time.monotonic() + _ANSWER_S
+    while True:
+        try:
+            left_s = max(deadline - time.monotonic(), 0.1)
+            socket.create_connection((host.strip("[]"), int(port)), timeout=left_s).close()
+            return "Something listens there, so it is its version or the token. "
+        except (OSError, OverflowError) as error:
+            if time.monotonic() > deadline:
+                raise CapabilityError(
+                    f"nothing listens at {ADDRESS}={named}, asked for {_ANSWER_S:g} s: {error}. Does 'ray "
+                    "start --head' run there, with this port, and does this machine reach it? Without "
+                    f"{ADDRESS} the run starts a Ray of its own"
+                ) from error
+            time.sleep(0.5)
+
+
+def _interrupt_at_sigterm() -> None:
+    """End as at Ctrl-C, which closes everything; Ray would print the stack of its own code first."""
+    _at_sigterm(lambda *_: signal.raise_signal(signal.SIGINT))
+
+
+def _at_sigterm(do: Any) -> None:
+    if threading.current_thread() is threading.main_thread():  # Python refuses others
+        signal.signal(signal.SIGTERM, do)
 
 
 class _Folder:
