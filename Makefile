@@ -56,6 +56,7 @@ docs: $(INSTALLED) ## Write the generated pages, check all pages against the cod
 
 bench: $(INSTALLED) ## Measure speed and memory into benchmarks/RESULTS.md (minutes)
 	@missed=0; $(BIN)/python benchmarks/bench.py || missed=1; \
+	$(BIN)/python benchmarks/ray_bench.py || missed=1; \
 	$(MAKE) --no-print-directory bench-engines || missed=1; exit $$missed
 
 bench-engines: $(INSTALLED) ## The part of it that needs vLLM; without vLLM's CPU build it says so

@@ -13,6 +13,7 @@ import engines_report
 import gpu_report
 import layouts_report
 import learning_report
+import ray_report
 import speed_report
 from curves import draw_algorithms, draw_curves, draw_simulation
 
@@ -24,6 +25,7 @@ ALGORITHMS = HERE / "algorithms.json"
 ALGORITHMS_PAGE = DOCS / "reference" / "algorithms" / "results.md"
 ALGORITHMS_PICTURE = DOCS / "images" / "algorithms.png"
 SPEED = HERE / "speed.json"
+RAY = HERE / "ray.json"
 ENGINES = HERE / "engines.json"
 SIMULATION = HERE / "simulation.json"
 GPU = HERE / "gpu.json"
@@ -33,7 +35,7 @@ TITLE = """\
 
 Written by `make bench`, `make bench-learning`, `make test-all` and, where there is a GPU, \
 `python benchmarks/gpu.py`; the numbers are in `speed.json`, `learning.json`, `layouts.json`, \
-`algorithms.json`, `engines.json`, `simulation.json`, `suite.json` and `gpu.json` beside this page.
+`algorithms.json`, `ray.json`, `engines.json`, `simulation.json`, `suite.json` and `gpu.json` beside this page.
 """
 
 
@@ -54,6 +56,8 @@ def write() -> None:
         parts.append(algorithms_report.section(algorithms))
     if SPEED.exists():
         parts.append(speed_report.section(json.loads(SPEED.read_text())))
+    if RAY.exists() and ray_report.is_whole(ray := json.loads(RAY.read_text())):
+        parts.append(ray_report.section(ray))
     engines = json.loads(ENGINES.read_text()) if ENGINES.exists() else {}
     if SIMULATION.exists():
         engines["simulation"] = json.loads(SIMULATION.read_text())
