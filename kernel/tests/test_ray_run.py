@@ -116,6 +116,16 @@ def test_what_ray_does_not_have_is_refused_with_what_it_has(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_process_that_ray_cannot_start_is_refused_within_a_deadline(tmp_path: Path) -> None:
+    nowhere = "trainer.ray.trainer_env={py_executable: /nonexistent/python}"
+    with pytest.raises(
+        CapabilityError,
+        match=r"^trainer rank 0: no answer in 3 s \(trainer\.ray\.start_timeout_s\): Ray cannot start",
+    ):
+        run_scripted(tmp_path, RAY, nowhere, "trainer.ray.start_timeout_s=3")
+    assert not list(tmp_path.iterdir())
+
+
 def test_several_ranks_are_refused_where_they_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(CapabilityError, match="= 2 ranks needs 'separate_processes'"):
         run_scripted(tmp_path, *TWO_RANKS, "trainer.runtime=local")

@@ -5,6 +5,7 @@ Start with `runtime`, which makes the parts; each of the others is one idea::
     environment  what Ray reads before it is imported: the token of a run's own
     cluster      a Ray of the run's own, or the one that RAY_ADDRESS names
     placement    which actor computes on which devices of which node
+    interpreter  the Python of a process can be one, or the run is refused
     attest       a process has exactly the plugins of the run, or the run is refused
     rank         an actor: one process of a trainer;  trainer  what stands for all of them here
     host         an actor: one engine;  engines  what stands for all of them here

@@ -1,11 +1,12 @@
 """Waiting for actors, and what they raised as this process would have raised it."""
 
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import RayError
 
 from skyrl_kernel.errors import RankError
 from skyrl_kernel.ray.errors import FOLLOWS, Process, gravity, is_of_another, told
@@ -15,17 +16,14 @@ GRACE_S = 10.0
 only have lost its partner."""
 
 
-def get(reference: Any, who: Process, timeout_s: float | None = None) -> Any:
+def get(reference: Any, who: Process) -> Any:
     """The answer of one actor.
 
     Raises:
         SkyrlError: What it raised, or that it is gone.
-        TimeoutError: It gave none within ``timeout_s``.
     """
     try:
-        return ray.get(reference, timeout=timeout_s)
-    except GetTimeoutError:
-        raise TimeoutError(f"{who} gave no answer within {timeout_s:g} s") from None
+        return ray.get(reference)
     except RayError as error:
         raise told(error, who) from None
 
@@ -38,16 +36,24 @@ async def answer(reference: Any, who: Process) -> Any:
         raise told(error, who) from None
 
 
-def get_all(references: Sequence[Any], who: Sequence[Process]) -> list[Any]:
+def get_all(
+    references: Sequence[Any], who: Sequence[Process], within_s: float | None = None
+) -> list[Any]:
     """The answers of all; a failure of one is raised although others may still wait for it.
+
+    Args:
+        references: Of each, to its answer.
+        who: Gives it.
+        within_s: Longest wait; None: as long as it takes.
 
     Raises:
         SkyrlError: What was found by the one who knows best; see `gravity`. If all only lost a
             partner, those who say nothing are named.
+        TimeoutError: Some gave none in that time, and nobody failed; names them.
     """
     waiting = dict(zip(references, who, strict=True))
     failures: list[tuple[BaseException, Process]] = []
-    until: float | None = None
+    until = None if within_s is None else time.monotonic() + within_s
     while waiting:
         left = None if until is None else max(until - time.monotonic(), 0.0)
         done, _ = ray.wait(list(waiting), num_returns=1, timeout=left, fetch_local=False)
@@ -58,10 +64,13 @@ def get_all(references: Sequence[Any], who: Sequence[Process]) -> list[Any]:
             try:
                 ray.get(reference)
             except RayError as error:
+                if not failures:
+                    until = min(until or math.inf, time.monotonic() + GRACE_S)
                 failures.append((told(error, process), process))
-                until = until or time.monotonic() + GRACE_S
     if failures:
         raise _cause(failures, list(waiting.values()))
+    if waiting:
+        raise TimeoutError(f"{', '.join(map(str, waiting.values()))}: no answer in {within_s:g} s")
     return list(ray.get(list(references)))
 
 

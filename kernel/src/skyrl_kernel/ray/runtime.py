@@ -9,6 +9,7 @@ from typing import Any
 import ray
 
 from skyrl_kernel.config import GeneratorConfig, TrainerConfig
+from skyrl_kernel.errors import CapabilityError
 from skyrl_kernel.logs import get_logger
 from skyrl_kernel.protocols import Engine, Settings, Trainer
 from skyrl_kernel.ray.attest import require_same
@@ -18,6 +19,7 @@ from skyrl_kernel.ray.config import RayConfig
 from skyrl_kernel.ray.engines import RayEngines
 from skyrl_kernel.ray.errors import Process
 from skyrl_kernel.ray.host import Host
+from skyrl_kernel.ray.interpreter import require_python
 from skyrl_kernel.ray.logs import output_file
 from skyrl_kernel.ray.placement import (
     ENGINES,
@@ -161,6 +163,8 @@ class RayRuntime:
             gpus = self._config.use_gpus
             if gpus is None:
                 gpus = ray.cluster_resources().get("GPU", 0) > 0
+                if gpus and placement.colocate_all:
+                    _refuse_unforeseen_gpus()
             self._placement = Placement(
                 demands(placement, engine, apart=apart, gpus=gpus),
                 grows=not self._cluster.is_own,
@@ -179,11 +183,14 @@ class RayRuntime:
         """An actor in each seat, held to the plugins of its recipe before it loads any.
 
         Raises:
-            CapabilityError: A machine does not see the run's folder.
+            CapabilityError: A machine does not see the run's folder, or has no such environment.
             PluginLoadError: A process has other plugins than the run.
         """
         more: dict[str, Any] = {"max_concurrency": _CALLS} if kind is Host else {}
         if env := {**recipe.runtime_env, **environment}:
+            assert self._cluster is not None, "reserves the seats"
+            if self._cluster.is_own:
+                require_python(env, names[0])
             more["runtime_env"] = env
         actors: list[Any] = [
             ray.remote(kind)
@@ -194,7 +201,7 @@ class RayRuntime:
         self._actors += actors
         folder = self._folder if self._folder.is_dir() else None
         processes = [Process(name=name) for name in names]
-        machines = get_all([actor.begin.remote(folder) for actor in actors], processes)
+        machines = self._begun([actor.begin.remote(folder) for actor in actors], processes)
         outputs = [None if folder is None else output_file(folder, name) for name in names]
         processes = [
             Process(name=name, where=machine, output=output)
@@ -204,6 +211,18 @@ class RayRuntime:
         for name, found in zip(names, reports, strict=True):
             require_same(recipe.lock, found, name)
         return actors, processes
+
+    def _begun(self, machines: Sequence[Any], processes: Sequence[Process]) -> list[Any]:
+        """The answers of processes that begin. One that cannot, Ray begins anew without end."""
+        longest_s = self._config.start_timeout_s
+        try:
+            return get_all(machines, processes, longest_s)
+        except TimeoutError as error:
+            raise CapabilityError(
+                f"{error} (trainer.ray.start_timeout_s): Ray cannot start the process, or still makes what its "
+                "runtime_env asks for. Look at trainer.ray.trainer_env, trainer.ray.engine_env and Ray's own "
+                "logs, /tmp/ray/session_latest/logs on its node; raise the key if it only takes longer"
+            ) from error
 
     def _num_cpus(self, needed: int) -> int:
         """Of a Ray of the run's own: on processors alone, processes may take turns."""
@@ -221,3 +240,13 @@ class RayRuntime:
             self._placement.close()
         if self._cluster is not None:
             self._cluster.close()
+
+
+def _refuse_unforeseen_gpus() -> None:
+    """A run was planned by the GPUs of this machine: who shares one has to take turns."""
+    if num_gpus() == 0:
+        raise CapabilityError(
+            "the cluster has GPUs, and this machine, where the run was planned, has none: say "
+            "trainer.ray.use_gpus=true, so that trainer and engines take turns on them, or false to "
+            "compute on processors"
+        )
