@@ -14,6 +14,7 @@ from skyrl_kernel.testing.distributions import make_distribution
 from skyrl_kernel.testing.scripted import Script, installed, read_metrics, run_scripted
 
 OFFLOAD = "generator.inference_engine.offload_kv_for_weight_sync=true"
+RAY = "trainer.runtime=ray"
 APART = "trainer.placement.colocate_all=false"
 AHEAD = "trainer.fully_async.enabled=true"
 ONE_STEP = ("trainer.max_training_steps=1", "data.val_data=[]", "trainer.ckpt_interval=-1")
@@ -165,6 +166,22 @@ def test_a_cache_is_not_dropped_under_running_requests() -> None:
         CapabilityError, match=r"offload_kv_for_weight_sync=true drops .* leave one"
     ):
         make_plan(["scripted"], overrides=words)
+
+
+@pytest.mark.usefixtures("site", "gpu")
+def test_what_a_run_says_of_its_gpus_counts_more_than_what_this_machine_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def takes_turns(*words: str) -> bool:
+        words = (RAY, "generator.inference_engine.backend=sleeper", *words)
+        return make_plan(["scripted"], overrides=words).takes_turns
+
+    assert takes_turns()
+    assert not takes_turns("trainer.ray.use_gpus=false")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # as on the head of a cluster
+    assert not takes_turns()
+    assert takes_turns("trainer.ray.use_gpus=true")
+    assert not takes_turns("trainer.ray.use_gpus=true", APART)
 
 
 @pytest.mark.usefixtures("site", "gpu")

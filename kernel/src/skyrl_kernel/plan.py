@@ -26,6 +26,7 @@ from skyrl_kernel.config import (
 from skyrl_kernel.config.compat import shown
 from skyrl_kernel.config.layers import BEFORE
 from skyrl_kernel.config.rules import without_effect
+from skyrl_kernel.config.sources import flatten
 from skyrl_kernel.errors import CapabilityError, ConfigError, PluginSelectionError
 from skyrl_kernel.place import PLACES, SAME_MACHINE, places, shares_gpu
 from skyrl_kernel.plugins import (
@@ -91,6 +92,7 @@ DEVICE_KEYS = tuple(
     )
 )
 COLOCATED_KEY = "trainer.placement.colocate_all"
+USE_GPUS_KEY = "trainer.ray.use_gpus"
 OFFLOAD_KEY = "generator.inference_engine.offload_kv_for_weight_sync"
 SHARES, RECEIVES = "shares_module", "receives_weights"
 """Offered by an engine that computes with the trainer's module, and by one that holds a copy."""
@@ -211,13 +213,13 @@ def make_plan(
         catalog,
         extra_needs={
             **(_trainer_needs(config.config) if training else {}),
-            **(_engine_needs(config.config, offers, apart=apart) if asks_engine else {}),
+            **(_engine_needs(config, offers, apart=apart) if asks_engine else {}),
             **process_needs(config.config),
         },
         places=_places(layers),
     )
     if asks_engine:
-        _refuse_sleep_while_ahead(config.config, offers)
+        _refuse_sleep_while_ahead(config, offers)
     _refuse_unread_sampling(config, catalog)
     engine = config.config.generator.inference_engine.backend
     missing: tuple[str, ...] = ()
@@ -247,7 +249,7 @@ def make_plan(
         manager=manager,
         stages=stages,
         missing=missing,
-        takes_turns=SLEEPS in offers and _shares_gpu(config.config) and not is_ahead,
+        takes_turns=SLEEPS in offers and _shares_gpu(config) and not is_ahead,
     )
 
 
@@ -285,17 +287,25 @@ def _engine_offers(layers: Layers, catalog: Catalog) -> frozenset[str]:
     return frozenset(offer for entry in found for offer in entry.manifest.offers)
 
 
-def _shares_gpu(config: Config) -> bool:
-    """Whether an engine with weights of its own is on the trainer's GPUs."""
+def _shares_gpu(resolved: ResolvedConfig) -> bool:
+    """Whether an engine with weights of its own is on the trainer's GPUs.
+
+    Of GPUs on other machines this one knows by ``trainer.ray.use_gpus`` alone.
+    """
+    config = resolved.config
+    colocated = config.trainer.placement.colocate_all
     urls = config.generator.inference_engine.external_server_urls or []
-    return shares_gpu(urls, colocated=config.trainer.placement.colocate_all)
+    if (said := flatten(resolved.tree).get(USE_GPUS_KEY)) is not None:
+        return bool(said) and colocated and not urls
+    return shares_gpu(urls, colocated=colocated)
 
 
-def _refuse_sleep_while_ahead(config: Config, offers: Collection[str]) -> None:
+def _refuse_sleep_while_ahead(resolved: ResolvedConfig, offers: Collection[str]) -> None:
     """An engine that sleeps generates nothing, and its running requests lose what they have cached."""
+    config = resolved.config
     if not config.trainer.max_staleness:
         return
-    if SERVED in offers and _shares_gpu(config):
+    if SERVED in offers and _shares_gpu(resolved):
         raise CapabilityError(
             f"{ASYNC_KEY}=true lets the engine generate while the trainer trains, and with "
             f"{COLOCATED_KEY}=true they take turns on the same GPUs; give the engine its own with "
@@ -323,15 +333,16 @@ def _trainer_needs(config: Config) -> dict[str, tuple[str, ...]]:
 
 
 def _engine_needs(
-    config: Config, offers: Collection[str], *, apart: bool
+    resolved: ResolvedConfig, offers: Collection[str], *, apart: bool
 ) -> dict[str, tuple[str, ...]]:
     """Key → what it asks of the engine.
 
     Args:
-        config: Of the run.
+        resolved: Config of the run.
         offers: Of the engine. One in the trainer's process has its module or memory, and need not sleep.
         apart: Whether the runtime gives the engine a process of its own.
     """
+    config = resolved.config
     engine = config.generator.inference_engine
     needs: dict[str, tuple[str, ...]] = {}
     if config.trainer.max_staleness:
@@ -345,7 +356,7 @@ def _engine_needs(
         needs["generator.inference_engine.run_engines_locally=false"] = (SERVED,)
     if engine.external_server_urls:
         needs["generator.inference_engine.external_server_urls"] = (SERVED,)
-    if SERVED in offers and _shares_gpu(config):
+    if SERVED in offers and _shares_gpu(resolved):
         needs[f"{COLOCATED_KEY}=true on a GPU"] = (SLEEPS,)
     if engine.offload_kv_for_weight_sync:
         needs[f"{OFFLOAD_KEY}=true"] = (SLEEPS,)

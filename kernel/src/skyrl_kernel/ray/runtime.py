@@ -11,6 +11,7 @@ import ray
 from skyrl_kernel.config import GeneratorConfig, TrainerConfig
 from skyrl_kernel.errors import CapabilityError
 from skyrl_kernel.logs import get_logger
+from skyrl_kernel.place import num_gpus
 from skyrl_kernel.protocols import Engine, Settings, Trainer
 from skyrl_kernel.ray.attest import require_same
 from skyrl_kernel.ray.calls import get_all
