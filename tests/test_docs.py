@@ -527,7 +527,7 @@ def test_the_files_of_a_run_folder_are_explained(lab: Lab) -> None:
     folder = lab.at().path
     here = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
     explained = {name.partition("/")[0] for name in documented("records-and-files.md", "path")}
-    elsewhere = {"failures.jsonl", "loggers", "report.html"}  # nothing lost, no store, no report
+    elsewhere = {"failures.jsonl", "loggers", "report.html", "logs"}  # nothing of that kind here
     assert here | elsewhere == explained
     (checkpoint, *_) = (folder / "checkpoints").iterdir()
     written = {path.name for path in checkpoint.iterdir()}
