@@ -15,6 +15,7 @@ from skyrl_kernel.slots import ALGORITHMS
 from skyrl_kernel.testing.distributions import make_distribution, on_path
 
 ALGORITHM = "trainer.algorithm"
+PLACEMENT = "trainer.placement"
 OTHER_VALUES = {
     "gamma": 0.5,
     "lambd": 0.5,
@@ -99,6 +100,10 @@ def test_a_run_says_which_of_its_settings_change_nothing() -> None:
             f"{ALGORITHM}.dynamic_sampling.type=replace",
         ),
         (f"{ALGORITHM}.overlong_buffer_penalty_factor=2", f"{ALGORITHM}.overlong_buffer_len=auto"),
+        (
+            "trainer.policy.fsdp_config.reshard_after_forward=false",
+            "trainer.policy.fsdp_config.cpu_offload=true",
+        ),
     ],
 )
 def test_what_a_setting_needs_makes_it_read(word: str, with_it: str) -> None:
@@ -110,6 +115,31 @@ def test_what_a_setting_needs_makes_it_read(word: str, with_it: str) -> None:
 
     assert idle(word)
     assert not idle(word, with_it)
+
+
+REF_GPUS = f"{PLACEMENT}.ref_num_gpus_per_node=2"
+APART = [f"{PLACEMENT}.colocate_all=false", f"{PLACEMENT}.colocate_policy_ref=false"]
+KL = f"{ALGORITHM}.use_kl_loss=true"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param([KL], id="colocated"),
+        pytest.param([KL, APART[0], REF_GPUS.replace("ref", "policy")], id="with-the-policy"),
+        pytest.param(APART, id="no-reference"),
+    ],
+)
+def test_gpus_of_a_reference_without_its_own_change_nothing(words: list[str]) -> None:
+    plan = make_plan(["demo"], overrides=[REF_GPUS, "trainer.runtime=ray", *words])
+    assert REF_GPUS.partition("=")[0] in {one.name for one in plan.config.not_read}
+
+
+def test_gpus_of_a_reference_alone_ask_for_processes() -> None:
+    assert make_plan(["demo"], overrides=[REF_GPUS, KL]).tree.trainer.runtime == "local"
+    plan = make_plan(["demo"], overrides=[REF_GPUS, KL, *APART])
+    assert plan.tree.trainer.runtime == "ray"
+    assert REF_GPUS.partition("=")[0] not in {one.name for one in plan.config.not_read}
 
 
 def test_nothing_is_said_of_defaults_presets_and_what_was_asked_for() -> None:

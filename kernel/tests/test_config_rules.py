@@ -23,6 +23,13 @@ def test_the_defaults_break_no_rule() -> None:
     assert broken() == []
 
 
+def test_ranks_without_an_engine_share_with_none() -> None:
+    ranks = f"{PLACEMENT}.policy_num_gpus_per_node=4"
+    (found,) = broken(ranks)
+    assert "the policy has 4 GPUs" in found
+    assert broken(ranks, f"{ENGINE}.backend=none", f"{ALGORITHM}.use_kl_loss=true") == []
+
+
 GPUS_4 = [f"{PLACEMENT}.policy_num_gpus_per_node=4", f"{ENGINE}.num_engines=4"]
 APART = f"{PLACEMENT}.colocate_all=false"
 

@@ -42,6 +42,11 @@ def test_engines_of_their_own_have_as_many_gpus_as_they_are_split_over() -> None
     assert found["engines"].bundles == ({"GPU": 2.0, "CPU": 1.0},) * 3
 
 
+def test_a_run_that_samples_nothing_asks_for_no_engines() -> None:
+    placement = PlacementConfig(colocate_all=False, policy_num_gpus_per_node=2)
+    assert list(asked(placement, InferenceEngineConfig(backend="none"))) == ["policy"]
+
+
 def test_a_reference_may_have_devices_of_its_own() -> None:
     placement = PlacementConfig(
         colocate_all=False,

@@ -35,18 +35,22 @@ def with_runtime(layers: Layers) -> Layers:
 
 def _asks_for_processes(layers: Layers) -> str:
     """The first key that one process could not do; empty if there is none."""
-    for key in _RANKS:
-        value = layers.get(key)
-        if isinstance(value, int) and value > 1:
-            return f"{key}={value}"
+    colocated = any(layers.asked(f"{_PLACEMENT}.{key}") for key in _WITH_POLICY)
+    for role in _roles(colocated=colocated):
+        for key in (f"{_PLACEMENT}.{role}_num_nodes", f"{_PLACEMENT}.{role}_num_gpus_per_node"):
+            value = layers.get(key)
+            if isinstance(value, int) and value > 1:
+                return f"{key}={value}"
     return ""
 
 
-_RANKS = tuple(
-    f"{_PLACEMENT}.{role}_{what}"
-    for role in ("policy", "ref")
-    for what in ("num_nodes", "num_gpus_per_node")
-)
+_WITH_POLICY = ("colocate_all", "colocate_policy_ref")
+"""Each of which puts the reference into the policy's processes."""
+
+
+def _roles(*, colocated: bool) -> tuple[str, ...]:
+    """Those that may have processes of their own."""
+    return ("policy",) if colocated else ("policy", "ref")
 
 
 def is_apart(layers: Layers, catalog: Catalog) -> bool:
@@ -70,13 +74,18 @@ def process_needs(config: Config) -> dict[str, tuple[str, ...]]:
     """What placement asks of the trainer and the runtime: key → capabilities."""
     placement = config.trainer.placement
     ranks = {
-        f"{_PLACEMENT}.{role}_num_nodes × {role}_num_gpus_per_node = {count} ranks": count
-        for role, count in (
-            ("policy", placement.policy_num_nodes * placement.policy_num_gpus_per_node),
-            ("ref", placement.ref_num_nodes * placement.ref_num_gpus_per_node),
-        )
+        "policy": placement.policy_num_nodes * placement.policy_num_gpus_per_node,
+        "ref": placement.ref_num_nodes * placement.ref_num_gpus_per_node,
     }
-    return {who: (APART, SEVERAL_RANKS) for who, count in ranks.items() if count > 1}
+    colocated = any(getattr(placement, key) for key in _WITH_POLICY)
+    return {
+        f"{_PLACEMENT}.{role}_num_nodes × {role}_num_gpus_per_node = {ranks[role]} ranks": (
+            APART,
+            SEVERAL_RANKS,
+        )
+        for role in _roles(colocated=colocated)
+        if ranks[role] > 1
+    }
 
 
 def refuse_nearness(sync: PluginEntry, key: str) -> None:

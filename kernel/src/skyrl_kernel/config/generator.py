@@ -6,6 +6,9 @@ from pydantic import Field, field_validator, model_validator
 
 from skyrl_kernel.config.section import Fraction, Positive, Seconds, Section
 
+NO_ENGINE = "none"
+"""``backend`` of runs that sample nothing."""
+
 
 class SamplingConfig(Section):
     """``generator.….sampling_params``: how completions are sampled."""

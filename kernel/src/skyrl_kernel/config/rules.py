@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from skyrl_kernel.config.compat import Answer, Row, shown
+from skyrl_kernel.config.generator import NO_ENGINE
 from skyrl_kernel.config.layers import Layers
 
 Asked = Callable[[str], Any]
@@ -72,6 +73,9 @@ class Idle:
 
 
 _ESTIMATOR = f"{ALGORITHM}.advantage_estimator"
+
+_OF_POLICY = ("policy_num_nodes", "policy_num_gpus_per_node")
+_OF_REFERENCE = (f"{PLACEMENT}.ref_num_nodes", f"{PLACEMENT}.ref_num_gpus_per_node")
 
 IDLE: tuple[Idle, ...] = (
     Idle(
@@ -153,6 +157,42 @@ IDLE: tuple[Idle, ...] = (
         keys=(f"{PLACEMENT}.colocate_policy_ref",),
         where=(f"{PLACEMENT}.colocate_all=true",),
         text=f"of {PLACEMENT}.colocate_all=false; with true the reference is where the policy is",
+    ),
+    *(
+        Idle(
+            keys=_OF_REFERENCE,
+            where=where,
+            text=f"of a reference on devices of its own, which {PLACEMENT}.colocate_all=false and "
+            "colocate_policy_ref=false ask for",
+        )
+        for where in (
+            (f"{PLACEMENT}.colocate_all=true",),
+            (f"{PLACEMENT}.colocate_policy_ref=true",),
+        )
+    ),
+    Idle(
+        keys=_OF_REFERENCE,
+        unless="ref_logprobs",
+        text="of a reference, which no stage asks for",
+    ),
+    *(
+        Idle(
+            keys=tuple(
+                f"trainer.{role}.fsdp_config.{key}"
+                for key in ("fsdp_size", "reshard_after_forward", "mixed_precision.")
+            ),
+            where=(
+                *(f"{PLACEMENT}.{count}=1" for count in counts),
+                f"trainer.{role}.fsdp_config.cpu_offload=false",
+            ),
+            text=f"of weights that are spread over ranks, and there is one: {PLACEMENT}.{counts[-1]} "
+            "above 1 makes more",
+        )
+        for role, counts in (
+            ("policy", _OF_POLICY),
+            ("critic", _OF_POLICY),
+            ("ref", (*_OF_POLICY, "ref_num_nodes", "ref_num_gpus_per_node")),
+        )
     ),
     Idle(
         keys=("trainer.ref.model.path",),
@@ -345,6 +385,8 @@ def _are_numbers(*values: Any) -> bool:
 def _colocation(asked: Asked) -> Iterator[str]:
     policy = _gpus(asked, "policy")
     if asked(f"{PLACEMENT}.colocate_all"):
+        if asked(f"{ENGINE}.backend") == NO_ENGINE:
+            return
         sizes = [f"{ENGINE}.{of}" for of in ("num_engines", *_PARALLEL)]
         engines = _product(asked, *sizes)
         counts = [asked(f"{PLACEMENT}.policy_{of}") for of in ("num_nodes", "num_gpus_per_node")]

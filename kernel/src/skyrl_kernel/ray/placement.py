@@ -27,14 +27,20 @@ from ray.util.placement_group import (
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from skyrl_kernel.config import InferenceEngineConfig
+from skyrl_kernel.config.generator import NO_ENGINE
 from skyrl_kernel.config.trainer import PlacementConfig
 from skyrl_kernel.errors import CapabilityError, ConfigError
+from skyrl_kernel.logs import get_logger
 
 TIMEOUT = "SKYRL_RAY_PG_TIMEOUT_IN_S"
 DEFAULT_TIMEOUT_S = 180.0
 SHARED = 0.2
 """Part of a device that each of those takes who share it; SkyRL's."""
 POLICY, REFERENCE, ENGINES = "policy", "ref", "engines"
+_ANNOUNCED_S = 5.0
+"""A wait for devices that takes longer is spoken of."""
+
+log = get_logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,7 +75,8 @@ def demands(
     found = [_of_role(POLICY, config.policy_num_nodes, config.policy_num_gpus_per_node, gpus)]
     if apart:
         found.append(_of_role(REFERENCE, config.ref_num_nodes, config.ref_num_gpus_per_node, gpus))
-    if not config.colocate_all and not engine.external_server_urls:
+    starts = engine.backend != NO_ENGINE and not engine.external_server_urls
+    if starts and not config.colocate_all:
         size = (
             engine.tensor_parallel_size * engine.pipeline_parallel_size * engine.data_parallel_size
         )
@@ -148,10 +155,7 @@ class Placement:
                     [dict(bundle) for bundle in demand.bundles], strategy=demand.strategy
                 )
                 self._groups[demand.name] = group
-                try:
-                    ray.get(group.ready(), timeout=timeout_s)
-                except GetTimeoutError:
-                    raise CapabilityError(_lacking(demand, f"{timeout_s:g} s")) from None
+                _wait(group, demand, timeout_s)
         except BaseException:
             self.close()
             raise
@@ -183,6 +187,24 @@ class Placement:
         for group in self._groups.values():
             remove_placement_group(group)
         self._groups.clear()
+
+
+def _wait(group: PlacementGroup, demand: Demand, timeout_s: float) -> None:
+    """Until it is reserved; whoever waits longer is told for what, once."""
+    ready = group.ready()
+    announced_s = min(_ANNOUNCED_S, timeout_s)
+    try:
+        try:
+            ray.get(ready, timeout=announced_s)
+        except GetTimeoutError:
+            if announced_s == timeout_s:
+                raise
+            log.warning(
+                f"waiting for devices, at most {TIMEOUT}={timeout_s:g} s: {_there_for(demand)}"
+            )
+            ray.get(ready, timeout=timeout_s - announced_s)
+    except GetTimeoutError:
+        raise CapabilityError(_lacking(demand, f"{timeout_s:g} s")) from None
 
 
 def _first(nodes: Mapping[int, str], node: str) -> int:
@@ -222,17 +244,23 @@ def _sum(sums: Mapping[str, float], kind: str) -> str:
 
 
 def _lacking(demand: Demand, waited: str = "", *, together: str = "") -> str:
+    when = f" within {TIMEOUT}={waited}" if waited else ""
+    raised = f", or raise {TIMEOUT} if nodes are still coming" if waited else ""
+    return (
+        f"Ray does not have what the run needs{when}: {_there_for(demand, together)}. Lower those keys, "
+        f"put more on the same devices with trainer.placement.colocate_all=true, or add nodes{raised}"
+    )
+
+
+def _there_for(demand: Demand, together: str = "") -> str:
+    """What it asks for, and what of that there is."""
     asked = f"{len(demand.bundles)} × ({_resources(demand.bundles[0])})"
     one_node = " on one node" if demand.strategy == "STRICT_PACK" else ""
     nodes = [node for node in ray.nodes() if node["Alive"]]
     there = "; ".join(f"{n['NodeManagerHostname']}: {_resources(n['Resources'])}" for n in nodes)
-    free = ray.available_resources()
-    when = f" within {TIMEOUT}={waited}" if waited else ""
-    raised = f", or raise {TIMEOUT} if nodes are still coming" if waited else ""
     return (
-        f"Ray does not have what the run needs{when}: {asked}{one_node} for {demand.name} "
-        f"({demand.why}){together}. There is {there}; free of that: {_resources(free)}. Lower those keys, "
-        f"put more on the same devices with trainer.placement.colocate_all=true, or add nodes{raised}"
+        f"{asked}{one_node} for {demand.name} ({demand.why}){together}. There is {there}; "
+        f"free of that: {_resources(ray.available_resources())}"
     )
 
 

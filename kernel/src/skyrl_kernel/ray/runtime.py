@@ -9,6 +9,7 @@ from typing import Any
 import ray
 
 from skyrl_kernel.config import GeneratorConfig, TrainerConfig
+from skyrl_kernel.config.generator import NO_ENGINE
 from skyrl_kernel.errors import CapabilityError
 from skyrl_kernel.logs import get_logger
 from skyrl_kernel.place import num_gpus
@@ -120,10 +121,15 @@ class RayRuntime:
     def start_engine(self, recipe: EngineRecipe) -> Engine:
         """``num_engines`` of them; they load while the run goes on, and are waited for at first use.
 
+        What stands for none is in this process.
+
         Raises:
             CapabilityError: The devices are not there.
             PluginLoadError: A process has other plugins than the run.
         """
+        if recipe.name == NO_ENGINE:
+            self._wait_for_trainer()
+            return recipe.make()
         config = self._generator.inference_engine
         colocated = self._trainer_config.placement.colocate_all
         devices = self._place(apart=self._apart)
