@@ -1,4 +1,4 @@
-"""Clusters that cannot be joined, and how a run on Ray ends when it is told to."""
+"""Clusters that cannot be joined, and a run on Ray that is told to end."""
 
 import os
 import signal
@@ -6,7 +6,6 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -46,23 +45,18 @@ def test_an_address_for_clients_outside_is_refused(
 
 
 OWN = """
-import os, time
+import time
 from skyrl_kernel.ray.environment import prepare
 prepare()
 from skyrl_kernel.ray.cluster import Cluster
-cluster = Cluster(num_cpus=1)
-print(cluster._folder.path, flush=True)
-try:
-    time.sleep(60)
-except KeyboardInterrupt:
-    print("interrupted", flush=True)
-finally:
-    cluster.close()
+Cluster(num_cpus=1)
+print("begun", flush=True)
+time.sleep(60)
 """
 
 
 @pytest.mark.slow
-def test_sigterm_ends_a_run_as_ctrl_c_does(tmp_path: Path) -> None:
+def test_sigterm_ends_a_run_at_once_without_a_word_of_ray() -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", OWN],
         stdout=subprocess.PIPE,
@@ -72,13 +66,11 @@ def test_sigterm_ends_a_run_as_ctrl_c_does(tmp_path: Path) -> None:
     )
     try:
         assert process.stdout is not None
-        folder = Path(process.stdout.readline().strip())
-        assert folder.is_dir()
+        assert process.stdout.readline() == "begun\n"
         process.send_signal(signal.SIGTERM)
-        said, _ = process.communicate(timeout=60)
+        said, _ = process.communicate(timeout=30)  # ends when Ray's processes have ended too
     finally:
         process.kill()
         process.wait()
-    assert said == "interrupted\n"
-    assert process.returncode == 0
-    assert not folder.exists()
+    assert said == ""
+    assert process.returncode == -signal.SIGTERM

@@ -104,15 +104,20 @@ def test_a_run_goes_on_with_another_number_of_ranks(tmp_path: Path, alone: RunRe
 
 
 def test_what_ray_does_not_have_is_refused_with_what_it_has(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("SKYRL_RAY_PG_TIMEOUT_IN_S", "1")
+    monkeypatch.setattr("skyrl_kernel.ray.placement._ANNOUNCED_S", 0.1)
     with pytest.raises(
         CapabilityError,
         match=r"within SKYRL_RAY_PG_TIMEOUT_IN_S=1 s: 20 × \(CPU 1\) for engines \(generator\.inference_"
         r"engine\.num_engines × .*\)\. There is .*: CPU 8; free of that: CPU 7\. .* nodes are still coming",
     ):
         run_scripted(tmp_path, RAY, APART, f"{ENGINES}=20")
+    said = " ".join(capsys.readouterr().out.split())
+    assert (
+        "waiting for devices, at most SKYRL_RAY_PG_TIMEOUT_IN_S=1 s: 20 × (CPU 1) for eng" in said
+    )
     assert not list(tmp_path.iterdir())
 
 

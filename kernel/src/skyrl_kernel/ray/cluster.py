@@ -54,10 +54,15 @@ class Cluster:
             return
         self._joined = True
         self._printed = quieten()
-        self._at_sigterm = signal.getsignal(signal.SIGTERM)
+        at_sigterm = signal.getsignal(signal.SIGTERM)
+        try:
+            self._join_or_start(num_cpus)
+        finally:
+            _at_sigterm(at_sigterm)
+
+    def _join_or_start(self, num_cpus: int) -> None:
         if (named := address()) is not None:
             _join(named)
-            _interrupt_at_sigterm()
             return
         self.is_own = True
         self._folder = _Folder()
@@ -72,7 +77,6 @@ class Cluster:
         except Exception as error:  # Ray raises many types, none of which says more
             self.close()
             raise RunError(f"Ray does not start on this machine: {error}") from error
-        _interrupt_at_sigterm()
 
     @property
     def logs(self) -> Path | None:
@@ -84,7 +88,6 @@ class Cluster:
         if self._joined:
             ray.shutdown()
             loud(self._printed)
-            _at_sigterm(self._at_sigterm)
         if self._folder is not None:
             self._folder.remove()
 
@@ -136,12 +139,8 @@ def _look_for(named: str) -> str:
             time.sleep(0.5)
 
 
-def _interrupt_at_sigterm() -> None:
-    """End as at Ctrl-C, which closes everything; Ray would print the stack of its own code first."""
-    _at_sigterm(lambda *_: signal.raise_signal(signal.SIGINT))
-
-
 def _at_sigterm(do: Any) -> None:
+    """What was done before Ray came, which first prints the stack of its own code."""
     if threading.current_thread() is threading.main_thread():  # Python refuses others
         signal.signal(signal.SIGTERM, do)
 

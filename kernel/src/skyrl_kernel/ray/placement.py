@@ -190,7 +190,7 @@ class Placement:
 
 
 def _wait(group: PlacementGroup, demand: Demand, timeout_s: float) -> None:
-    """Until it is reserved; whoever waits longer is told for what, once."""
+    """Until it is reserved; a long wait is spoken of, once."""
     ready = group.ready()
     announced_s = min(_ANNOUNCED_S, timeout_s)
     try:
