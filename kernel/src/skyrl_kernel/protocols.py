@@ -252,6 +252,19 @@ class Trainer(Protocol):
 
 
 @runtime_checkable
+class LendsAdapter(Protocol):
+    """What a trainer adds to `Trainer` that offers ``lends_adapter``: the part that LoRA trains."""
+
+    def adapter(self) -> Iterator[tuple[str, "torch.Tensor"]]:
+        """The policy's adapter by PEFT's names, ``base_model.model.PATH.lora_A.weight`` and ``…lora_B.weight``.
+
+        A is [rank, in]; B is [out, rank] times alpha / rank: the layer adds B(Ax) to what it
+        computes without. With several ranks as `Trainer.weights`.
+        """
+        ...
+
+
+@runtime_checkable
 class Ranked(Protocol):
     """What a trainer adds to `Trainer` where several processes make up one: offers ``several_ranks``.
 

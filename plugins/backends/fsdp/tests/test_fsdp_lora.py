@@ -239,6 +239,27 @@ def test_weights_are_whole_and_merged_and_leave_the_model_alone(
     np.testing.assert_allclose(logprobs(one)[1:], expected, atol=1e-5)
 
 
+def test_what_an_adapter_adds_is_the_difference_of_merged_and_first_weights(llama: Path) -> None:
+    """Where the adapter goes alone: alpha / rank = 4 is in B already."""
+    one = trainer(llama)
+    first = tensors(one)
+    train(one, range(3))
+    lent = dict(one.adapter())
+    assert set(lent) == {
+        f"base_model.model.{name.removesuffix('.weight')}.lora_{letter}.weight"
+        for name in first
+        if "_proj" in name
+        for letter in "AB"
+    }
+    for name, merged in tensors(one).items():
+        layer = f"base_model.model.{name.removesuffix('.weight')}.lora_"
+        if f"{layer}A.weight" in lent:
+            added = lent[f"{layer}B.weight"] @ lent[f"{layer}A.weight"]
+            torch.testing.assert_close(merged - first[name], added, atol=1e-6, rtol=0)
+        else:
+            assert torch.equal(merged, first[name])
+
+
 def test_an_engine_with_weights_of_its_own_gets_merged_ones(llama: Path) -> None:
     one = trainer(llama)
     train(one, range(3))
@@ -375,7 +396,7 @@ def on_a_rank(model: Path, folder: Path, sequence: int = 1) -> dict[str, object]
     for role in ("policy", "reference", "value"):
         scores[role] = logprobs(one, role)
     one.export(folder / "export")
-    weights = tensors(one)
+    weights = tensors(one) | {name: tensor.clone() for name, tensor in one.adapter()}
     one.close()
     return {"metrics": metrics, "scores": scores, "weights": weights, "value": first}
 

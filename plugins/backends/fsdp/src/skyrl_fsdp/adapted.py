@@ -128,6 +128,27 @@ def _added(layer: "Adapted", whole: Callable[[Tensor], Tensor]) -> Tensor:
     return added.T if layer.fan_in_fan_out else added
 
 
+@torch.no_grad()
+def adapter_tensors(
+    module: Module, whole: Callable[[Tensor], Tensor] = _as_it_is, *, scaled: bool = False
+) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of the adapters alone, by PEFT's names.
+
+    Args:
+        module: With or without adapters.
+        whole: As in `merged_tensors`.
+        scaled: Whether B comes times alpha / rank, so that B(Ax) is what is added.
+    """
+    for path, layer in adapted_layers(module).items():
+        for letter, parameter in zip("AB", _adapter_parameters(layer), strict=True):
+            factor = layer.scaling[ADAPTER] if scaled and letter == "B" else 1
+            tensor = whole(parameter.detach())
+            yield (
+                f"base_model.model.{path}.lora_{letter}.weight",
+                tensor if factor == 1 else tensor * factor,
+            )
+
+
 def write_adapter(
     module: Module,
     base: Path,
@@ -145,13 +166,7 @@ def write_adapter(
         whole: As in `merged_tensors`.
         writes: False takes part in ``whole`` and writes nothing: on all ranks but one.
     """
-    tensors = {
-        f"base_model.model.{path}.lora_{letter}.weight": whole(parameter.detach())
-        .cpu()
-        .contiguous()
-        for path, layer in adapted_layers(module).items()
-        for letter, parameter in zip("AB", _adapter_parameters(layer), strict=True)
-    }
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in adapter_tensors(module, whole)}
     if not writes:
         return
     folder.mkdir(parents=True, exist_ok=True)

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
-from skyrl_fsdp.adapted import adapters_off, merged_tensors
+from skyrl_fsdp.adapted import adapter_tensors, adapters_off, merged_tensors
 from skyrl_fsdp.backward import Backward
 from skyrl_fsdp.critic import Critic
 from skyrl_fsdp.export import export_policy
@@ -323,6 +323,11 @@ class FsdpTrainer:
         """
         with self._ranks.together():
             yield from merged_tensors(self._model(role), whole, adapted=role not in self._unadapted)
+
+    def adapter(self) -> Iterator[tuple[str, Tensor]]:
+        """The policy's adapter alone, by PEFT's names, B times alpha / rank; else as `weights`."""
+        with self._ranks.together():
+            yield from adapter_tensors(self._model(POLICY), whole, scaled=True)
 
     def save(self, folder: Path) -> None:
         """Write what is trained: the policy into ``folder``, the critic into ``value`` in it."""
