@@ -1,12 +1,18 @@
 """One engine: an actor. Its methods are async, so that it generates while weights arrive."""
 
-import os
+import contextlib
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from skyrl_kernel.errors import CapabilityError, FailureKind, SkyrlError, TrajectoryError
+from skyrl_kernel.errors import (
+    CapabilityError,
+    FailureKind,
+    PluginError,
+    SkyrlError,
+    TrajectoryError,
+)
 from skyrl_kernel.logs import get_logger
 from skyrl_kernel.protocols import Engine, Forgets, Sleeps, Starts
 from skyrl_kernel.ray.attest import Report, report
@@ -41,20 +47,17 @@ class Host:
         """What this process has of the plugins of the run."""
         return report(lock)
 
-    async def make(self, recipe: bytes, environment: Mapping[str, str]) -> bool:
+    async def make(self, recipe: bytes) -> bool:
         """Make the engine and wait until it may be asked; whether it computes in lockstep."""
-        os.environ.update(environment)
-        self._recipe = pickle.loads(recipe)  # the controller's, of this run
-        assert self._recipe is not None
-        self._recipe.process = self._process
-        try:
+        with self._named("make_engine"):
+            self._recipe = pickle.loads(recipe)  # the controller's, of this run
+            assert self._recipe is not None
+            self._recipe.process = self._process
             if missing := self._recipe.missing():
                 raise CapabilityError("\n".join(missing))
             self._engine = self._recipe.make()
             if isinstance(self._engine, Starts):
                 await self._engine.started()
-        except Exception as error:
-            raise self._named(error, "make_engine") from error
         return self._engine.lockstep
 
     async def generate(self, requests: Sequence[GenerateRequest]) -> list[Completion]:
@@ -64,83 +67,85 @@ class Host:
             TrajectoryError: The engine raised something of its own, which costs these requests.
         """
         try:
-            return await self._made.generate(requests)
-        except Exception as error:
-            named = self._named(error, "generate")
-            if named is error:
-                raise
-            raise TrajectoryError(
-                FailureKind.INFRASTRUCTURE, str(named), getattr(named, "plugin", None)
-            ) from error
+            with self._named("generate"):
+                return await self._made.generate(requests)
+        except PluginError as error:
+            raise TrajectoryError(FailureKind.INFRASTRUCTURE, str(error), error.plugin) from error
 
     async def logprobs(self, rows: Rows, temperature: float) -> Rows:
         """See `Engine.logprobs`."""
-        try:
+        with self._named("logprobs"):
             return Rows.of(await self._made.logprobs(rows.unpack(), temperature=temperature))
-        except Exception as error:
-            raise self._named(error, "logprobs") from error
 
     async def begin_update(self, version: int) -> None:
         """See `Engine.begin_update`."""
-        await self._made.begin_update(version)
+        with self._named("begin_update"):
+            await self._made.begin_update(version)
 
     async def receive(self, parcel: Parcel | None) -> None:
         """Some of the weights: `Engine.apply_update`."""
-        try:
+        with self._named("apply_update"):
             await self._made.apply_update(tensors(parcel or []))
-        except Exception as error:
-            raise self._named(error, "apply_update") from error
 
     async def finish_update(self, version: int) -> int:
         """See `Engine.finish_update`; the version that the engine says it has."""
-        try:
+        with self._named("finish_update"):
             await self._made.finish_update(version)
-        except Exception as error:
-            raise self._named(error, "finish_update") from error
-        return self._made.version
+            return self._made.version
 
     async def abort(self) -> None:
         """See `Engine.abort`."""
-        await self._made.abort()
+        with self._named("abort"):
+            await self._made.abort()
 
     async def pause(self) -> None:
         """See `Engine.pause`."""
-        await self._made.pause()
+        with self._named("pause"):
+            await self._made.pause()
 
     async def resume(self) -> None:
         """See `Engine.resume`."""
-        await self._made.resume()
+        with self._named("resume"):
+            await self._made.resume()
 
     async def forget_cache(self) -> None:
         """See `Forgets`."""
         assert isinstance(self._made, Forgets), "asked of engines that offer it"
-        await self._made.forget_cache()
+        with self._named("forget_cache"):
+            await self._made.forget_cache()
 
     async def sleep(self, level: int) -> None:
         """See `Sleeps`."""
         assert isinstance(self._made, Sleeps), "asked of engines that offer it"
-        await self._made.sleep(level)
+        with self._named("sleep"):
+            await self._made.sleep(level)
 
     async def wake(self, what: Literal["weights", "kv_cache"]) -> None:
         """See `Sleeps`."""
         assert isinstance(self._made, Sleeps), "asked of engines that offer it"
-        await self._made.wake(what)
+        with self._named("wake"):
+            await self._made.wake(what)
 
     async def close(self) -> None:
         """See `Engine.close`."""
         if self._engine is not None:
-            await self._engine.close()
+            with self._named("close"):
+                await self._engine.close()
 
     @property
     def _made(self) -> Engine:
         assert self._engine is not None, "the runtime calls `make` first"
         return self._engine
 
-    def _named(self, error: Exception, hook: str) -> Exception:
-        """The same with the name of its plugin and of this process; the kernel's own as they are."""
-        if isinstance(error, SkyrlError):
-            return error
-        log.error("failed", hook=hook, exc_info=error)
-        if self._recipe is None:
-            return error
-        return self._recipe.manager.attribute(error, hook, step=None)
+    @contextlib.contextmanager
+    def _named(self, hook: str) -> Iterator[None]:
+        """Give an exception the name of its plugin, and of this process, while there is a traceback."""
+        try:
+            yield
+        except SkyrlError:
+            raise
+        except Exception as error:
+            log.exception("failed", hook=hook)
+            if self._recipe is None:
+                raise
+            raise self._recipe.manager.attribute(error, hook, step=None) from error

@@ -138,11 +138,13 @@ class Rank:
 
     def offload(self) -> None:
         """See `Trainer.offload`."""
-        self._made.offload()
+        with self._named("offload"):
+            self._made.offload()
 
     def onload(self) -> None:
         """See `Trainer.onload`."""
-        self._made.onload()
+        with self._named("onload"):
+            self._made.onload()
 
     def close(self) -> None:
         """Leave the process group, if there is one."""

@@ -140,7 +140,7 @@ class RayRuntime:
             recipe = self._of_one(recipe)
         names = [f"engine {place}" for place in range(len(seats))]
         actors, processes = self._start(Host, names, seats, recipe, self._config.engine_env)
-        made = [actor.make.remote(pickle.dumps(recipe), {}) for actor in actors]
+        made = [actor.make.remote(pickle.dumps(recipe)) for actor in actors]
         in_process = "in_process" in recipe.offers
         self._engines = RayEngines(
             actors,
