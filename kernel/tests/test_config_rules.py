@@ -71,11 +71,11 @@ BROKEN = [
     ),
     (
         [*GPUS_4, "trainer.policy.sequence_parallel_size=3"],
-        r"= 4 GPUs do not divide into copies of the model of 3 each, as trainer\.policy asks",
+        r"trainer\.policy\.sequence_parallel_size = 3 asks for a multiple of 3 GPUs, .*_per_node is 4: ",
     ),
     (
         [*GPUS_4, "trainer.strategy=megatron", f"{MEGATRON}.pipeline_model_parallel_size=8"],
-        r"of the model of 8 each",
+        r"pipeline_model_parallel_size × .* = 8 asks for a multiple of 8 GPUs",
     ),
     # placement and engines
     (

@@ -324,9 +324,10 @@ def _copies(asked: Asked) -> Iterator[str]:
     for role in _trained_roles(asked):
         gpus, ranks = _gpus(asked, role), _ranks_per_copy(asked, role)
         if gpus % ranks:
+            keys = " × ".join(_keys_of_copy(asked, role))
             yield (
-                f"{PLACEMENT}.{role}_num_nodes × {PLACEMENT}.{role}_num_gpus_per_node = {gpus} GPUs do "
-                f"not divide into copies of the model of {ranks} each, as trainer.{role} asks for them"
+                f"{keys} = {ranks} asks for a multiple of {ranks} GPUs, and {PLACEMENT}.{role}_num_nodes "
+                f"× {PLACEMENT}.{role}_num_gpus_per_node is {gpus}: change one of them"
             )
 
 
@@ -360,13 +361,15 @@ def _gpus(asked: Asked, role: str) -> int:
 
 
 def _ranks_per_copy(asked: Asked, role: str) -> int:
-    """Ranks that hold one copy of the model."""
+    """Ranks that compute the same rows together."""
+    return _product(asked, *_keys_of_copy(asked, role))
+
+
+def _keys_of_copy(asked: Asked, role: str) -> list[str]:
     if asked("trainer.strategy") != "megatron" or role == "critic":
-        return _product(asked, f"trainer.{role}.sequence_parallel_size")
+        return [f"trainer.{role}.sequence_parallel_size"]
     parallel = ("tensor_model", "pipeline_model", "context")
-    return _product(
-        asked, *(f"trainer.{role}.megatron_config.{of}_parallel_size" for of in parallel)
-    )
+    return [f"trainer.{role}.megatron_config.{of}_parallel_size" for of in parallel]
 
 
 def _product(asked: Asked, *keys: str) -> int:
