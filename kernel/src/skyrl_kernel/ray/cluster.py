@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import socket
+import stat
 import tempfile
 import threading
 import time
@@ -166,8 +167,9 @@ def _sweep(root: Path) -> None:
     """Remove the folders of this user's runs that were killed."""
     for folder in root.glob(f"{_PREFIX}*"):
         try:
-            status = folder.stat()
-            if status.st_uid != os.getuid() or time.time() - status.st_mtime < _YOUNG_S:
+            status = folder.lstat()  # what others link to in a shared folder is not ours
+            is_ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
+            if not is_ours or time.time() - status.st_mtime < _YOUNG_S:
                 continue
             with (folder / _HELD).open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
