@@ -62,6 +62,30 @@ def test_a_dry_run_begins_with_what_is_missing_and_what_is_not_read(
     ]
 
 
+def test_a_dry_run_shows_which_processes_there_will_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    def shown(*overrides: str) -> list[str]:
+        text = describe_plan(plan(*overrides))
+        _, title, rest = text.partition("\nprocesses\n")
+        return [line.strip() for line in rest.partition("\nobservers")[0].splitlines() if title]
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert shown() == []
+    two = ("trainer.placement.policy_num_gpus_per_node=2", f"{ENGINE}.num_engines=2")
+    assert shown(*two) == [
+        "ray: the run's own, on this machine",
+        "ranks of the trainer: 1 × 2",
+        "engines: 2, on the trainer's devices",
+    ]
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    apart = ("trainer.placement.colocate_all=false", "trainer.placement.colocate_policy_ref=false")
+    assert shown(*two, *apart, "trainer.placement.ref_num_nodes=3") == [
+        "ray: the cluster RAY_ADDRESS=10.0.0.1:6379",
+        "ranks of the trainer: 1 × 2",
+        "of the reference, if there is one: 3 × 1",
+        "engines: 2, on devices of their own",
+    ]
+
+
 NOT_YET = (
     f"{ENGINE}.speculative_config.method=eagle",
     "trainer.policy.record_memory=true",

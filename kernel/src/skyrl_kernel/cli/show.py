@@ -7,6 +7,7 @@ from skyrl_kernel.config.sources import flatten
 from skyrl_kernel.feed.feed import sink_plugins
 from skyrl_kernel.masking import mask_secrets
 from skyrl_kernel.plan import Plan
+from skyrl_kernel.ray.environment import ADDRESS, address
 from skyrl_kernel.slots import STAGES
 
 _OBSERVED = (
@@ -20,7 +21,7 @@ _OBSERVED = (
 
 
 def describe_plan(plan: Plan) -> str:
-    """What is missing or not read; config with origins, plugins, stages, wrappers, observers."""
+    """What is missing or not read; config with origins, plugins, stages, processes, observers."""
     lines = [*_answers(plan), "config (defaults last)"]
     tree = flatten(mask_secrets(plan.config.tree))
     origins = plan.config.origins
@@ -34,6 +35,7 @@ def describe_plan(plan: Plan) -> str:
         stage = plan.stages[slot.hook]
         layers = "".join(f" < wrapped by {wrapper.qualified}" for wrapper in stage.wrappers)
         lines.append(f"  {slot.hook}: {stage.provider.qualified}{layers}  [{slot.key}]")
+    lines += _section("processes", _processes(plan))
     lines.append("observers")
     for hook in _OBSERVED:
         names = [entry.qualified for entry in plan.manager.observers(hook)]
@@ -43,6 +45,28 @@ def describe_plan(plan: Plan) -> str:
     if stores:
         lines.append(f"stores, fed behind the run: {', '.join(stores)}")
     return "\n".join(lines)
+
+
+def _processes(plan: Plan) -> Iterator[str]:
+    """Those of the runtime `ray` beside this one; nothing of others."""
+    trainer, engine = plan.tree.trainer, plan.tree.generator.inference_engine
+    placement = trainer.placement
+    if trainer.runtime != "ray":
+        return
+    named = address()
+    yield f"ray: the cluster {ADDRESS}={named}" if named else "ray: the run's own, on this machine"
+    nodes, each = placement.policy_num_nodes, placement.policy_num_gpus_per_node
+    yield f"ranks of the trainer: {nodes} × {each}"
+    if not placement.colocate_all and not placement.colocate_policy_ref:
+        nodes, each = placement.ref_num_nodes, placement.ref_num_gpus_per_node
+        yield f"of the reference, if there is one: {nodes} × {each}"
+    if engine.external_server_urls:
+        where = "which run already"
+    elif placement.colocate_all:
+        where = "on the trainer's devices"
+    else:
+        where = "on devices of their own"
+    yield f"engines: {engine.num_engines}, {where}"
 
 
 def _answers(plan: Plan) -> Iterator[str]:
