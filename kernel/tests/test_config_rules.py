@@ -51,6 +51,24 @@ BROKEN = [
     (["trainer.vocab_entropy_chunk_memory_mb=0"], r"it is at least 1$"),
     (["trainer.critic_mini_batch_size=0"], r"it is at least 1$"),
     (["trainer.mtp.num_speculative_tokens=0"], r"it is at least 1$"),
+    # weights over ranks
+    (
+        [*GPUS_4, "trainer.policy.fsdp_config.fsdp_size=3"],
+        r"^trainer\.policy\.fsdp_config\.fsdp_size=3 does not divide the 4 ranks .* or to -1 for one copy",
+    ),
+    (["trainer.policy.fsdp_config.fsdp_size=0"], r"fsdp_size=0 does not divide the 1 ranks"),
+    (
+        [
+            *(
+                *GPUS_4,
+                APART,
+                f"{PLACEMENT}.colocate_policy_ref=false",
+                f"{ALGORITHM}.use_kl_loss=true",
+            ),
+            *(f"{PLACEMENT}.ref_num_gpus_per_node=2", "trainer.ref.fsdp_config.fsdp_size=4"),
+        ],
+        r"^trainer\.ref\.fsdp_config\.fsdp_size=4 does not divide the 2 ranks",
+    ),
     # data and batches
     (
         ["data.dataloader.persistent_workers=true", "data.dataloader.num_workers=0"],

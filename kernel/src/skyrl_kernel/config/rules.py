@@ -344,6 +344,22 @@ def _same_rows(asked: Asked) -> Iterator[str]:
             )
 
 
+def _spread(asked: Asked) -> Iterator[str]:
+    """Copies of the weights are on equally many ranks."""
+    if asked("trainer.strategy") == "megatron":
+        return
+    with_policy = asked(f"{PLACEMENT}.colocate_all") or asked(f"{PLACEMENT}.colocate_policy_ref")
+    for role in _trained_roles(asked):
+        key = f"trainer.{role}.fsdp_config.fsdp_size"
+        size = asked(key)
+        ranks = _gpus(asked, "ref" if role == "ref" and not with_policy else "policy")
+        if _are_numbers(size) and size != -1 and (size < 1 or ranks % size):
+            yield (
+                f"{key}={size} does not divide the {ranks} ranks that have the model; set it to a divisor, "
+                "or to -1 for one copy of the weights over all of them"
+            )
+
+
 def _trained_roles(asked: Asked) -> list[str]:
     """Roles of this run that have GPUs."""
     roles = ["policy"]
@@ -623,6 +639,7 @@ RULES: tuple[Rule, ...] = (
     _values,
     _loader,
     _copies,
+    _spread,
     _same_rows,
     _rows_for_all_ranks,
     _colocation,
