@@ -178,6 +178,7 @@ def test_a_value_of_the_wrong_type_waits_for_the_check() -> None:
         ("trainer.epoch=1", "trainer.epochs"),
         ("trainer.polcy.model.path=x", "trainer.policy.model.path"),
         ("trainer.lr=1", "trainer.policy.optimizer_config.lr"),
+        ("trainer.sequence_parallel_size=2", "trainer.policy.sequence_parallel_size"),
         ("n_samples_per_prompt=2", "generator.n_samples_per_prompt"),
         ("environment.foo.siz=1", "environment.foo.size"),
         ("trainer.policy.model.path.x=1", "trainer.policy.model.path"),

@@ -211,6 +211,8 @@ def _nearest(key: str, known: Iterable[str]) -> str | None:
     One of SkyRL's that is not read is named only if it is almost the same.
     """
     names = list(known)
+    if (of_policy := key.replace("trainer.", "trainer.policy.", 1)) in names:
+        return of_policy  # whoever names no role means this one
     leaf = key.rpartition(".")[2]
     by_leaf = [name for name in names if name.rpartition(".")[2] == leaf]
     close = difflib.get_close_matches(key, by_leaf, n=1, cutoff=0.0)
