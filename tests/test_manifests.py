@@ -44,7 +44,8 @@ def _gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def planned(entry: PluginEntry) -> Plan:
     """With its config sections, beside the engine that it is made for."""
-    engine = ["vllm"] if "vllm_weight_transfer" in entry.manifest.needs else []
+    made_for = {"vllm_weight_transfer", "receives_adapters"} & {*entry.manifest.needs}
+    engine = ["vllm"] if made_for else []
     return make_plan([entry.qualified, *engine], overrides=[TEACHER])
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from skyrl_kernel import place
-from skyrl_kernel.place import GPUS, SAME_GPU, SAME_MACHINE, is_here, places
+from skyrl_kernel.place import GPUS, SAME_GPU, SAME_MACHINE, STARTED_HERE, is_here, places
 
 LOCAL, REMOTE = "http://127.0.0.1:8000", "http://192.0.2.1:8000"
 
@@ -17,11 +17,11 @@ def test_loopback_is_here_and_an_address_of_documentation_is_not() -> None:
 @pytest.mark.parametrize(
     ("visible", "urls", "colocated", "expected"),
     [
-        ("", [], True, {SAME_MACHINE}),
-        ("-1", [], False, {SAME_MACHINE}),
-        ("0", [], True, {SAME_MACHINE, SAME_GPU, GPUS}),
-        ("0", [], False, {SAME_MACHINE}),
-        ("0,1", [], False, {SAME_MACHINE, GPUS}),
+        ("", [], True, {SAME_MACHINE, STARTED_HERE}),
+        ("-1", [], False, {SAME_MACHINE, STARTED_HERE}),
+        ("0", [], True, {SAME_MACHINE, STARTED_HERE, SAME_GPU, GPUS}),
+        ("0", [], False, {SAME_MACHINE, STARTED_HERE}),
+        ("0,1", [], False, {SAME_MACHINE, STARTED_HERE, GPUS}),
         ("0", [LOCAL], False, {SAME_MACHINE, GPUS}),
         ("0", [LOCAL, REMOTE], False, {GPUS}),
         ("", [REMOTE], False, set()),
@@ -40,7 +40,7 @@ def test_a_run_has_these_places(
 
 def test_engines_on_several_gpus_do_not_share_the_trainers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    assert places([], colocated=True, devices=2) == {SAME_MACHINE}
+    assert places([], colocated=True, devices=2) == {SAME_MACHINE, STARTED_HERE}
 
 
 def test_without_the_variable_the_driver_is_asked(

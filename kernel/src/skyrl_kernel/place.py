@@ -9,10 +9,12 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 SAME_GPU, GPUS, SAME_MACHINE = "same_gpu", "gpus", "same_machine"
+STARTED_HERE = "started_here"
 PLACES: dict[str, str] = {
     SAME_GPU: "an engine on the trainer's NVIDIA GPU (trainer.placement.colocate_all=true)",
     GPUS: "an NVIDIA GPU, or with trainer.placement.colocate_all=false one each for trainer and engine",
     SAME_MACHINE: "an engine on the trainer's machine",
+    STARTED_HERE: "an engine that the run starts (no generator.inference_engine.external_server_urls)",
 }
 """Needed by transports as capabilities are, and offered by no plugin but the run itself."""
 _DRIVER = Path("/proc/driver/nvidia/gpus")
@@ -28,7 +30,7 @@ def places(urls: Sequence[str], *, colocated: bool, devices: int = 1) -> frozens
             neither memory of a GPU nor a group of GPUs reaches all.
     """
     gpus = 0 if colocated and devices > 1 else num_gpus()
-    found = set()
+    found = set() if urls else {STARTED_HERE}
     if all(map(is_here, urls)):
         found.add(SAME_MACHINE)
     if gpus and shares_gpu(urls, colocated=colocated):

@@ -28,7 +28,7 @@ from skyrl_kernel.config.layers import BEFORE
 from skyrl_kernel.config.rules import without_effect
 from skyrl_kernel.config.sources import flatten
 from skyrl_kernel.errors import CapabilityError, ConfigError, PluginSelectionError
-from skyrl_kernel.place import PLACES, SAME_MACHINE, places, shares_gpu
+from skyrl_kernel.place import PLACES, SAME_MACHINE, STARTED_HERE, places, shares_gpu
 from skyrl_kernel.plugins import (
     Catalog,
     PluginEntry,
@@ -76,10 +76,14 @@ SLEEPS = "sleeps"
 """Offered by an engine that is a `skyrl_kernel.protocols.Sleeps`."""
 ADAPTERS = "trains_adapters"
 """Offered by a trainer that reads ``trainer.policy.model.lora`` and that of the critic."""
+LENDS_ADAPTER = "lends_adapter"
+"""Offered by a trainer that is a `skyrl_kernel.protocols.LendsAdapter`."""
 DIVIDES = "divides_rows"
 """Offered by a trainer whose ranks may each compute a part of every row."""
 SERVED = "served"
 """Offered by an engine in a process of its own, so that it may also be attached to by address."""
+STRATEGY_KEY = "trainer.strategy"
+RANK_KEY = "trainer.policy.model.lora.rank"
 SYNC_KEY = "generator.inference_engine.weight_sync_backend"
 ADDRESSES_KEY = "generator.inference_engine.external_server_urls"
 DEVICE_KEYS = tuple(
@@ -230,6 +234,7 @@ def make_plan(
         for slot in STAGES
         if (name := slot_value(layers, slot.key, slot.default))
     }
+    _refuse_no_adapter(config.config, stages)
     if apart:
         refuse_nearness(stages["sync_weights"].provider, SYNC_KEY)
     needs = {
@@ -426,8 +431,9 @@ def _with_transport(layers: Layers, catalog: Catalog, *, apart: bool) -> Layers:
 
     Where trainer and engine are apart, that is what needs nothing but the engine's own update.
 
-    Among those that the engine and the place allow: first what needs both on one machine, then
-    what needs most, which is made for this engine; the engine's own distribution before others.
+    Among those that trainer, engine and place allow: first what brings the adapter alone, where
+    one is trained, then what needs both on one machine, then what needs most, which is made for
+    this engine; the engine's own distribution before others.
     Those between GPUs have not run on one yet: they are taken by name only.
     """
     if layers.get(SYNC_KEY) not in (None, "auto"):
@@ -437,7 +443,7 @@ def _with_transport(layers: Layers, catalog: Catalog, *, apart: bool) -> Layers:
     offers = _engine_offers(layers, catalog)
     if RECEIVES not in offers or (SHARES in offers and not apart):
         return layers
-    here = _places(layers) & {SAME_MACHINE}
+    here = (_places(layers) & {SAME_MACHINE, STARTED_HERE}) | _lent(layers, catalog)
     able = [
         entry
         for entry in catalog
@@ -446,16 +452,34 @@ def _with_transport(layers: Layers, catalog: Catalog, *, apart: bool) -> Layers:
         and (PUSHED if apart else offers | here) >= {*entry.manifest.needs}
     ]
 
-    def rank(entry: PluginEntry) -> tuple[bool, int, bool, str]:
+    def rank(entry: PluginEntry) -> tuple[bool, bool, int, bool, str]:
         needs = entry.manifest.needs
         is_foreign = all(entry.distribution != one.distribution for one in found)
-        return SAME_MACHINE not in needs, -len(needs), is_foreign, entry.name
+        nearest = LENDS_ADAPTER not in needs, SAME_MACHINE not in needs
+        return *nearest, -len(needs), is_foreign, entry.name
 
     best = min(able, key=rank).name
     origin = f"auto, for the engine '{name}'"
     return Layers(
         {**layers.values, SYNC_KEY: best}, {**layers.origins, SYNC_KEY: origin}, layers.replaced
     )
+
+
+def _lent(layers: Layers, catalog: Catalog) -> frozenset[str]:
+    """What a weight sync may be given of the trainer apart from its weights: the adapter, if it trains one."""
+    trainer = catalog.named(str(layers.get(STRATEGY_KEY)), (BACKENDS,))
+    is_lent = any(LENDS_ADAPTER in entry.manifest.offers for entry in trainer)
+    return frozenset({LENDS_ADAPTER} if is_lent and layers.get(RANK_KEY) else ())
+
+
+def _refuse_no_adapter(config: Config, stages: Mapping[str, Resolved]) -> None:
+    """What brings the adapter alone brings nothing where all weights are trained."""
+    sync = stages["sync_weights"].provider
+    if LENDS_ADAPTER in sync.manifest.needs and not config.trainer.policy.model.lora.rank:
+        raise ConfigError(
+            f"{SYNC_KEY}={sync.name} brings the policy's adapter to the engine, and {RANK_KEY}=0 trains all "
+            f"weights; use {SYNC_KEY}=auto, or train an adapter"
+        )
 
 
 def _places(layers: Layers) -> frozenset[str]:

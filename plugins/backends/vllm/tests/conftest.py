@@ -4,7 +4,7 @@ import asyncio
 import importlib.util
 import json
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
@@ -60,16 +60,21 @@ class Servers:
         self._server: Server | None = None
 
     def start(
-        self, model: Path, variables: Mapping[str, str] | None = None, *, backend: str = OWN
+        self,
+        model: Path,
+        variables: Mapping[str, str] | None = None,
+        *,
+        backend: str = OWN,
+        flags: Sequence[str] = (),
     ) -> Server:
         """A server of that model that is ready: the one that runs, or another in its place."""
-        key = f"{model} {variables} {backend}"
+        key = f"{model} {variables} {backend} {flags}"
         if self._server is not None and key == self._key and self._server.gone() is None:
             return self._server
         self.stop()
         # Eager: compiling takes longer than all tests; the runs of the demo compile.
-        flags = ("--dtype", "float32", "--max-num-seqs", "64", "--enforce-eager")
-        flags += ("--weight-transfer-config", json.dumps({"backend": backend}))
+        flags = [*flags, "--dtype", "float32", "--max-num-seqs", "64", "--enforce-eager"]
+        flags += ["--weight-transfer-config", json.dumps({"backend": backend})]
         server = Server(model, flags, log=self.log, variables=variables)
         self._key, self._server, self.is_new = key, server, True
         asyncio.run(server.wait_until_ready(START_S))

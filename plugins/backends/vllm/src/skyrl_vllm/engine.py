@@ -36,6 +36,7 @@ from skyrl_kernel.records import (
     Piece,
     Sampling,
 )
+from skyrl_vllm.adapters import NAME as ADAPTER
 from skyrl_vllm.attached import Needs
 from skyrl_vllm.client import Client, Refused, ServerError
 from skyrl_vllm.fleet import Deadlines, Fleet
@@ -72,6 +73,8 @@ class VllmEngine:
         is_salted: Whether a cached prefix is of one policy version, by its salt; otherwise the
             cache is emptied at every update.
         needs: What servers that are not this run's must be; None asks nothing of them.
+        takes_adapters: Whether an update brings an adapter alone, on the weights of ``model``; the
+            servers were started for it.
         deadlines: See there.
     """
 
@@ -87,6 +90,7 @@ class VllmEngine:
         precision: Precision = "float32",
         is_salted: bool = True,
         needs: Needs | None = None,
+        takes_adapters: bool = False,
         deadlines: Deadlines | None = None,
     ) -> None:
         self.version = 0
@@ -101,7 +105,7 @@ class VllmEngine:
         )
         self._expected = stored_shapes(model)
         self._make_transport: Callable[[], Transport] = Files
-        self._updates = Updates(self._fleet, Files(), self._expected)
+        self._updates = Updates(self._fleet, Files(), self._expected, takes_adapters=takes_adapters)
         self._ready: asyncio.Task[None] | None = None
         self._running: dict[str, asyncio.Future[None]] = {}
         self._names = itertools.count()
@@ -170,6 +174,7 @@ class VllmEngine:
             "token_ids": request.tokens.tolist(),
             "sampling_params": sampling_params(request.sampling, request.seed),
             "output_mode": "tokens",
+            **self._model(),
         }
         if self._is_salted:
             body["cache_salt"] = f"{self._name}-{self.version}"
@@ -179,6 +184,10 @@ class VllmEngine:
                 yield body, client
         finally:
             self._running.pop(name).set_result(None)
+
+    def _model(self) -> dict[str, str]:
+        """Which one a request is for: the one with the adapter, as soon as there is one."""
+        return {"model": ADAPTER} if self._updates.has_adapter else {}
 
     async def _answer(self, client: Client, body: Mapping[str, Any]) -> Any:
         """What a server says to one request."""
@@ -268,6 +277,7 @@ class VllmEngine:
                 "skip_reading_prefix_cache": True,
             },
             "output_mode": "tokens",
+            **self._model(),
         }
         positions = (await self._answer(client, body))["prompt_logprobs"]
         for place, token in enumerate(row.tolist()[1:], start=1):
@@ -313,8 +323,10 @@ class VllmEngine:
     async def sleep(self, level: int) -> None:
         """Give back the GPU memory of weights and cache; level 1 keeps the weights in the machine's.
 
-        Running requests are aborted. The CPU build keeps its memory.
+        So does level 2 where updates bring adapters alone, which need the weights below them. Running
+        requests are aborted. The CPU build keeps its memory.
         """
+        level = 1 if self._updates.takes_adapters else level
         await self._connected()
         self._asleep = {"weights", "kv_cache"}  # also where only some of several servers sleep
         await self._move_memory(f"/sleep?level={level}")
@@ -391,6 +403,13 @@ class VllmEngine:
                 server refused. The update is over; the message says which weights it has.
         """
         await self._updates.arrive(version)
+        if self._updates.takes_adapters and not self._updates.has_adapter and self._running:
+            await self._updates.forget()
+            raise WeightSyncError(
+                f"policy version {version} brings the first adapter, and {len(self._running)} requests run "
+                "that were begun without one and would end without it; the engine keeps its old weights. "
+                "Bring the first adapter before the first request"
+            )
         # A sleeping server computes nothing, and would without a cache if it were resumed.
         was_paused = self._is_paused or bool(self._asleep)
         try:

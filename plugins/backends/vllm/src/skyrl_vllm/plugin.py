@@ -54,6 +54,7 @@ def make_engine(name: str, settings: Settings, model: Path) -> Engine | None:
     """
     if name != NAME:
         return None
+    from skyrl_vllm.adapters import SYNC
     from skyrl_vllm.engine import VllmEngine
     from skyrl_vllm.fleet import Deadlines
     from skyrl_vllm.settings import dtype
@@ -73,6 +74,7 @@ def make_engine(name: str, settings: Settings, model: Path) -> Engine | None:
         precision="float32" if dtype(config, trainer) == "float32" else "bfloat16",
         is_salted=generator.use_cache_salt,
         needs=_needs(config, trainer, model) if config.external_server_urls else None,
+        takes_adapters=config.weight_sync_backend == SYNC,
         deadlines=deadlines,
     )
 
@@ -130,9 +132,11 @@ def _start(
 ) -> "Sequence[Server]":
     """All servers, none of them ready yet; if one cannot be started the others end."""
     from skyrl_vllm import devices
+    from skyrl_vllm.adapters import adapter_flags, adapter_variables
     from skyrl_vllm.server import Server
     from skyrl_vllm.settings import flags, more_flags, size, sleep_flags
     from skyrl_vllm.transports import server_flags, server_variables
+    from skyrl_vllm.updates import stored_shapes
 
     number = config.num_engines
     variables = devices.shares(
@@ -140,12 +144,16 @@ def _start(
     )
     transport, colocated = config.weight_sync_backend, trainer.placement.colocate_all
     all_flags = [*flags(config, trainer), *server_flags(transport, colocated=colocated)]
-    all_flags += [*sleep_flags(config, trainer), *more_flags(config.engine_init_kwargs)]
+    all_flags += [
+        *sleep_flags(config, trainer),
+        *adapter_flags(transport, trainer, stored_shapes(model) or {}),
+    ]
+    all_flags += more_flags(config.engine_init_kwargs)
     logs = _logs(trainer, number)
     servers: list[Server] = []
     try:
         for log, own in zip(logs, variables, strict=True):
-            own |= server_variables(transport, colocated=colocated)
+            own |= server_variables(transport, colocated=colocated) | adapter_variables(transport)
             servers.append(Server(model, all_flags, log=log, variables=own))
     except BaseException:
         for server in servers:

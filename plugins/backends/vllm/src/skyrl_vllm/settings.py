@@ -28,6 +28,7 @@ _LOGPROBS = "training needs the log-probs of what was sampled from"
 _WEIGHTS = "the run brings its weights to the servers"
 _PROCESSES = "the run starts one server for each engine, and ends it"
 _MODEL = "servers have the model that is trained, trainer.policy.model.path"
+_ADAPTERS = "servers have the adapter that is trained, trainer.policy.model.lora"
 _DRAFT = "an update would not reach the draft model"
 
 DECIDED: Mapping[str, str] = {
@@ -42,6 +43,8 @@ DECIDED: Mapping[str, str] = {
     **dict.fromkeys(("nnodes", "node_rank", "master_addr", "master_port"), _PROCESSES),
     **dict.fromkeys(("model", "model_tag", "tokenizer", "runner", "skip_tokenizer_init"), _MODEL),
     **dict.fromkeys(("speculative_config", "spec_model", "spec_method", "spec_tokens"), _DRAFT),
+    **dict.fromkeys(("enable_lora", "max_loras", "max_cpu_loras", "lora_modules"), _ADAPTERS),
+    **dict.fromkeys(("max_lora_rank", "lora_target_modules", "lora_dtype"), _ADAPTERS),
     "dtype": f"set {SECTION}.model_dtype",
     "seed": "set trainer.seed",
     "enable_sleep_mode": f"set trainer.placement.colocate_all, or {SECTION}.offload_kv_for_weight_sync",

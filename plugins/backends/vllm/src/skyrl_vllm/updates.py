@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from skyrl_kernel.errors import WeightSyncError
+from skyrl_vllm import adapters
 from skyrl_vllm.client import Refused, ServerError
 from skyrl_vllm.fleet import Fleet
 from skyrl_vllm.layout import dtype_name
@@ -26,12 +27,21 @@ class Updates:
         transport: Not opened yet.
         expected: Name → shape of the model's tensors; None if they are not known.
         version: Policy version of the weights that the servers have.
+        takes_adapters: Whether each update is an adapter on the model rather than a model.
     """
 
     def __init__(
-        self, fleet: Fleet, transport: Transport, expected: Shapes | None, *, version: int = 0
+        self,
+        fleet: Fleet,
+        transport: Transport,
+        expected: Shapes | None,
+        *,
+        version: int = 0,
+        takes_adapters: bool = False,
     ) -> None:
         self.version = version
+        self.takes_adapters = takes_adapters
+        self._adapter: frozenset[str] = frozenset()
         self._fleet = fleet
         self._transport = transport
         self._expected = expected
@@ -95,10 +105,14 @@ class Updates:
                 f"an update to policy version {version} was finished, but {found}. The engine "
                 f"stays at version {self.version}; begin and finish with the same version"
             )
-        missing = sorted(set(self._expected or {}) - self._names)
+        missing = self._missing()
         if missing or not self._names:
             await self.forget()
-            of = f" of its {len(self._expected)}" if self._expected else ""
+            of = (
+                f" of its {len(self._expected)}"
+                if self._expected and not self.takes_adapters
+                else ""
+            )
             shown = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
             raise self._refusal(
                 version, f"{len(missing)}{of} tensors are missing: {shown or 'all'}"
@@ -126,6 +140,13 @@ class Updates:
                 raise WeightSyncError(self._broken) from error
             raise
         self.version = version
+        if self.takes_adapters:
+            self._adapter = frozenset(self._names)
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether the servers compute with an adapter, for requests that name it."""
+        return bool(self._adapter)
 
     @property
     def is_broken(self) -> bool:
@@ -142,6 +163,11 @@ class Updates:
         """Release what the transport holds."""
         if self._is_open:
             self._transport.close()
+
+    def _missing(self) -> list[str]:
+        if self.takes_adapters:
+            return adapters.missing(self._names, self._adapter)
+        return sorted(set(self._expected or {}) - self._names)
 
     async def _call(self, version: int, call: Any) -> None:
         """One call of the transport that changes no weights; where it fails the update is over."""
@@ -177,6 +203,10 @@ class Updates:
             raise self._refusal(version, f"the tensor '{name}' came twice")
         if self._expected is None:
             return
+        if self.takes_adapters:
+            if found := adapters.problem(name, shape, self._expected):
+                raise self._refusal(version, f"the tensor '{name}' {found}")
+            return
         if name not in self._expected:
             first = ", ".join(list(self._expected)[:3])
             raise self._refusal(
@@ -189,9 +219,10 @@ class Updates:
             )
 
     def _refusal(self, version: int, found: str) -> WeightSyncError:
+        sender = "adapter()" if self.takes_adapters else "weights()"
         return WeightSyncError(
             f"the update to policy version {version} was refused: {found}. The engine keeps "
-            "its old weights; send every tensor once, as the trainer's weights() names them"
+            f"its old weights; send every tensor once, as the trainer's {sender} names them"
         )
 
     def _lost(self, version: int, error: ServerError) -> WeightSyncError:

@@ -10,8 +10,13 @@ OWN = "skyrl"
 
 
 def register() -> None:
-    """Tell vLLM where its half of the transports is; called once per process by vLLM."""
+    """Tell vLLM where its half of the transports is, and of adapters; called once per process by vLLM."""
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+    from vllm.lora.resolver import LoRAResolverRegistry
+
+    from skyrl_vllm.inside.resolver import Resolver
 
     if OWN not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine(OWN, "skyrl_vllm.inside.own", "OwnReceiver")
+    if OWN not in LoRAResolverRegistry.get_supported_resolvers():
+        LoRAResolverRegistry.register_resolver(OWN, Resolver())

@@ -18,7 +18,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from vllm.distributed.weight_transfer.base import (
@@ -31,7 +31,11 @@ from vllm.model_executor.model_loader.reload.layerwise import (
     initialize_layerwise_reload,
 )
 
+from skyrl_vllm.inside import adapters
 from skyrl_vllm.layout import Weights
+
+if TYPE_CHECKING:
+    from vllm.lora.lora_model import LoRAModel
 
 T = TypeVar("T")
 
@@ -73,9 +77,11 @@ class Receiver(WeightTransferEngine):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        adapters.give_held_ones()
         self.restart_thread()
         self._coming: list[Future[Weights]] = []
         self._received: Weights = []
+        self._adapter: LoRAModel | None = None
         self._update_id = ""
 
     def open(self, about: dict[str, Any]) -> None:
@@ -118,6 +124,8 @@ class Receiver(WeightTransferEngine):  # type: ignore[misc]
                 self._coming.append(self.in_thread(self.receive, update_info.parcel))
             if update_info.wait:
                 self._received = self._arrived(update_info.deadline_s)
+                if adapters.are_adapter(self._received):
+                    self._adapter = adapters.made(self.model, self._received)
         except BaseException:
             self.forget()
             raise
@@ -155,11 +163,14 @@ class Receiver(WeightTransferEngine):  # type: ignore[misc]
         Raises:
             ValueError: Nothing came, or nobody waited for it.
         """
-        received, self._received = self._received, []
+        received, adapter = self._received, self._adapter
         is_complete = received and not self._coming
         self.forget()
         if not is_complete:
             raise ValueError("no weights were waited for since start_weight_update")
+        if adapter is not None:
+            adapters.put(adapter)
+            return
         with torch.device(self.device):
             initialize_layerwise_reload(self.model)
             self.model.load_weights(iter(received))
@@ -183,6 +194,7 @@ class Receiver(WeightTransferEngine):  # type: ignore[misc]
     def forget(self) -> None:
         """Nothing is under way any more; extend it where more than tensors is kept."""
         self._coming, self._received, self._update_id = [], [], ""
+        self._adapter = None
 
 
 def repack(model: torch.nn.Module) -> None:

@@ -24,7 +24,7 @@ from skyrl_vllm.inside import OWN
 if TYPE_CHECKING:
     import torch
 
-_OWN_NAMES = ("auto", "push", "safetensors", "gloo")
+_OWN_NAMES = ("auto", "push", "safetensors", "gloo", "adapters")
 
 
 def server_backend(name: str, *, colocated: bool) -> str:

@@ -1,0 +1,146 @@
+"""Adapters alone on a real server: after every sync its log-probs are those of the trainer."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from skyrl_fsdp.trainer import FsdpTrainer
+from skyrl_kernel.config.trainer import TrainerConfig
+from skyrl_kernel.defaults.adapters import adapters
+from skyrl_kernel.errors import WeightSyncError
+from skyrl_kernel.records import GenerateRequest, IntArray, Sampling
+from skyrl_vllm.adapters import adapter_flags, adapter_variables
+from skyrl_vllm.engine import VllmEngine
+from skyrl_vllm.fleet import Deadlines
+from skyrl_vllm.updates import stored_shapes
+
+TOLERANCE = 1e-4
+"""Nats, in float32."""
+DEADLINES = Deadlines(start_s=540, request_s=240, update_s=120, control_s=60)
+ROWS: list[IntArray] = [
+    np.random.default_rng(n).integers(0, 250, 60).astype(np.int32) for n in range(4)
+]
+# PEFT 0.21 asks a model from transformers 5.23 by a name that the latter has deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+
+
+def make_trainer(model: Path, rank: int = 4) -> FsdpTrainer:
+    lora = {"model": {"lora": {"rank": rank, "alpha": 16}}}
+    config = TrainerConfig(bf16=False, gradient_checkpointing=False, policy=lora)
+    return FsdpTrainer({"policy": model}, config, device="cpu")
+
+
+def move(trainer: FsdpTrainer, seed: int) -> None:
+    """Give the adapter other numbers, as an update would."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in trainer.module().named_parameters():
+            if ".lora_" in name:
+                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+
+
+async def difference(engine: VllmEngine, trainer: FsdpTrainer) -> float:
+    """Most nats by which the two differ on any token of `ROWS`."""
+    found = await engine.logprobs(ROWS, temperature=1.0)
+    expected = trainer.score("policy", ROWS, temperature=1.0)
+    return max(float(np.abs(a - b).max()) for a, b in zip(found, expected, strict=True))
+
+
+async def update(engine: VllmEngine, tensors: list[tuple[str, torch.Tensor]]) -> None:
+    await engine.begin_update(3)
+    await engine.apply_update(tensors)
+    await engine.finish_update(3)
+
+
+def request(seed: int, tokens: int) -> GenerateRequest:
+    sampling = Sampling(max_tokens=tokens, extra={"ignore_eos": True})
+    return GenerateRequest(tokens=ROWS[0], sampling=sampling, seed=seed)
+
+
+def test_an_adapter_alone_makes_the_server_compute_as_the_trainer(
+    servers: Any, models: Mapping[str, Path]
+) -> None:
+    """One server, which takes longest to start: its first weights, syncs, refusals, a sync under way."""
+    model = models["tied"]
+    trainer = make_trainer(model)
+    flags = adapter_flags("adapters", trainer._config, stored_shapes(model) or {})
+    server = servers.start(model, adapter_variables("adapters"), flags=flags)
+
+    async def use() -> None:
+        engine = VllmEngine(server.url, model, takes_adapters=True, deadlines=DEADLINES)
+        assert await difference(engine, trainer) < TOLERANCE  # the first adapter adds nothing
+        for version in range(3):
+            move(trainer, version)
+            assert await difference(engine, trainer) > 0.1  # nothing else brings it
+            await adapters(trainer, engine, version)
+            assert engine.version == version
+            assert await difference(engine, trainer) < TOLERANCE
+        await refuses(engine)
+        await goes_on(engine)
+        await engine.close()
+
+    async def refuses(engine: VllmEngine) -> None:
+        kept = list(trainer.adapter())
+        for tensors, match in (
+            (kept[:-1], "1 tensors are missing"),
+            (list(make_trainer(model, rank=16).adapter()), "takes up to 8"),
+        ):
+            with pytest.raises(WeightSyncError, match=match):
+                await update(engine, tensors)
+            assert engine.version == 2
+            assert await difference(engine, trainer) < TOLERANCE
+
+    async def goes_on(engine: VllmEngine) -> None:
+        """A request that is begun before a sync ends with the new adapter, and each token says which."""
+        running = asyncio.create_task(engine.generate([request(0, 300)]))
+        await asyncio.sleep(0.5)
+        move(trainer, 3)
+        await adapters(trainer, engine, 3)
+        (across,) = await running
+        assert sorted({*across.versions.tolist()}) == [2, 3]
+        (after,) = await engine.generate([request(1, 40)])
+        assert {*after.versions.tolist()} == {3}
+        row = np.concatenate([ROWS[0], after.tokens])
+        (expected,) = trainer.score("policy", [row], temperature=1.0)
+        np.testing.assert_allclose(after.logprobs, expected[len(ROWS[0]) :], atol=TOLERANCE)
+        assert await difference(engine, trainer) < TOLERANCE
+
+    asyncio.run(use())
+
+
+def test_the_demo_trains_an_adapter_that_goes_alone(servers: Any, tmp_path: Path) -> None:
+    """``auto`` takes it; generation runs ahead, so that syncs come while requests run."""
+    servers.stop()
+    words = [
+        *("run", "--plugin", "demo", "generator.inference_engine.backend=vllm"),
+        *("trainer.policy.model.lora.rank=8", "trainer.policy.optimizer_config.lr=3e-3"),
+        *("trainer.max_training_steps=3", "trainer.train_batch_size=8"),
+        *("trainer.policy_mini_batch_size=8", "trainer.eval_before_train=false"),
+        *("trainer.eval_interval=-1", f"trainer.ckpt_path={tmp_path}"),
+        *("trainer.fully_async.enabled=true", "trainer.fully_async.max_staleness_steps=2"),
+    ]
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("skyrl")), *words],
+        capture_output=True,
+        text=True,
+        timeout=560,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    config = (tmp_path / "demo" / "config.yaml").read_text()
+    assert "weight_sync_backend: adapters" in config
+    lines = (tmp_path / "demo" / "metrics.jsonl").read_text().splitlines()
+    steps = [json.loads(line) for line in lines]
+    assert [step["step"] for step in steps] == [1, 2, 3]
+    for step in steps:
+        assert step["failures/trajectories"] == 0
+        assert step["async/staleness_violation_count"] == 0
