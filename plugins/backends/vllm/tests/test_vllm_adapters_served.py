@@ -101,8 +101,8 @@ def test_an_adapter_alone_makes_the_server_compute_as_the_trainer(
 
     async def goes_on(engine: VllmEngine) -> None:
         """A request that is begun before a sync ends with the new adapter, and each token says which."""
-        running = asyncio.create_task(engine.generate([request(0, 300)]))
-        await asyncio.sleep(0.5)
+        running = asyncio.create_task(engine.generate([request(0, 440)]))
+        await asyncio.sleep(0.3)
         move(trainer, 3)
         await adapters(trainer, engine, 3)
         (across,) = await running
