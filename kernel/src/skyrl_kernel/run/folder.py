@@ -26,7 +26,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from skyrl_kernel.config import TrainerConfig
 from skyrl_kernel.errors import ResumeError
 from skyrl_kernel.json_lines import LineFile, append_lines, number, read_lines
 from skyrl_kernel.run.atomic import (
@@ -43,6 +42,7 @@ from skyrl_kernel.run.lock import LOCK_NAME, FolderLock
 from skyrl_kernel.run.trajectory_file import read_trajectories, trajectory_table, write_table
 
 if TYPE_CHECKING:
+    from skyrl_kernel.config import TrainerConfig
     from skyrl_kernel.credited import Credited
     from skyrl_kernel.records import Failure, Group
 
@@ -83,7 +83,7 @@ class RunFolder:
         """Files of trajectories that a power cut could still take."""
 
     @classmethod
-    def of(cls, config: TrainerConfig) -> Self:
+    def of(cls, config: "TrainerConfig") -> Self:
         """Where the run with this ``trainer`` section has its files."""
         name = config.run_name
 

@@ -133,12 +133,10 @@ def test_an_abort_ends_requests_at_both_servers(pair: Pair) -> None:
     async def use(engine: VllmEngine) -> None:
         long = [request(prompt, seed, max_tokens=400) for prompt in PROMPTS for seed in range(8)]
         completions = asyncio.ensure_future(engine.generate(long))
-        until = time.monotonic() + 20
-        while await asyncio.to_thread(running, pair) < len(long) / 2:
-            assert time.monotonic() < until, "few came to a server"
+        await sampling(pair)
         await engine.abort()
         found = Counter(one.finish_reason for one in await completions)
-        assert found["abort"] > len(long) / 3  # some may have ended by themselves
+        assert found["abort"] > len(long) / 2  # some may have ended by themselves
 
     pair.run(use)
     for server in pair.servers:
