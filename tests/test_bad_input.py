@@ -52,7 +52,7 @@ def refused(lab, *plugins, **changes):
 def test_an_unknown_plugin_is_answered_with_the_nearest_name_and_how_to_install(lab):
     complaint = refused(lab, "--plugin", "grop")
     assert complaint.startswith("no plugin named 'grop' is installed. Did you mean 'grpo'?")
-    assert "Installed: accuracy, advantage_batch_normalize, agent," in complaint
+    assert "Installed: accuracy, adapters, advantage_batch_normalize, agent," in complaint
     assert "pip install skyrl-grop. 'skyrl plugins list' shows" in complaint
     assert len(complaint.splitlines()) == 1
 
