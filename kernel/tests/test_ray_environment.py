@@ -43,13 +43,13 @@ def test_a_cluster_is_entered_with_the_users_own_settings(monkeypatch: pytest.Mo
 
 
 def test_skyrls_switches_hand_paths_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", "/work/own")
+    monkeypatch.setenv("PYTHONPATH", "/home/me/own")
     monkeypatch.setenv("LD_LIBRARY_PATH", "/opt/lib")
     assert exported() == {}
     monkeypatch.setenv("SKYRL_PYTHONPATH_EXPORT", "true")
-    assert exported() == {"PYTHONPATH": "/work/own"}
+    assert exported() == {"PYTHONPATH": "/home/me/own"}
     monkeypatch.setenv("SKYRL_LD_LIBRARY_PATH_EXPORT", "1")
-    assert exported() == {"PYTHONPATH": "/work/own", "LD_LIBRARY_PATH": "/opt/lib"}
+    assert exported() == {"PYTHONPATH": "/home/me/own", "LD_LIBRARY_PATH": "/opt/lib"}
     monkeypatch.delenv("PYTHONPATH")
     assert exported() == {"LD_LIBRARY_PATH": "/opt/lib"}
 
