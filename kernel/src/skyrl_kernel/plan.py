@@ -24,8 +24,8 @@ from skyrl_kernel.config import (
     unread_variables,
 )
 from skyrl_kernel.config.compat import shown
+from skyrl_kernel.config.idle import without_effect
 from skyrl_kernel.config.layers import BEFORE
-from skyrl_kernel.config.rules import without_effect
 from skyrl_kernel.config.sources import flatten
 from skyrl_kernel.errors import CapabilityError, ConfigError, PluginSelectionError
 from skyrl_kernel.place import PLACES, SAME_MACHINE, STARTED_HERE, places, shares_gpu

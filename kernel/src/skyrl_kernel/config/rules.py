@@ -1,15 +1,14 @@
 """Which settings contradict each other, SkyRL's keys that are not read included.
 
 So a launch script is checked as a whole, also for what is not built yet. Rules
-between keys that are read are validators of their sections, in `tree`.
+between keys that are read are validators of their sections.
 """
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from skyrl_kernel.config.compat import Answer, Row, shown
+from skyrl_kernel.config.compat import Answer, shown
 from skyrl_kernel.config.generator import NO_ENGINE
 from skyrl_kernel.config.layers import Layers
 
@@ -40,210 +39,16 @@ def is_missed(answer: Answer, layers: Layers) -> bool:
     value = row.typed(key, answer.value)
     if row.accepts != "default":
         return row.accepts == "none"
-    return value != row.default_of(key) and (not row.switch or _is_on(row.switch, layers))
+    return value != row.default_of(key) and (not row.switch or is_on(row.switch, layers))
 
 
-def _is_on(switch: str, layers: Layers) -> bool:
+def is_on(switch: str, layers: Layers) -> bool:
     """True if ``KEY=NAME|NAME`` holds; for ``KEY``, if it is not at its default."""
     key, _, names = switch.partition("=")
     value = layers.asked(key)
     if names:
         return shown(value) in names.split("|")
     return bool(value != Layers({}, {}).asked(key))
-
-
-# --- keys that are read, but not in this run ---------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Idle:
-    """Settings that change nothing where other settings are as they are.
-
-    What only some plugins read they say themselves: ``reads`` in ``plugin.toml``.
-    """
-
-    keys: tuple[str, ...]
-    """Dotted keys; one that ends in a dot stands for all below it."""
-    where: tuple[str, ...] = ()
-    """``KEY=VALUE|VALUE``, all of which hold."""
-    unless: str = ""
-    """A score: if a stage needs it, they are read."""
-    text: str
-    """What reads them."""
-
-
-_ESTIMATOR = f"{ALGORITHM}.advantage_estimator"
-
-_OF_POLICY = ("policy_num_nodes", "policy_num_gpus_per_node")
-_OF_REFERENCE = (f"{PLACEMENT}.ref_num_nodes", f"{PLACEMENT}.ref_num_gpus_per_node")
-
-IDLE: tuple[Idle, ...] = (
-    Idle(
-        keys=(f"{ALGORITHM}.kl_ctrl.kl_target", f"{ALGORITHM}.kl_ctrl.horizon"),
-        where=(f"{ALGORITHM}.kl_ctrl.type=fixed",),
-        text=f"read with {ALGORITHM}.kl_ctrl.type=adaptive",
-    ),
-    *(
-        Idle(
-            keys=(f"{CORRECTION}.{kind}_tis_ratio_clip_high",),
-            where=(f"{CORRECTION}.tis_ratio_type=null|{other}",),
-            text=f"read with {CORRECTION}.tis_ratio_type={kind}",
-        )
-        for kind, other in (("token", "sequence"), ("sequence", "token"))
-    ),
-    *(
-        Idle(
-            keys=(f"{CORRECTION}.{short}_mask_low", f"{CORRECTION}.{short}_mask_high"),
-            where=(f"{CORRECTION}.sequence_mask_metric=null|{other}",),
-            text=f"read with {CORRECTION}.sequence_mask_metric={kind}",
-        )
-        for short, kind, other in (
-            ("product", "product", "geometric"),
-            ("geo", "geometric", "product"),
-        )
-    ),
-    Idle(
-        keys=(
-            "trainer.critic.",
-            "trainer.critic_mini_batch_size",
-            f"{ALGORITHM}.value_head_prefix",
-        ),
-        unless="values",
-        text=f"of a critic, which no stage asks for; {_ESTIMATOR}=gae does",
-    ),
-    Idle(
-        keys=("trainer.teacher.",),
-        unless="teacher_logprobs",
-        text=f"of a teacher, which no stage asks for; {_ESTIMATOR}=distillation does",
-    ),
-    Idle(
-        keys=tuple(
-            f"{ENGINE}.{key}"
-            for key in (
-                "num_engines",
-                "tensor_parallel_size",
-                "pipeline_parallel_size",
-                "data_parallel_size",
-                "expert_parallel_size",
-                "distributed_executor_backend",
-                "gpu_memory_utilization",
-                "enforce_eager",
-                "enable_prefix_caching",
-                "enable_chunked_prefill",
-                "max_num_batched_tokens",
-                "engine_init_kwargs",
-            )
-        ),
-        where=(f"{ENGINE}.run_engines_locally=false",),
-        text=f"of engines that the run starts; those of {ENGINE}.external_server_urls stay as they are",
-    ),
-    Idle(
-        keys=(f"{AHEAD}.",),
-        where=(f"{AHEAD}.enabled=false",),
-        text=f"of generation ahead of training, which {AHEAD}.enabled=true switches on",
-    ),
-    *(
-        Idle(
-            keys=tuple(
-                f"trainer.{role}.model.lora.{key}"
-                for key in ("alpha", "dropout", "target_modules", "exclude_modules", "init_method")
-            ),
-            where=(f"trainer.{role}.model.lora.rank=0",),
-            text=f"of adapters, which trainer.{role}.model.lora.rank above 0 asks for",
-        )
-        for role in ("policy", "critic")
-    ),
-    Idle(
-        keys=(f"{PLACEMENT}.colocate_policy_ref",),
-        where=(f"{PLACEMENT}.colocate_all=true",),
-        text=f"of {PLACEMENT}.colocate_all=false; with true the reference is where the policy is",
-    ),
-    *(
-        Idle(
-            keys=_OF_REFERENCE,
-            where=where,
-            text=f"of a reference on devices of its own, which {PLACEMENT}.colocate_all=false and "
-            "colocate_policy_ref=false ask for",
-        )
-        for where in (
-            (f"{PLACEMENT}.colocate_all=true",),
-            (f"{PLACEMENT}.colocate_policy_ref=true",),
-        )
-    ),
-    Idle(
-        keys=_OF_REFERENCE,
-        unless="ref_logprobs",
-        text="of a reference, which no stage asks for",
-    ),
-    *(
-        Idle(
-            keys=tuple(
-                f"trainer.{role}.fsdp_config.{key}"
-                for key in ("fsdp_size", "reshard_after_forward", "mixed_precision.")
-            ),
-            where=(
-                *(f"{PLACEMENT}.{count}=1" for count in counts),
-                f"trainer.{role}.fsdp_config.cpu_offload=false",
-            ),
-            text=f"of weights that are spread over ranks, and there is one: {PLACEMENT}.{counts[-1]} "
-            "above 1 makes more",
-        )
-        for role, counts in (
-            ("policy", _OF_POLICY),
-            ("critic", _OF_POLICY),
-            ("ref", (*_OF_POLICY, "ref_num_nodes", "ref_num_gpus_per_node")),
-        )
-    ),
-    Idle(
-        keys=("trainer.ref.model.path",),
-        unless="ref_logprobs",
-        text="of a reference, which no stage asks for",
-    ),
-)
-
-
-def without_effect(
-    layers: Layers, needs: Collection[str], unread: Callable[[str], str | None]
-) -> list[Answer]:
-    """What was set, though not by a preset, to more than its default, and changes nothing.
-
-    Args:
-        layers: What was set.
-        needs: Scores that the stages ask for.
-        unread: Takes a key; who would read it, if nobody of this run does, else None.
-    """
-    found = []
-    for key, value in layers.values.items():
-        text = unread(key) or _idle(key, layers, needs)
-        origin = layers.origins[key]
-        if text is None or origin.startswith("preset "):
-            continue
-        if layers.asked(key) != Layers({}, {}).asked(key):
-            row = Row(name=key, status="not read", text=text)
-            found.append(Answer(name=key, value=value, origin=origin, row=row))
-    return found
-
-
-def _idle(key: str, layers: Layers, needs: Collection[str]) -> str | None:
-    for idle in IDLE:
-        if not any(key == one or (one.endswith(".") and key.startswith(one)) for one in idle.keys):
-            continue
-        if idle.unless not in needs and all(_is_on(one, layers) for one in idle.where):
-            return idle.text
-    return _more_than_begin(layers) if key == f"{AHEAD}.num_parallel_generation_workers" else None
-
-
-def _more_than_begin(layers: Layers) -> str | None:
-    """A bound on groups that admission never reaches."""
-    asked = layers.asked
-    batch, ahead = asked("trainer.train_batch_size"), asked(f"{AHEAD}.max_staleness_steps")
-    most = asked(f"{AHEAD}.num_parallel_generation_workers")
-    if not _are_numbers(batch, ahead, most) or most <= batch * (ahead + 1):
-        return None
-    return (
-        f"trainer.train_batch_size × ({AHEAD}.max_staleness_steps + 1) = {batch * (ahead + 1)} groups run "
-        "at most, so it bounds nothing"
-    )
 
 
 # --- one value ------------------------------------------------------------------------------------
@@ -311,7 +116,7 @@ def _rows_for_all_ranks(asked: Asked) -> Iterator[str]:
         return  # `_copies` says so
     needed = math.lcm(*ranks.values())
     prompts, samples = asked("trainer.train_batch_size"), asked("generator.n_samples_per_prompt")
-    if _are_numbers(prompts, samples) and prompts * samples < needed:
+    if are_numbers(prompts, samples) and prompts * samples < needed:
         yield (
             f"a step has trainer.train_batch_size={prompts} × generator.n_samples_per_prompt={samples} "
             f"trajectories, which cannot be shared by {needed} ranks "
@@ -336,7 +141,7 @@ def _same_rows(asked: Asked) -> Iterator[str]:
     policy = asked(f"{POLICY}.sequence_parallel_size")
     for role in ("ref", "critic"):
         size = asked(f"trainer.{role}.sequence_parallel_size")
-        if _are_numbers(policy, size) and size > 0 and policy % size:
+        if are_numbers(policy, size) and size > 0 and policy % size:
             yield (
                 f"trainer.{role}.sequence_parallel_size={size} does not divide "
                 f"{POLICY}.sequence_parallel_size={policy}: ranks that compute parts of the policy's rows "
@@ -353,7 +158,7 @@ def _spread(asked: Asked) -> Iterator[str]:
         key = f"trainer.{role}.fsdp_config.fsdp_size"
         size = asked(key)
         ranks = _gpus(asked, "ref" if role == "ref" and not with_policy else "policy")
-        if _are_numbers(size) and size != -1 and (size < 1 or ranks % size):
+        if are_numbers(size) and size != -1 and (size < 1 or ranks % size):
             yield (
                 f"{key}={size} does not divide the {ranks} ranks that have the model; set it to a divisor, "
                 "or to -1 for one copy of the weights over all of them"
@@ -394,7 +199,8 @@ def _product(asked: Asked, *keys: str) -> int:
     return math.prod(value if isinstance(value, int) and value > 0 else 1 for value in values)
 
 
-def _are_numbers(*values: Any) -> bool:
+def are_numbers(*values: Any) -> bool:
+    """True if rules may count with all of them; wrong types are refused elsewhere."""
     return all(isinstance(value, int) for value in values)
 
 
@@ -409,7 +215,7 @@ def _colocation(asked: Asked) -> Iterator[str]:
         sizes = [f"{ENGINE}.{of}" for of in ("num_engines", *_PARALLEL)]
         engines = _product(asked, *sizes)
         counts = [asked(f"{PLACEMENT}.policy_{of}") for of in ("num_nodes", "num_gpus_per_node")]
-        if policy != engines and _are_numbers(*counts, *map(asked, sizes)):
+        if policy != engines and are_numbers(*counts, *map(asked, sizes)):
             yield (
                 f"{PLACEMENT}.colocate_all=true: the policy has {policy} GPUs (policy_num_nodes × "
                 f"policy_num_gpus_per_node) and the engines {engines} ({ENGINE}.num_engines × tensor × "
@@ -452,17 +258,13 @@ def _external_engines(asked: Asked) -> Iterator[str]:
 def _engine_parallelism(asked: Asked) -> Iterator[str]:
     experts = asked(f"{ENGINE}.expert_parallel_size")
     tensor, data = (asked(f"{ENGINE}.{of}_parallel_size") for of in ("tensor", "data"))
-    if _are_numbers(experts, tensor, data) and experts > 1 and experts != tensor * data:
+    if are_numbers(experts, tensor, data) and experts > 1 and experts != tensor * data:
         yield (
             f"{ENGINE}.expert_parallel_size={experts} is not tensor_parallel_size={tensor} × "
             f"data_parallel_size={data}; experts are spread over exactly these ranks"
         )
     engines, prefill = asked(f"{ENGINE}.num_engines"), asked(f"{ENGINE}.num_prefill")
-    if (
-        asked(f"{ENGINE}.enable_pd")
-        and _are_numbers(engines, prefill)
-        and not 0 < prefill < engines
-    ):
+    if asked(f"{ENGINE}.enable_pd") and are_numbers(engines, prefill) and not 0 < prefill < engines:
         yield (
             f"{ENGINE}.enable_pd=true: num_prefill={prefill} of num_engines={engines} leaves no engine "
             "to prefill or none to decode; set it from 1 to one less than num_engines"
