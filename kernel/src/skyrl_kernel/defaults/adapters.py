@@ -1,5 +1,6 @@
 """Weight sync that brings the adapter alone: for engines that keep the weights which it stands on."""
 
+from skyrl_kernel.defaults.push import update
 from skyrl_kernel.errors import CapabilityError
 from skyrl_kernel.hookspecs import hookimpl
 from skyrl_kernel.protocols import Engine, LendsAdapter, SyncWeights, Trainer
@@ -26,6 +27,4 @@ async def adapters(trainer: Trainer, engine: Engine, version: int) -> None:
             "generator.inference_engine.weight_sync_backend=adapters needs a trainer that lends its "
             f"adapter, and a {type(trainer).__name__} does not; use auto, which sends whole weights"
         )
-    await engine.begin_update(version)
-    await engine.apply_update(trainer.adapter())
-    await engine.finish_update(version)
+    await update(engine, trainer.adapter(), version)

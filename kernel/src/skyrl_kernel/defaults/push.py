@@ -1,7 +1,13 @@
 """Weight sync through the engine's own update: for engines that hold a copy of the weights."""
 
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
 from skyrl_kernel.hookspecs import hookimpl
 from skyrl_kernel.protocols import Engine, SyncWeights, Trainer
+
+if TYPE_CHECKING:
+    import torch
 
 
 @hookimpl
@@ -19,6 +25,13 @@ async def push(trainer: Trainer, engine: Engine, version: int) -> None:
     Raises:
         WeightSyncError: The engine refused; it says which weights it has.
     """
+    await update(engine, trainer.weights(), version)
+
+
+async def update(
+    engine: Engine, tensors: "Iterable[tuple[str, torch.Tensor]]", version: int
+) -> None:
+    """One transaction: all of ``tensors``, and ``version`` once they are there."""
     await engine.begin_update(version)
-    await engine.apply_update(trainer.weights())
+    await engine.apply_update(tensors)
     await engine.finish_update(version)

@@ -7,6 +7,7 @@ Start with `runtime`, which makes the parts; each of the others is one idea::
     placement    which actor computes on which devices of which node
     interpreter  the Python of a process can be one, or the run is refused
     attest       a process has exactly the plugins of the run, or the run is refused
+    member       what all actors have in common
     rank         an actor: one process of a trainer;  trainer  what stands for all of them here
     host         an actor: one engine;  engines  what stands for all of them here
     shares       data dealt out to ranks, balanced by tokens

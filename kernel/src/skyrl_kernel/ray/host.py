@@ -1,22 +1,17 @@
 """One engine: an actor. Its methods are async, so that it generates while weights arrive."""
 
-import contextlib
-import pickle
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 from skyrl_kernel.errors import (
     CapabilityError,
     FailureKind,
     PluginError,
-    SkyrlError,
     TrajectoryError,
 )
 from skyrl_kernel.logs import get_logger
 from skyrl_kernel.protocols import Engine, Forgets, Sleeps, Starts
-from skyrl_kernel.ray.attest import Report, report
-from skyrl_kernel.ray.begin import begin
+from skyrl_kernel.ray.member import Member
 from skyrl_kernel.ray.packets import Rows
 from skyrl_kernel.ray.parcels import Parcel, tensors
 from skyrl_kernel.recipe import EngineRecipe
@@ -25,37 +20,20 @@ from skyrl_kernel.records import Completion, GenerateRequest
 log = get_logger(__name__)
 
 
-class Host:
-    """Makes an engine from a recipe, and passes calls on to it.
-
-    Args:
-        name: For messages, such as ``engine 1``.
-    """
+class Host(Member[EngineRecipe]):
+    """Makes an engine from a recipe, and passes calls on to it."""
 
     def __init__(self, name: str) -> None:
-        self._name = self._process = name
-        self._recipe: EngineRecipe | None = None
+        super().__init__(name)
         self._engine: Engine | None = None
-
-    async def begin(self, folder: Path | None) -> str:
-        """See `skyrl_kernel.ray.begin`."""
-        machine = begin(self._name, folder)
-        self._process = f"{self._name} on {machine}"
-        return machine
-
-    async def report(self, lock: Sequence[Mapping[str, Any]]) -> Report:
-        """What this process has of the plugins of the run."""
-        return report(lock)
 
     async def make(self, recipe: bytes) -> bool:
         """Make the engine and wait until it may be asked; whether it computes in lockstep."""
         with self._named("make_engine"):
-            self._recipe = pickle.loads(recipe)  # the controller's, of this run
-            assert self._recipe is not None
-            self._recipe.process = self._process
-            if missing := self._recipe.missing():
+            made_by = self._read(recipe)
+            if missing := made_by.missing():
                 raise CapabilityError("\n".join(missing))
-            self._engine = self._recipe.make()
+            self._engine = made_by.make()
             if isinstance(self._engine, Starts):
                 await self._engine.started()
         return self._engine.lockstep
@@ -136,16 +114,3 @@ class Host:
     def _made(self) -> Engine:
         assert self._engine is not None, "the runtime calls `make` first"
         return self._engine
-
-    @contextlib.contextmanager
-    def _named(self, hook: str) -> Iterator[None]:
-        """Give an exception the name of its plugin, and of this process, while there is a traceback."""
-        try:
-            yield
-        except SkyrlError:
-            raise
-        except Exception as error:
-            log.exception("failed", hook=hook)
-            if self._recipe is None:
-                raise
-            raise self._recipe.manager.attribute(error, hook, step=None) from error

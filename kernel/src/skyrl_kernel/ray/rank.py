@@ -1,20 +1,16 @@
 """One process of a trainer: an actor."""
 
-import contextlib
 import os
-import pickle
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import ray
 
-from skyrl_kernel.errors import HookError, SkyrlError, is_disk_full
+from skyrl_kernel.errors import HookError
 from skyrl_kernel.logs import get_logger
 from skyrl_kernel.protocols import Loss, Ranked, Trainer
-from skyrl_kernel.ray.attest import Report, report
-from skyrl_kernel.ray.begin import begin
+from skyrl_kernel.ray.member import Member
 from skyrl_kernel.ray.packets import Rows, Samples
 from skyrl_kernel.ray.parcels import Parcel, parcels
 from skyrl_kernel.recipe import TrainerRecipe
@@ -49,30 +45,15 @@ def torchrun_variables(nodes: Sequence[str], address: str, port: int) -> list[di
     ]
 
 
-class Rank:
-    """Makes its part of a trainer from a recipe, and passes calls on to it.
-
-    Args:
-        name: For messages, such as ``trainer rank 1``.
-    """
+class Rank(Member[TrainerRecipe]):
+    """Makes its part of a trainer from a recipe, and passes calls on to it."""
 
     def __init__(self, name: str) -> None:
-        self._name = self._process = name
-        self._recipe: TrainerRecipe | None = None
+        super().__init__(name)
         self._trainer: Trainer | None = None
         self._loss: Loss | None = None
         self._parcels: Iterator[Parcel] = iter(())
         self._next: Parcel | None = None
-
-    def begin(self, folder: Path | None) -> str:
-        """See `skyrl_kernel.ray.begin`."""
-        machine = begin(self._name, folder)
-        self._process = f"{self._name} on {machine}"
-        return machine
-
-    def report(self, lock: Sequence[Mapping[str, Any]]) -> Report:
-        """What this process has of the plugins of the run."""
-        return report(lock)
 
     def meeting_place(self) -> tuple[str, int]:
         """Address and free port of this machine, for the process group of all ranks."""
@@ -84,16 +65,14 @@ class Rank:
         """Make the trainer; (share, shares)."""
         os.environ.update(environment)
         with self._named("make_trainer"):
-            self._recipe = pickle.loads(recipe)  # the controller's, of this run
-            assert self._recipe is not None
-            self._recipe.process = self._process
-            self._loss = self._recipe.loss()
-            self._trainer = self._recipe.make()
+            made_by = self._read(recipe)
+            self._loss = made_by.loss()
+            self._trainer = made_by.make()
         if isinstance(self._trainer, Ranked):
             return self._trainer.share, self._trainer.shares
         if environment["WORLD_SIZE"] != "1":
             raise HookError(
-                f"the trainer '{self._recipe.name}' offers 'several_ranks' and does not say which share of "
+                f"the trainer '{made_by.name}' offers 'several_ranks' and does not say which share of "
                 "the data it computes; see skyrl_kernel.protocols.Ranked"
             )
         return 0, 1
@@ -155,16 +134,3 @@ class Rank:
     def _made(self) -> Trainer:
         assert self._trainer is not None, "the runtime calls `make` first"
         return self._trainer
-
-    @contextlib.contextmanager
-    def _named(self, hook: str) -> Iterator[None]:
-        """Give an exception the name of its plugin, and of this process, while there is a traceback."""
-        try:
-            yield
-        except SkyrlError:
-            raise
-        except Exception as error:
-            log.exception("failed", hook=hook)
-            if self._recipe is None or is_disk_full(error):
-                raise
-            raise self._recipe.manager.attribute(error, hook, step=None) from error
