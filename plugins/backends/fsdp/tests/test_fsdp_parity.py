@@ -87,7 +87,7 @@ class TestFsdpParity(ParityContract):
             )
             module.bfloat16().save_pretrained(folder)
 
-    def model(self, architecture: str) -> Path:
+    def model(self, architecture: str, precision: str = "fp32") -> Path:
         return self.folders[architecture]
 
     def test_bfloat16_with_float32_weights_between_ranks_is_that_of_one_process(self) -> None:

@@ -16,7 +16,7 @@ called in processes of their own::
         options = {"plain": {}, "offloading": {"offload": True}}
         on_a_rank = staticmethod(on_a_rank)
 
-        def model(self, architecture):
+        def model(self, architecture, precision):
             return folder_with_a_tiny_model(architecture)
 """
 
@@ -195,45 +195,47 @@ class ParityContract:
     tolerances: ClassVar[Mapping[Precision, float]] = {"fp32": 1e-5, "bf16": 5e-3}
     """As in `differences`."""
     marks_of_others: ClassVar[Sequence[pytest.MarkDecorator]] = ()
-    """Of the tests of all but the first architecture, number of ranks and option, such as ``slow``."""
+    """Of the tests of all but the first architecture, number of ranks, option and precision, such as ``slow``."""
     on_a_rank: Callable[[Path, Precision, Mapping[str, object]], Recording]
     """(model, precision, options) → what `record` returns, in a process with torchrun's variables."""
     _alone: ClassVar[dict[tuple[Path, Precision], Recording]] = {}
 
-    def model(self, architecture: str) -> Path:
-        """A directory that `on_a_rank` can load, the same one every time; with random weights."""
+    def model(self, architecture: str, precision: Precision) -> Path:
+        """A directory that `on_a_rank` can load, the same one every time; with random weights.
+
+        In bfloat16 weights are to be what that can hold: else rounding them to travel changes numbers.
+        """
         raise NotImplementedError("override model()")
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
-        """A test per architecture, number of ranks and option."""
+        """A test per architecture, number of ranks, option and precision."""
         for name, values in (
             ("architecture", self.architectures),
             ("ranks", self.ranks),
             ("option", list(self.options)),
+            ("precision", list(self.tolerances)),
         ):
             if name in metafunc.fixturenames:
                 first, *others = values or [pytest.param(None, marks=pytest.mark.skip("none"))]
                 marked = [pytest.param(other, marks=self.marks_of_others) for other in others]
                 metafunc.parametrize(name, [first, *marked])
 
-    def test_float32_on_ranks_is_float32_in_one_process(
-        self, architecture: str, ranks: int
+    def test_ranks_compute_what_one_process_does(
+        self, architecture: str, ranks: int, precision: Precision
     ) -> None:
         """Whatever the model."""
-        self._compare(self.model(architecture), "fp32", ranks, {})
+        self._compare(architecture, precision, ranks, {})
 
-    def test_bfloat16_on_ranks_is_bfloat16_in_one_process(self, architecture: str) -> None:
-        """Weights are what a checkpoint in bfloat16 has: rounding them to travel changes nothing at first."""
-        self._compare(self.model(architecture), "bf16", 2, {})
-
-    def test_an_option_changes_memory_and_not_numbers(self, option: str) -> None:
-        """In float32."""
-        self._compare(self.model(self.architectures[0]), "fp32", 4, self.options[option])
+    def test_an_option_changes_memory_and_not_numbers(
+        self, option: str, precision: Precision
+    ) -> None:
+        """With the most ranks."""
+        self._compare(self.architectures[0], precision, max(self.ranks), self.options[option])
 
     def _compare(
-        self, model: Path, precision: Precision, ranks: int, options: Mapping[str, object]
+        self, architecture: str, precision: Precision, ranks: int, options: Mapping[str, object]
     ) -> None:
-        run = type(self).on_a_rank
+        run, model = type(self).on_a_rank, self.model(architecture, precision)
         if (model, precision) not in self._alone:
             (alone,) = on_ranks(1, run, model, precision, {}, deadline_s=_DEADLINE_S)
             self._alone[model, precision] = alone
