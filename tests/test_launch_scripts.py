@@ -8,12 +8,16 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
-from running import skyrl
+from running import skyrl, without_times
 from workspace import ROOT
 
+from skyrl_kernel.run import RunFolder
 from skyrl_tiny.plugin import cache_folder
 
 SCRIPTS = sorted(ROOT.glob("examples/**/*.sh"))
@@ -126,27 +130,98 @@ def test_for_a_laptop_nothing_is_missing(script: Path, home: Path) -> None:
     assert missing(done.out) == []
 
 
-@pytest.mark.slow
-@each_script
-def test_a_script_trains_on_a_laptop(script: Path, home: Path) -> None:
-    name = script.parent.name
-    (make_data,) = [line for line in commands(script) if line.startswith("skyrl data")]
-    if name == "gsm8k":
-        make_data += f" --source {REAL_GSM8K if REAL_GSM8K.is_dir() else look_alike(home)}"
-    done = bash(make_data, home)
-    assert done.returncode == 0, done.stderr
+@dataclass(frozen=True)
+class Trained:
+    """A script's run."""
 
-    data = f"data.train_data=\"['{home}/data/{name}/train.parquet']\""
-    words = f'{data} trainer.ckpt_path="{home}/ckpts" {SEED_VALUES}'
+    folder: RunFolder
+    metrics: list[dict[str, Any]]
+    sampled: list[Any]
+    """Trajectories of step 1: their tokens and what was computed of them."""
+
+
+def train(script: Path, home: Path, more: str, *, gpus: int) -> Trained:
+    """Run the command for a laptop with so many processes that train, and as many that generate."""
     cache = str(cache_folder().parent)  # the tiny model need not be made for every home
     variables = {"SKYRL_RAY_PG_TIMEOUT_IN_S": "90", "SKYRL_CACHE": cache}
-    done = bash(f"{laptop(script)} {words}", home, **variables)
+    line = laptop(script).replace("NUM_GPUS=1", f"NUM_GPUS={gpus}")
+    done = bash(f'{line} trainer.ckpt_path="{home}/ckpts{gpus}" {more}', home, **variables)
     assert done.returncode == 0, done.stderr
-    assert "finished at step 2" in done.stdout
-    (folder,) = (home / "ckpts").iterdir()
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    assert max(json.loads(line)["step"] for line in lines) == 2
-    assert (folder / "export" / "global_step_2" / "model.safetensors").is_file()
+    assert "finished at step" in done.stdout
+    (path,) = (home / f"ckpts{gpus}").iterdir()
+    sampled = pq.read_table(path / "trajectories" / "step_1.parquet")
+    metrics = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    return Trained(RunFolder(path), metrics, sampled["segments"].to_pylist())
+
+
+def make_data(script: Path, home: Path) -> str:
+    """As the script's comment says; the words for what is there to train on."""
+    name = script.parent.name
+    (line,) = [line for line in commands(script) if line.startswith("skyrl data")]
+    if name == "multiply":
+        line += " --num_digits 3x1 --train_size 64"  # which the built-in model can answer
+    if name == "gsm8k":
+        line += f" --source {REAL_GSM8K if REAL_GSM8K.is_dir() else look_alike(home)}"
+    done = bash(line, home)
+    assert done.returncode == 0, done.stderr
+    return f"data.train_data=\"['{home}/data/{name}/train.parquet']\""
+
+
+def check_whole(run: Trained, steps: int, *, parts: int) -> None:
+    """All that a run leaves is there, its checkpoint in as many parts as there are ranks."""
+    path = run.folder.path
+    assert [line["step"] for line in run.metrics] == list(range(1, steps + 1))
+    last = f"global_step_{steps}"
+    (checkpoint,) = (path / "checkpoints").iterdir()
+    assert checkpoint.name == last
+    assert len(list(checkpoint.glob("weights*.safetensors"))) == parts
+    assert (path / "export" / last / "model.safetensors").is_file()
+    assert len(list((path / "trajectories").iterdir())) == steps
+    for name in ("config.yaml", "plugins.json", "log.jsonl"):
+        assert (path / name).is_file()
+
+
+def check_layout(run: Trained) -> None:
+    """Two ranks, and an engine beside each."""
+    begun = {file.stem for file in (run.folder.path / "logs").glob("*.jsonl")}
+    assert begun == {"trainer_rank_0", "trainer_rank_1", "engine_0", "engine_1"}
+
+
+def check_same(one: Trained, other: Trained) -> None:
+    """Step 1 has the same trajectories, and of all numbers but the greatest of each kind, 1e-4.
+
+    Engines sample by (seed, trajectory), so what they sample does not depend on how many there
+    are. A greatest value is that of one token, which may be where an update of rounding size
+    decides (`Adam` divides it by itself): those are left out, and so is what the clock tells.
+    """
+    for row, same in zip(one.sampled, other.sampled, strict=True):
+        assert [part["tokens"] for part in row] == [part["tokens"] for part in same]
+        for part, like in zip(row, same, strict=True):
+            for score in ("logprobs", "old_logprobs", "ref_logprobs"):
+                assert part[score] == pytest.approx(like[score], abs=1e-4)
+    (mine, *_), (others, *_) = without_times(one.metrics), without_times(other.metrics)
+    assert mine.keys() == others.keys()
+    for name, value in mine.items():
+        if not name.endswith("_max"):
+            assert others[name] == pytest.approx(value, rel=1e-4, abs=1e-4), name
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@each_script
+def test_in_the_layout_of_gpus_a_script_trains_as_in_one_process(script: Path, home: Path) -> None:
+    words = f"{make_data(script, home)} {SEED_VALUES}"
+    alone, several = (train(script, home, words, gpus=gpus) for gpus in (1, 2))
+    check_whole(alone, 2, parts=1)
+    check_whole(several, 2, parts=2)
+    check_layout(several)
+    check_same(alone, several)
+    first, second = several.metrics
+    if "multiply" in script.name:  # the built-in model earns something there, and nothing on GSM8K
+        assert first["policy/grad_norm"] > 0.1
+        moved = first["policy/minibatch_rollout_logprobs_abs_diff_max"]  # by the mini-batch before
+        assert moved > 10 * first["policy/rollout_train_logprobs_abs_diff_max"]
+    assert 0 < second["loss/avg_kl"] < 1e-3  # it has left its reference
 
 
 def look_alike(home: Path) -> Path:

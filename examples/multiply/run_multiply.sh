@@ -21,6 +21,9 @@
 #     trainer.train_batch_size=8 trainer.policy_mini_batch_size=4 trainer.max_training_steps=2 \
 #     generator.sampling_params.max_generate_length=96 generator.max_turns=1 \
 #     trainer.eval_before_train=false trainer.eval_interval=-1
+#
+# With NUM_GPUS=2 that runs the layout of GPUs on processors: two processes that train, and one that
+# generates beside each.
 set -euo pipefail
 
 : "${DATA_DIR:=$HOME/data/multiply}"
