@@ -504,6 +504,14 @@ def test_every_metric_that_a_run_writes_is_explained_and_no_other(written: set[s
     assert len(set(METRICS)) == len(METRICS)
 
 
+def test_the_metrics_of_machines_are_explained() -> None:
+    from skyrl_kernel.ray.monitor import node_metrics, parse_gpus
+
+    found = node_metrics([{"cpu_ram_used_gb": 1.0, **parse_gpus("0, 50, 1024")}])
+    explained = documented("metrics.md", "metric of machines")
+    assert sorted(re.sub(r"\b\d+\b", "N", name) for name in found) == sorted(explained)
+
+
 def test_the_columns_of_trajectory_files_are_explained() -> None:
     text = (REFERENCE / "records-and-files.md").read_text()
     section = text.partition("### trajectories/")[2].partition("\n### ")[0]

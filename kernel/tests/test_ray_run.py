@@ -1,8 +1,10 @@
 """Whole runs on a Ray of the test session: the layouts, equality with one process, resume."""
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -13,6 +15,9 @@ from skyrl_kernel.runner import RunResult
 from skyrl_kernel.slots import ALGORITHMS
 from skyrl_kernel.testing.distributions import make_distribution, on_path
 from skyrl_kernel.testing.scripted import installed, read_metrics, run_scripted
+
+if TYPE_CHECKING:
+    from skyrl_kernel.ray.monitor import Monitor
 
 RAY = "trainer.runtime=ray"
 PLACEMENT = "trainer.placement"
@@ -205,3 +210,81 @@ def test_a_process_without_a_plugin_is_refused_with_how_to_install_it(
         match=r'own: removed \(skyrl-own 0\.1\.0\)\n(?s:.*)pip install "skyrl-own==0\.1\.0"',
     ):
         run_with_processes_that_have(runs=tmp_path / "runs")
+
+
+# --- machines ---------------------------------------------------------------------------
+
+
+def test_each_step_tells_how_full_its_machines_are(tmp_path: Path) -> None:
+    result = run_scripted(tmp_path, *TWO_RANKS, "trainer.epochs=8")
+    numbers = read_metrics(result, timings=True)[-1]  # the first steps are over before a look
+    machines = {name: value for name, value in numbers.items() if name.startswith("ray/")}
+    used = machines["ray/node.0.cpu_ram_used_gb"]
+    assert 0 < used < 1000
+    assert machines.pop("ray/cpu_ram_used_gb.avg") == used  # both ranks are on one machine
+    assert {name for name in machines if ".gpu." not in name} == {"ray/node.0.cpu_ram_used_gb"}
+
+
+@pytest.mark.slow
+def test_a_run_may_leave_its_machines_alone(tmp_path: Path) -> None:
+    result = run_scripted(tmp_path, RAY, "trainer.enable_ray_gpu_monitor=false", "trainer.epochs=8")
+    lines = read_metrics(result, timings=True)
+    assert not [name for line in lines for name in line if name.startswith("ray/")]
+
+
+@pytest.fixture
+def watching() -> "Iterator[Monitor]":
+    from skyrl_kernel.ray.monitor import Monitor
+
+    made = Monitor()
+    yield made
+    made.close()
+
+
+def first_measured(watching: "Monitor") -> dict[str, float]:
+    """The first numbers there are: an actor takes a while to begin."""
+    until = time.monotonic() + 60
+    while not (found := watching.measure()):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    return found
+
+
+def test_a_late_machine_is_waited_for_once(
+    watching: "Monitor", monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import ray
+
+    [node] = [node["NodeID"] for node in ray.nodes()]
+    watching.watch([node, node], {})
+    assert first_measured(watching)["ray/cpu_ram_used_gb.avg"] > 0
+    monkeypatch.setattr("skyrl_kernel.ray.monitor._SAID_AFTER_S", 0.0)
+    [gauge] = [one.gauge for one in watching._nodes.values()]
+    busy = gauge.__ray_call__.remote(lambda _: time.sleep(3))
+    began = time.monotonic()
+    assert watching.measure() == {}
+    assert 0.4 < time.monotonic() - began < 1.5
+    began = time.monotonic()
+    assert watching.measure() == {}
+    assert time.monotonic() - began < 0.25
+    assert caplog.text.count("a machine is left out of the ray/ metrics") == 1
+    ray.get(busy)
+    assert first_measured(watching)["ray/node.0.cpu_ram_used_gb"] > 0
+
+
+def test_a_machine_that_is_gone_is_left_out_and_said_once(
+    watching: "Monitor", caplog: pytest.LogCaptureFixture
+) -> None:
+    import ray
+
+    watching.watch(["ab" * 28, ray.nodes()[0]["NodeID"]], {})
+    assert set(first_measured(watching)) == {
+        "ray/node.1.cpu_ram_used_gb",
+        "ray/cpu_ram_used_gb.avg",
+    }
+    until = time.monotonic() + 30
+    while "a machine is left out" not in caplog.text and time.monotonic() < until:
+        watching.measure()
+        time.sleep(0.05)
+    watching.measure()
+    assert caplog.text.count("a machine is left out of the ray/ metrics") == 1

@@ -21,7 +21,7 @@ from skyrl_kernel.plugins.wording import did_you_mean, listed
 from skyrl_kernel.probe import MAX_ROWS, MAX_TOKENS
 from skyrl_kernel.producer import Producer
 from skyrl_kernel.progress import Progress
-from skyrl_kernel.protocols import Engine, MeasureRow, Runtime, Tokenizer, Trainer
+from skyrl_kernel.protocols import Engine, MeasureRow, Measures, Runtime, Tokenizer, Trainer
 from skyrl_kernel.recipe import EngineRecipe, TrainerRecipe
 from skyrl_kernel.records import Group, IntArray, Prompt, Sampling
 from skyrl_kernel.resume import Start
@@ -411,6 +411,7 @@ def make_session(
         steps_per_epoch=order.steps_per_epoch,
         probe_rows=_probe_rows(prepared),
         lock=prepared.lock,
+        machines=runtime if isinstance(runtime, Measures) else None,
         sentinels=sentinels,
         warnings=list(state["warnings"]) if state else [],
         saved_step=first_step - 1,

@@ -59,6 +59,8 @@ async def train(run: Session) -> int:
             with clock("sync_weights"), run.stage("sync_weights", step):
                 await run.sync(step)
         numbers = measured.complete(results, clock)
+        if run.machines is not None:
+            numbers |= run.machines.measure()
         if run.eval_due(step):
             with clock("eval"):
                 numbers |= await evaluate(run, step=step, clock=clock)

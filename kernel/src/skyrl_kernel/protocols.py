@@ -483,6 +483,18 @@ class Runtime(Protocol):
         ...
 
 
+@runtime_checkable
+class Measures(Protocol):
+    """What a runtime adds to `Runtime` that measures its machines."""
+
+    def measure(self) -> Mapping[str, float]:
+        """Metrics since the call before, by their whole names, such as ``ray/gpu.util.avg``.
+
+        Called when a step has ended. What is not known by then is left out, not waited for.
+        """
+        ...
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataRecipe:
     """How ``skyrl data NAME`` makes a data set."""

@@ -37,6 +37,7 @@ from skyrl_kernel.protocols import (
     Evaluate,
     Forgets,
     Loss,
+    Measures,
     Reduction,
     Starts,
     StepInfo,
@@ -100,6 +101,8 @@ class Session:
     """[T] tokens each, on which engine and trainer must agree; empty where the engine cannot tell."""
     lock: Sequence[dict[str, Any]]
     """The plugin lock that goes into every checkpoint."""
+    machines: Measures | None = None
+    """The runtime, if it measures where the run computes."""
     feed: Feed | None = None
     """Brings the run to the stores of its loggers."""
     sentinels: Sentinels = field(default_factory=Sentinels)

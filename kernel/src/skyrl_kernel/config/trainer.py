@@ -148,6 +148,8 @@ class TrainerConfig(Section):
     """Steps between trajectories that the console prints; 0 or less: none. SkyRL: 1."""
     dump_trajectories: bool = True
     """Write every trained trajectory to ``trajectories/step_N.parquet``."""
+    enable_ray_gpu_monitor: bool = True
+    """With ``runtime=ray`` each step tells how busy the GPUs and how full the memory of its machines are."""
     max_failed_frac: Fraction = 0.5
     """Lost trajectories of one step, as a fraction; more stop the run."""
     bf16: bool = True

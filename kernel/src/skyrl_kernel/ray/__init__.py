@@ -17,6 +17,7 @@ Start with `runtime`, which makes the parts; each of the others is one idea::
     errors       what Ray says of a process, as errors of the run
     begin        what each process does first: logs, network
     logs         what it logs and prints, in the run's folder
+    monitor      an actor on each machine: how busy it is
     network      what its machine is called, and gloo's card
     quiet        Ray's own remarks, in the log
 

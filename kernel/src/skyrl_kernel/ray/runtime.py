@@ -23,6 +23,7 @@ from skyrl_kernel.ray.errors import Process
 from skyrl_kernel.ray.host import Host
 from skyrl_kernel.ray.interpreter import require_python
 from skyrl_kernel.ray.logs import output_file
+from skyrl_kernel.ray.monitor import Monitor
 from skyrl_kernel.ray.placement import (
     ENGINES,
     POLICY,
@@ -61,6 +62,7 @@ class RayRuntime:
         self._trainer: RayTrainer | None = None
         self._engines: RayEngines | None = None
         self._actors: list[Any] = []
+        self._monitor = Monitor() if self._trainer_config.enable_ray_gpu_monitor else None
 
     # --- trainer -----------------------------------------------------------------------
 
@@ -217,6 +219,8 @@ class RayRuntime:
         reports = get_all([actor.report.remote(recipe.lock) for actor in actors], processes)
         for name, found in zip(names, reports, strict=True):
             require_same(recipe.lock, found, name)
+        if self._monitor is not None:
+            self._monitor.watch([seat.node for seat in seats if seat is not None], env)
         return actors, processes
 
     def _begun(self, machines: Sequence[Any], processes: Sequence[Process]) -> list[Any]:
@@ -237,8 +241,14 @@ class RayRuntime:
             return self._config.num_cpus
         return max(os.cpu_count() or 1, needed)
 
+    def measure(self) -> Mapping[str, float]:
+        """See `skyrl_kernel.protocols.Measures`: the machines that the run computes on."""
+        return {} if self._monitor is None else self._monitor.measure()
+
     def close(self) -> None:
         """End all processes, and Ray if the run started it."""
+        if self._monitor is not None:
+            self._monitor.close()
         if self._trainer is not None:
             self._trainer.close()
         for actor in self._actors:
