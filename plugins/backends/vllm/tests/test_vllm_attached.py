@@ -15,7 +15,8 @@ from skyrl_kernel.plan import make_plan
 from skyrl_transformers.testing import write_random_model
 from skyrl_vllm.attached import Needs, compare
 from skyrl_vllm.client import ServerError
-from skyrl_vllm.engine import GENERATE, VllmEngine
+from skyrl_vllm.engine import VllmEngine
+from skyrl_vllm.wire import GENERATE
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""What needs no vLLM: what is sent, what is made of an answer, what is refused before it is sent."""
+"""The engine without vLLM: what is refused before it is sent, and what is made of servers that fail."""
 
 import asyncio
 import json
@@ -32,10 +32,12 @@ from skyrl_transformers.loading import distinct_tensors
 from skyrl_transformers.testing import write_random_model
 from skyrl_vllm import plugin
 from skyrl_vllm.client import ServerError
-from skyrl_vllm.engine import GENERATE, VllmEngine, completion, sampling_params
+from skyrl_vllm.engine import VllmEngine
 from skyrl_vllm.fleet import Deadlines, Fleet
 from skyrl_vllm.server import Server, _reserved_port
+from skyrl_vllm.testing import answer
 from skyrl_vllm.updates import Shapes, Updates, stored_shapes
+from skyrl_vllm.wire import GENERATE
 
 PROMPT = np.array([5, 6], dtype=np.int32)
 NOWHERE = "http://127.0.0.1:1"
@@ -45,68 +47,11 @@ def request() -> GenerateRequest:
     return GenerateRequest(tokens=PROMPT, sampling=Sampling(max_tokens=2), seed=0)
 
 
-def answer(**changed: Any) -> dict[str, Any]:
-    choice = {
-        "finish_reason": "length",
-        "token_ids": [7, 8, 9],
-        "logprobs": {"content": [{"token_id": t, "logprob": -t / 10} for t in (7, 8, 9)]},
-        "weight_versions": [
-            {"version": "3", "start": 0, "end": 1},
-            {"version": "4", "start": 1, "end": 3},
-        ],
-    }
-    return {"choices": [choice | changed]}
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     write_random_model(folder, tie_word_embeddings=True)
     return folder
-
-
-# --- what is sent and what comes back ---------------------------------------------------------------
-
-
-def test_every_field_that_decides_what_is_sampled_is_named() -> None:
-    sampling = Sampling(max_tokens=3, top_k=-1, stop=("x",), stop_token_ids=(1,))
-    sent = sampling_params(sampling, seed=2**63 + 4)
-    assert sent["top_k"] == 0  # vLLM's word for all
-    assert sent["seed"] == 5
-    assert (sent["stop"], sent["stop_token_ids"], sent["detokenize"]) == (["x"], [1], True)
-    assert sampling_params(Sampling(), seed=0)["detokenize"] is False
-    assert sent["logprobs"] == 0  # the sampled token's alone
-
-
-def test_an_answer_becomes_a_completion_whose_tokens_carry_the_version_of_their_span() -> None:
-    one = completion(answer(), version=2)
-    assert one.tokens.tolist() == [7, 8, 9]
-    np.testing.assert_allclose(one.logprobs, [-0.7, -0.8, -0.9])
-    assert one.versions.tolist() == [3, 4, 4]
-    assert one.finish_reason == "length"
-
-
-def test_an_abort_before_the_first_token_is_an_empty_completion() -> None:
-    nothing = answer(finish_reason="abort", token_ids=[], logprobs=None, weight_versions=None)
-    one = completion(nothing, version=2)
-    assert len(one.tokens) == len(one.logprobs) == len(one.versions) == 0
-    assert one.finish_reason == "abort"
-
-
-@pytest.mark.parametrize(
-    "changed",
-    [
-        {"logprobs": None},
-        {"token_ids": [7, 8]},
-        {"token_ids": [7, 8, 10]},
-        {"finish_reason": "error"},
-        {"weight_versions": [{"version": "default", "start": 0, "end": 3}]},
-    ],
-)
-def test_another_answer_costs_its_trajectory(changed: dict[str, Any]) -> None:
-    with pytest.raises(TrajectoryError, match="vLLM server gave") as caught:
-        completion(answer(**changed), version=2)
-    assert caught.value.kind is FailureKind.INFRASTRUCTURE
 
 
 def test_a_long_row_is_not_scored_at_another_temperature(model: Path) -> None:
@@ -244,7 +189,7 @@ def test_a_request_that_hangs_or_is_refused_costs_its_trajectory(model: Path) ->
                 await engine.generate([request()])
             assert caught.value.kind is kind
 
-        against(only("/inference/v1/generate", reply), model, use)
+        against(only(GENERATE, reply), model, use)
 
 
 @pytest.mark.parametrize(
@@ -284,7 +229,7 @@ def test_an_abort_that_does_not_stop_is_an_error(model: Path) -> None:
             await engine.abort()
         task.cancel()
 
-    against(only("/inference/v1/generate", hang), model, use)
+    against(only(GENERATE, hang), model, use)
 
 
 def test_an_abort_names_requests_as_the_server_registered_them(model: Path) -> None:
@@ -294,7 +239,7 @@ def test_an_abort_names_requests_as_the_server_registered_them(model: Path) -> N
 
     async def handler(incoming: web.Request) -> web.StreamResponse:
         body = await incoming.json() if incoming.can_read_body else {}
-        if incoming.path == "/inference/v1/generate":
+        if incoming.path == GENERATE:
             asked.append(body["request_id"])
             await ended.wait()
             stopped = answer(finish_reason="abort", token_ids=[], logprobs=None)

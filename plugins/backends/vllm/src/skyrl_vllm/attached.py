@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from skyrl_vllm.client import Client, Refused, ServerError
+from skyrl_vllm.wire import GENERATE
 
 START = (
     "VLLM_SERVER_DEV_MODE=1 python -m vllm.entrypoints.openai.api_server --model MODEL "
@@ -94,7 +95,7 @@ async def check(client: Client, needs: Needs, timeout_s: float) -> list[str]:
 async def _closed_routes(client: Client, timeout_s: float) -> list[str]:
     """Whether tokens may be sent: the one thing that a server does not tell, but shows."""
     try:
-        await client.ask("POST", "/inference/v1/generate", {}, timeout_s=timeout_s)
+        await client.ask("POST", GENERATE, {}, timeout_s=timeout_s)
     except Refused as error:
         if error.status in (403, 404):
             return ["it takes no token ids (--enable-scale-out)"]

@@ -23,7 +23,6 @@ from skyrl_kernel.errors import (
     FailureKind,
     RunError,
     SkyrlError,
-    TrajectoryError,
     WeightSyncError,
 )
 from skyrl_kernel.probe import MAX_DIFFERENCE
@@ -34,8 +33,8 @@ from skyrl_kernel.records import (
     GenerateRequest,
     IntArray,
     Piece,
-    Sampling,
 )
+from skyrl_vllm import wire
 from skyrl_vllm.adapters import NAME as ADAPTER
 from skyrl_vllm.attached import Needs
 from skyrl_vllm.client import Client, Refused, ServerError
@@ -48,14 +47,10 @@ from skyrl_vllm.updates import Updates, stored_shapes
 if TYPE_CHECKING:
     import torch
 
-GENERATE = "/inference/v1/generate"
-_REGISTERED = "generate-tokens-"
-"""What vLLM puts before the id of a request; an abort without it is answered 200 and does nothing."""
 _ABORT_EVERY_S = 0.1
 """Between two orders to abort: one that comes before its request is not remembered by the server."""
 _MAX_SCORES = 2**24
 """Log-probs in one answer; a temperature other than 1 needs those of the whole vocabulary."""
-_SEEDS = 2**63 - 1
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -141,7 +136,7 @@ class VllmEngine:
     async def _complete(self, request: GenerateRequest) -> Completion:
         version = self.version
         with self._begun(request) as (body, client):
-            return completion(await self._answer(client, body), version)
+            return wire.completion(await self._answer(client, body), version)
 
     async def stream(self, request: GenerateRequest) -> AsyncGenerator[Piece, None]:
         """The completion as it is sampled, the same that `generate` would return.
@@ -158,24 +153,18 @@ class VllmEngine:
         parts: list[Piece] = []
         with self._begun(request) as (body, client):
             asked = client.listen(
-                GENERATE, body | {"stream": True}, timeout_s=self.deadlines.request_s
+                wire.GENERATE, body | {"stream": True}, timeout_s=self.deadlines.request_s
             )
             async with self._typed(client), aclosing(asked) as events:
                 async for event in events:
-                    parts.append(piece(event, parts, version))
+                    parts.append(wire.piece(event, parts, version))
                     yield parts[-1]
 
     @contextmanager
     def _begun(self, request: GenerateRequest) -> Iterator[tuple[dict[str, Any], Client]]:
         """What to ask and whom; `abort` knows of it until the block ends."""
         name = f"{self._name}-{next(self._names)}"
-        body = {
-            "request_id": name,
-            "token_ids": request.tokens.tolist(),
-            "sampling_params": sampling_params(request.sampling, request.seed),
-            "output_mode": "tokens",
-            **self._model(),
-        }
+        body = wire.to_complete(request, name) | self._model()
         if self._is_salted:
             body["cache_salt"] = f"{self._name}-{self.version}"
         self._running[name] = asyncio.get_running_loop().create_future()
@@ -193,7 +182,7 @@ class VllmEngine:
         """What a server says to one request."""
         async with self._typed(client):
             return await client.ask(
-                "POST", GENERATE, body, timeout_s=self.deadlines.request_s, queues=True
+                "POST", wire.GENERATE, body, timeout_s=self.deadlines.request_s, queues=True
             )
 
     @asynccontextmanager
@@ -204,13 +193,13 @@ class VllmEngine:
         except Refused as error:
             raise await self._why(client, error) from error
         except TimeoutError as error:
-            raise _lost(FailureKind.TIMEOUT, str(error)) from error
+            raise wire.lost(FailureKind.TIMEOUT, str(error)) from error
 
     async def _why(self, client: Client, error: Refused) -> SkyrlError:
         """A refusal costs one trajectory, unless it is the server's last word."""
         if error.status >= 500 and (why := await client.reason()):
             return ServerError(f"the vLLM server at {client.url} failed: {why}")
-        return _lost(FailureKind.INFRASTRUCTURE, f"refused a request with {error}")
+        return wire.lost(FailureKind.INFRASTRUCTURE, f"refused a request with {error}")
 
     async def logprobs(self, rows: Sequence[IntArray], *, temperature: float) -> list[FloatArray]:
         """[T] log-prob in nats of each row's tokens given those before; 0 at index 0.
@@ -264,25 +253,10 @@ class VllmEngine:
             )
 
     async def _score(self, client: Client, row: IntArray, temperature: float) -> FloatArray:
-        scores = np.zeros(len(row), dtype=np.float32)
         if len(row) < 2:
-            return scores
-        body = {
-            "token_ids": row.tolist(),
-            "sampling_params": {
-                "max_tokens": 1,
-                "temperature": 0.0,
-                "detokenize": False,
-                "prompt_logprobs": 0 if temperature == 1 else -1,
-                "skip_reading_prefix_cache": True,
-            },
-            "output_mode": "tokens",
-            **self._model(),
-        }
-        positions = (await self._answer(client, body))["prompt_logprobs"]
-        for place, token in enumerate(row.tolist()[1:], start=1):
-            scores[place] = _at_temperature(positions[place], str(token), temperature)
-        return scores
+            return np.zeros(len(row), dtype=np.float32)
+        body = wire.to_score(row, temperature) | self._model()
+        return wire.scores(await self._answer(client, body), row, temperature)
 
     # --- control -----------------------------------------------------------------------
 
@@ -302,7 +276,7 @@ class VllmEngine:
                     f"{self.deadlines.control_s:g} s after they were aborted"
                 )
             await self._fleet.order(
-                "/abort_requests", {"request_ids": [_REGISTERED + n for n in waiting]}
+                "/abort_requests", {"request_ids": [wire.REGISTERED + n for n in waiting]}
             )
             await asyncio.wait(waiting.values(), timeout=_ABORT_EVERY_S)
 
@@ -411,7 +385,7 @@ class VllmEngine:
                 "Bring the first adapter before the first request"
             )
         # A sleeping server computes nothing, and would without a cache if it were resumed.
-        was_paused = self._is_paused or bool(self._asleep)
+        was_paused = self._is_paused or bool(self._asleep) or await self._is_held()
         try:
             if not was_paused:
                 await self.pause()
@@ -425,6 +399,34 @@ class VllmEngine:
             # Not where nobody knows which weights there are: nothing may be sampled from them.
             if not was_paused and not self._updates.is_broken:
                 await self.resume()
+
+    async def _is_held(self) -> bool:
+        """Whether somebody else has paused servers that are not this engine's own, or let them sleep."""
+        if self._fleet.own:
+            return False
+        return all(one["is_paused"] for one in await self._fleet.look("/is_paused"))
+
+    @property
+    def addresses(self) -> list[str]:
+        """Of every server."""
+        return [client.url for client in self._fleet.clients]
+
+    async def adopt(self, version: int) -> None:
+        """Go on with the weights of ``version``, which another process has brought.
+
+        Raises:
+            WeightSyncError: A server says that it has others.
+            ServerError: One does not say.
+        """
+        found = [str(one["weight_version"]) for one in await self._fleet.look("/weight_info")]
+        for url, its in zip(self.addresses, found, strict=True):
+            if its != str(version):
+                raise WeightSyncError(
+                    f"the vLLM server at {url} says that it has policy version {its}, and another process "
+                    f"was to bring it version {version}"
+                )
+        self._updates.adopt(version)
+        self.version = version
 
     async def forget_cache(self) -> None:
         """Drop all keys and values; requests in flight compute theirs again with the weights of now.
@@ -469,127 +471,9 @@ class VllmEngine:
             ) from error
 
 
-def sampling_params(sampling: Sampling, seed: int) -> dict[str, Any]:
-    """All fields of vLLM that decide what is sampled: it drops unknown ones without a word, and fills missing ones in."""
-    return {
-        "n": 1,
-        "max_tokens": sampling.max_tokens,
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "top_k": max(sampling.top_k, 0),
-        "min_p": sampling.min_p,
-        "seed": seed % _SEEDS,
-        "stop": list(sampling.stop),
-        "stop_token_ids": list(sampling.stop_token_ids),
-        "include_stop_str_in_output": True,
-        "detokenize": bool(sampling.stop),
-        "logprobs": 0,
-        "repetition_penalty": 1.0,
-        "presence_penalty": 0.0,
-        "frequency_penalty": 0.0,
-        "ignore_eos": False,
-        **sampling.extra,
-    }
-
-
-_FINISHED: dict[str | None, Literal["stop", "length", "abort"]] = {
-    "stop": "stop",
-    "length": "length",
-    "abort": "abort",
-}
-
-
-def completion(answer: Mapping[str, Any], version: int) -> Completion:
-    """The one choice of an answer.
-
-    Args:
-        answer: Of ``/inference/v1/generate``.
-        version: Policy version when the request was sent, for an answer without tokens.
-
-    Raises:
-        TrajectoryError: It is no such answer.
-    """
-    with _expected(answer):
-        (choice,) = answer["choices"]
-        tokens, logprobs = _sampled(choice)
-        return _whole(choice, tokens, logprobs, version)
-
-
-def piece(event: Mapping[str, Any], before: Sequence[Piece], version: int) -> Piece:
-    """One event of a streamed answer.
-
-    Args:
-        event: Of ``/inference/v1/generate``; the last has a reason for the end, and the versions of all.
-        before: The pieces that came.
-        version: Policy version when the request was sent.
-
-    Raises:
-        TrajectoryError: It is no such event.
-    """
-    with _expected(event):
-        (choice,) = event["choices"]
-        tokens, logprobs = _sampled(choice)
-        if choice["finish_reason"] is None:
-            return Piece(tokens=tokens, logprobs=logprobs)
-        whole = _whole(
-            choice,
-            np.concatenate([*(one.tokens for one in before), tokens]),
-            np.concatenate([*(one.logprobs for one in before), logprobs]),
-            version,
-        )
-        return Piece(tokens=tokens, logprobs=logprobs, completion=whole)
-
-
-@contextmanager
-def _expected(answer: Mapping[str, Any]) -> Iterator[None]:
-    try:
-        yield
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise _lost(
-            FailureKind.INFRASTRUCTURE,
-            f"gave another answer than expected ({type(error).__name__}: {error}): {str(answer)[:300]}",
-        ) from error
-
-
-def _sampled(choice: Mapping[str, Any]) -> tuple[IntArray, FloatArray]:
-    """Tokens and their log-probs, one each."""
-    tokens = np.array(choice["token_ids"] or [], dtype=np.int32)
-    content = (choice["logprobs"] or {}).get("content") or []
-    logprobs = np.array([one["logprob"] for one in content], dtype=np.float32)
-    if len(logprobs) != len(tokens) or [one["token_id"] for one in content] != tokens.tolist():
-        raise _lost(
-            FailureKind.INFRASTRUCTURE,
-            f"gave {len(logprobs)} log-probs for {len(tokens)} tokens, or those of others",
-        )
-    return tokens, logprobs
-
-
-def _whole(
-    choice: Mapping[str, Any], tokens: IntArray, logprobs: FloatArray, version: int
-) -> Completion:
-    versions = np.full(len(tokens), version, dtype=np.int32)
-    for span in choice["weight_versions"] or ():
-        versions[span["start"] : span["end"]] = int(span["version"])
-    reason = _FINISHED[choice["finish_reason"]]
-    return Completion(tokens=tokens, logprobs=logprobs, versions=versions, finish_reason=reason)
-
-
 def _refuse_empty(requests: Sequence[GenerateRequest]) -> None:
     if any(len(request.tokens) == 0 for request in requests):
         raise ValueError("a request has no tokens; every prompt needs at least one")
-
-
-def _at_temperature(
-    position: Mapping[str, Mapping[str, float]], token: str, temperature: float
-) -> float:
-    """The token's log-prob at a temperature, of those at temperature 1; 0 takes 1."""
-    if temperature in (0, 1):
-        return position[token]["logprob"]
-    all_of_them = np.array([one["logprob"] for one in position.values()]) / temperature
-    top = all_of_them.max()
-    return float(
-        position[token]["logprob"] / temperature - top - np.log(np.exp(all_of_them - top).sum())
-    )
 
 
 async def _together(calls: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
@@ -602,7 +486,3 @@ async def _together(calls: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         raise
-
-
-def _lost(kind: FailureKind, what: str) -> TrajectoryError:
-    return TrajectoryError(kind, f"the vLLM server {what}", "vllm")
