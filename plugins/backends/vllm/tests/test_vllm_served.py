@@ -31,6 +31,7 @@ from skyrl_kernel.testing.distributions import make_distribution
 from skyrl_transformers.tokenizer import HuggingFaceTokenizer
 from skyrl_vllm.engine import VllmEngine
 from skyrl_vllm.fleet import Deadlines
+from skyrl_vllm.requests import Requests
 from skyrl_vllm.server import Server
 from skyrl_vllm.transports.files import Files
 from skyrl_vllm.transports.gloo import Gloo
@@ -141,13 +142,13 @@ def metric(server: Server, name: str) -> int:
 class Unsalted(VllmEngine):
     """Does not tell the prefixes of one version's weights from another's, and keeps them."""
 
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        self._requests = Requests(self._fleet, is_salted=False)
+
     async def pause(self) -> None:
         await self._fleet.order("/pause?mode=keep&clear_cache=false")
         self._is_paused = True
-
-    async def _answer(self, *given: Any) -> Any:
-        *others, body = given
-        return await super()._answer(*others, {k: v for k, v in body.items() if k != "cache_salt"})
 
 
 class OwnOfVllm(UpdateContract):

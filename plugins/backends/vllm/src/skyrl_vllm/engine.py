@@ -1,44 +1,22 @@
 """The kernel's engine protocol in vLLM's requests."""
 
 import asyncio
-import itertools
-import uuid
-from collections.abc import (
-    AsyncGenerator,
-    AsyncIterator,
-    Callable,
-    Coroutine,
-    Iterable,
-    Iterator,
-    Mapping,
-    Sequence,
-)
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from contextlib import aclosing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from skyrl_kernel.errors import (
-    FailureKind,
-    RunError,
-    SkyrlError,
-    WeightSyncError,
-)
+from skyrl_kernel.errors import RunError, WeightSyncError
 from skyrl_kernel.probe import MAX_DIFFERENCE
 from skyrl_kernel.progress import say
-from skyrl_kernel.records import (
-    Completion,
-    FloatArray,
-    GenerateRequest,
-    IntArray,
-    Piece,
-)
-from skyrl_vllm import wire
+from skyrl_kernel.records import Completion, FloatArray, GenerateRequest, IntArray, Piece
 from skyrl_vllm.adapters import NAME as ADAPTER
 from skyrl_vllm.attached import Needs
-from skyrl_vllm.client import Client, Refused, ServerError
+from skyrl_vllm.client import Client, ServerError
 from skyrl_vllm.fleet import Deadlines, Fleet
+from skyrl_vllm.requests import Requests, together
 from skyrl_vllm.server import Server
 from skyrl_vllm.transports import Transport
 from skyrl_vllm.transports.files import Files
@@ -47,8 +25,6 @@ from skyrl_vllm.updates import Updates, stored_shapes
 if TYPE_CHECKING:
     import torch
 
-_ABORT_EVERY_S = 0.1
-"""Between two orders to abort: one that comes before its request is not remembered by the server."""
 _MAX_SCORES = 2**24
 """Log-probs in one answer; a temperature other than 1 needs those of the whole vocabulary."""
 
@@ -98,13 +74,11 @@ class VllmEngine:
             connections=max_rows,
             deadlines=deadlines,
         )
+        self._requests = Requests(self._fleet, is_salted=is_salted)
         self._expected = stored_shapes(model)
         self._make_transport: Callable[[], Transport] = Files
         self._updates = Updates(self._fleet, Files(), self._expected, takes_adapters=takes_adapters)
         self._ready: asyncio.Task[None] | None = None
-        self._running: dict[str, asyncio.Future[None]] = {}
-        self._names = itertools.count()
-        self._name = uuid.uuid4().hex[:12]
         self._is_paused = False
         self._asleep: set[str] = set()
 
@@ -131,12 +105,10 @@ class VllmEngine:
             return []
         self._refuse_asleep()
         await self._connected()
-        return await _together([self._complete(request) for request in requests])
+        return await together([self._complete(request) for request in requests])
 
     async def _complete(self, request: GenerateRequest) -> Completion:
-        version = self.version
-        with self._begun(request) as (body, client):
-            return wire.completion(await self._answer(client, body), version)
+        return await self._requests.complete(request, self.version, self._model())
 
     async def stream(self, request: GenerateRequest) -> AsyncGenerator[Piece, None]:
         """The completion as it is sampled, the same that `generate` would return.
@@ -149,57 +121,14 @@ class VllmEngine:
         _refuse_empty([request])
         self._refuse_asleep()
         await self._connected()
-        version = self.version
-        parts: list[Piece] = []
-        with self._begun(request) as (body, client):
-            asked = client.listen(
-                wire.GENERATE, body | {"stream": True}, timeout_s=self.deadlines.request_s
-            )
-            async with self._typed(client), aclosing(asked) as events:
-                async for event in events:
-                    parts.append(wire.piece(event, parts, version))
-                    yield parts[-1]
+        asked = self._requests.stream(request, self.version, self._model())
+        async with aclosing(asked) as pieces:
+            async for piece in pieces:
+                yield piece
 
-    @contextmanager
-    def _begun(self, request: GenerateRequest) -> Iterator[tuple[dict[str, Any], Client]]:
-        """What to ask and whom; `abort` knows of it until the block ends."""
-        name = f"{self._name}-{next(self._names)}"
-        body = wire.to_complete(request, name) | self._model()
-        if self._is_salted:
-            body["cache_salt"] = f"{self._name}-{self.version}"
-        self._running[name] = asyncio.get_running_loop().create_future()
-        try:
-            with self._fleet.lane(request.tokens) as client:
-                yield body, client
-        finally:
-            self._running.pop(name).set_result(None)
-
-    def _model(self) -> dict[str, str]:
+    def _model(self) -> str | None:
         """Which one a request is for: the one with the adapter, as soon as there is one."""
-        return {"model": ADAPTER} if self._updates.has_adapter else {}
-
-    async def _answer(self, client: Client, body: Mapping[str, Any]) -> Any:
-        """What a server says to one request."""
-        async with self._typed(client):
-            return await client.ask(
-                "POST", wire.GENERATE, body, timeout_s=self.deadlines.request_s, queues=True
-            )
-
-    @asynccontextmanager
-    async def _typed(self, client: Client) -> AsyncIterator[None]:
-        """One failed request costs one trajectory."""
-        try:
-            yield
-        except Refused as error:
-            raise await self._why(client, error) from error
-        except TimeoutError as error:
-            raise wire.lost(FailureKind.TIMEOUT, str(error)) from error
-
-    async def _why(self, client: Client, error: Refused) -> SkyrlError:
-        """A refusal costs one trajectory, unless it is the server's last word."""
-        if error.status >= 500 and (why := await client.reason()):
-            return ServerError(f"the vLLM server at {client.url} failed: {why}")
-        return wire.lost(FailureKind.INFRASTRUCTURE, f"refused a request with {error}")
+        return ADAPTER if self._updates.has_adapter else None
 
     async def logprobs(self, rows: Sequence[IntArray], *, temperature: float) -> list[FloatArray]:
         """[T] log-prob in nats of each row's tokens given those before; 0 at index 0.
@@ -218,9 +147,9 @@ class VllmEngine:
             self._refuse_long(max(map(len, rows), default=0))
         self._refuse_asleep()
         await self._connected()
-        scored = await _together(
+        scored = await together(
             [
-                _together([self._score(one, row, temperature) for row in rows])
+                together([self._score(one, row, temperature) for row in rows])
                 for one in self._fleet.clients
             ]
         )
@@ -253,10 +182,7 @@ class VllmEngine:
             )
 
     async def _score(self, client: Client, row: IntArray, temperature: float) -> FloatArray:
-        if len(row) < 2:
-            return np.zeros(len(row), dtype=np.float32)
-        body = wire.to_score(row, temperature) | self._model()
-        return wire.scores(await self._answer(client, body), row, temperature)
+        return await self._requests.score(client, row, temperature, self._model())
 
     # --- control -----------------------------------------------------------------------
 
@@ -266,19 +192,7 @@ class VllmEngine:
         Raises:
             ServerError: They have not within `Deadlines.control_s`.
         """
-        waiting = dict(self._running)
-        loop = asyncio.get_running_loop()
-        until = loop.time() + self.deadlines.control_s
-        while waiting := {name: one for name, one in waiting.items() if not one.done()}:
-            if loop.time() > until:
-                raise ServerError(
-                    f"{len(waiting)} requests to {self._fleet} still run "
-                    f"{self.deadlines.control_s:g} s after they were aborted"
-                )
-            await self._fleet.order(
-                "/abort_requests", {"request_ids": [wire.REGISTERED + n for n in waiting]}
-            )
-            await asyncio.wait(waiting.values(), timeout=_ABORT_EVERY_S)
+        await self._requests.abort()
 
     async def pause(self) -> None:
         """Stop computing after the current step; requests stay, with what they have computed."""
@@ -329,7 +243,7 @@ class VllmEngine:
         try:
             await self._updates.forget()
             if not self._fleet.is_gone():
-                if self._running:
+                if self._requests:
                     await self.abort()
                 if self._asleep:
                     await self._move_memory("/wake_up")
@@ -377,10 +291,10 @@ class VllmEngine:
                 server refused. The update is over; the message says which weights it has.
         """
         await self._updates.arrive(version)
-        if self._updates.takes_adapters and not self._updates.has_adapter and self._running:
+        if self._updates.takes_adapters and not self._updates.has_adapter and self._requests:
             await self._updates.forget()
             raise WeightSyncError(
-                f"policy version {version} brings the first adapter, and {len(self._running)} requests run "
+                f"policy version {version} brings the first adapter, and {len(self._requests)} requests run "
                 "that were begun without one and would end without it; the engine keeps its old weights. "
                 "Bring the first adapter before the first request"
             )
@@ -399,6 +313,15 @@ class VllmEngine:
             # Not where nobody knows which weights there are: nothing may be sampled from them.
             if not was_paused and not self._updates.is_broken:
                 await self.resume()
+
+    async def forget_cache(self) -> None:
+        """Drop all keys and values; requests in flight compute theirs again with the weights of now.
+
+        Raises:
+            ServerError: A server could not.
+        """
+        await self._connected()
+        await self._fleet.order("/reset_prefix_cache?reset_running_requests=true")
 
     # --- the server --------------------------------------------------------------------
 
@@ -437,15 +360,3 @@ class VllmEngine:
 def _refuse_empty(requests: Sequence[GenerateRequest]) -> None:
     if any(len(request.tokens) == 0 for request in requests):
         raise ValueError("a request has no tokens; every prompt needs at least one")
-
-
-async def _together(calls: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
-    """All results in order; the first failure cancels the rest."""
-    tasks = [asyncio.ensure_future(call) for call in calls]
-    try:
-        return list(await asyncio.gather(*tasks))
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        raise
