@@ -89,8 +89,6 @@ def metrics_of(name: str) -> Iterator[str]:
         group=count // 4,
         position=count,
         returns=half,
-        values=half,
-        old_values=half,
         minibatch={},
         **scores,
     )

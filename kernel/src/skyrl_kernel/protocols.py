@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     import torch
 
     from skyrl_kernel.recipe import EngineRecipe, TrainerRecipe
-    from skyrl_kernel.torch import LossInputs, LossTerms
+    from skyrl_kernel.torch import LossInputs, LossTerms, ValueInputs
 
 Section = TypeVar("Section", bound=BaseModel)
 
@@ -218,8 +218,9 @@ class Trainer(Protocol):
     ) -> UpdateResult:
         """One optimizer step of each trained role on one mini-batch.
 
-        The critic takes part if ``loss`` has the term ``value``. Micro-batches and
-        ranks must not change the result.
+        The critic takes part if ``loss`` has something for it. Micro-batches and
+        ranks must not change the result. What `make_trainer` was told to be elsewhere
+        is left out: that trainer's result has its metrics.
         """
         ...
 
@@ -422,10 +423,11 @@ class Advantage:
 class Loss:
     """Stage 5: per-token terms; the objective is Σ coefficient × loss weight × term.
 
-    ``fn`` is pure: packed tensors in, `skyrl_kernel.torch.LossTerms` out.
+    ``fn`` and ``critic`` are pure: packed tensors in, `skyrl_kernel.torch.LossTerms` out.
     """
 
     fn: Callable[["LossInputs"], "LossTerms"]
+    """Of the policy."""
     needs: frozenset[ScoreName] = frozenset()
     """Scores that must be there; the kernel computes no others."""
     needs_sampler_logprobs: bool = False
@@ -433,11 +435,14 @@ class Loss:
     atom: Literal["trajectory", "group"] = "trajectory"
     """What micro-batches never split."""
     coefficients: Mapping[str, float] = field(default_factory=lambda: {"policy": 1.0})
-    """Factor of each term that ``fn`` returns."""
+    """Factor of each term that ``fn`` and ``critic`` return."""
     prepare: Callable[["LossInputs"], Mapping[str, "torch.Tensor"]] | None = None
     """What ``fn`` must know of every token of the mini-batch beforehand: [N] columns of a
     micro-batch, computed in a pass of its own. ``fn`` finds them in ``inputs.minibatch``, those of
     all micro-batches and ranks joined."""
+    critic: Callable[["ValueInputs"], "LossTerms"] | None = None
+    """Of the critic, whose one term is ``value``; None trains none. It sees nothing of the policy,
+    which may be in other processes."""
 
     def __call__(self, inputs: "LossInputs") -> "LossTerms":
         """Apply ``fn``."""

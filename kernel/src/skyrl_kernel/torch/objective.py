@@ -7,13 +7,14 @@ and ranks is the objective of the mini-batch whatever the split.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from skyrl_kernel.torch.records import LossInputs, LossTerms
+from skyrl_kernel.torch.records import LossInputs, LossTerms, ValueInputs
 
 if TYPE_CHECKING:
     from skyrl_kernel.protocols import Loss
@@ -26,7 +27,6 @@ def pack(
     entropy: Tensor,
     *,
     needs: frozenset[str],
-    values: Tensor | None = None,
     minibatch: Mapping[str, Tensor] | None = None,
     seed: int = 0,
 ) -> tuple[LossInputs, dict[str, Tensor]]:
@@ -37,7 +37,6 @@ def pack(
         logprobs: [N] current log-probs of the rows' trained tokens, in row order.
         entropy: [N] entropies of the same tokens.
         needs: ``Loss.needs``: the scores to pass on.
-        values: [N] current values of the same tokens, where the critic is trained.
         minibatch: Name → [M], what ``Loss.prepare`` gave.
         seed: Key of the step's random choices.
 
@@ -47,62 +46,109 @@ def pack(
     Raises:
         ValueError: A row lacks a score that the loss needs; names the trajectory.
     """
-    masks = [sample.loss_mask for sample in samples]
-    device = logprobs.device
+    rows = _Rows(samples, logprobs.device)
+    inputs = LossInputs(
+        logprobs=logprobs,
+        entropy=entropy,
+        advantages=rows.gather([sample.advantages for sample in samples]),
+        **rows.places(),
+        old_logprobs=rows.score("old_logprobs", needs),
+        ref_logprobs=rows.score("ref_logprobs", needs),
+        teacher_logprobs=rows.score("teacher_logprobs", needs),
+        sampler_logprobs=rows.optional([sample.sampler_logprobs for sample in samples]),
+        returns=rows.optional([sample.returns for sample in samples]),
+        minibatch=minibatch or {},
+        seed=seed,
+    )
+    return inputs, rows.weights()
 
-    def gather(rows: Sequence[np.ndarray]) -> Tensor:
-        kept = [row[mask] for row, mask in zip(rows, masks, strict=True)]
+
+def pack_values(
+    samples: Sequence["TrainingSample"], values: Tensor, *, needs: frozenset[str]
+) -> tuple[ValueInputs, dict[str, Tensor]]:
+    """Put a micro-batch into the form that the critic's loss reads; see `pack`.
+
+    Args:
+        samples: The rows of the micro-batch.
+        values: [N] current values before the rows' trained tokens, in row order.
+        needs: ``Loss.needs``.
+
+    Returns:
+        The inputs, and the weight of each term, [N].
+
+    Raises:
+        ValueError: As `pack`.
+    """
+    rows = _Rows(samples, values.device)
+    inputs = ValueInputs(
+        values=values,
+        **rows.places(),
+        old_values=rows.score("values", needs),
+        returns=rows.optional([sample.returns for sample in samples]),
+    )
+    return inputs, rows.weights()
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Columns of a micro-batch's trained tokens, packed."""
+
+    samples: Sequence["TrainingSample"]
+    device: torch.device
+
+    def gather(self, rows: Sequence[np.ndarray]) -> Tensor:
+        kept = [row[sample.loss_mask] for row, sample in zip(rows, self.samples, strict=True)]
         flat = np.concatenate(kept) if kept else np.zeros(0, dtype=np.float32)
-        return torch.from_numpy(np.ascontiguousarray(flat)).to(device)
+        return torch.from_numpy(np.ascontiguousarray(flat)).to(self.device)
 
-    def score(name: str) -> Tensor | None:
+    def score(self, name: str, needs: frozenset[str]) -> Tensor | None:
         if name not in needs:
             return None
         rows = []
-        for sample in samples:
+        for sample in self.samples:
             row = getattr(sample.scores, name)
             if row is None:
                 raise ValueError(
                     f"the loss needs {name}, which trajectory {sample.trajectory_id} lacks"
                 )
             rows.append(row)
-        return gather(rows)
+        return self.gather(rows)
 
-    def optional(rows: Sequence[np.ndarray | None]) -> Tensor | None:
+    def optional(self, rows: Sequence[np.ndarray | None]) -> Tensor | None:
         present = [row for row in rows if row is not None]
-        return gather(present) if present and len(present) == len(rows) else None
+        return self.gather(present) if present and len(present) == len(rows) else None
 
-    def owner(numbers: Sequence[int]) -> Tensor:
-        counts = torch.tensor([int(mask.sum()) for mask in masks], dtype=torch.int64)
-        return torch.tensor(numbers, dtype=torch.int64).repeat_interleave(counts).to(device)
+    def places(self) -> dict[str, Tensor]:
+        """``trajectory``, ``group`` and ``position`` of each token."""
+        counts = torch.tensor(
+            [int(sample.loss_mask.sum()) for sample in self.samples], dtype=torch.int64
+        )
 
-    inputs = LossInputs(
-        logprobs=logprobs,
-        entropy=entropy,
-        advantages=gather([sample.advantages for sample in samples]),
-        trajectory=owner([sample.trajectory for sample in samples]),
-        group=owner([sample.group for sample in samples]),
-        position=gather([np.arange(len(mask), dtype=np.int64) for mask in masks]),
-        old_logprobs=score("old_logprobs"),
-        ref_logprobs=score("ref_logprobs"),
-        teacher_logprobs=score("teacher_logprobs"),
-        old_values=score("values"),
-        values=values,
-        sampler_logprobs=optional([sample.sampler_logprobs for sample in samples]),
-        returns=optional([sample.returns for sample in samples]),
-        minibatch=minibatch or {},
-        seed=seed,
-    )
-    names = samples[0].loss_weights if samples else {}
-    return inputs, {
-        name: gather([sample.loss_weights[name] for sample in samples]) for name in names
-    }
+        def owner(numbers: Sequence[int]) -> Tensor:
+            found = torch.tensor(numbers, dtype=torch.int64).repeat_interleave(counts)
+            return found.to(self.device)
+
+        return {
+            "trajectory": owner([sample.trajectory for sample in self.samples]),
+            "group": owner([sample.group for sample in self.samples]),
+            "position": self.gather(
+                [np.arange(len(sample.loss_mask), dtype=np.int64) for sample in self.samples]
+            ),
+        }
+
+    def weights(self) -> dict[str, Tensor]:
+        """Of each term."""
+        names = self.samples[0].loss_weights if self.samples else {}
+        return {
+            name: self.gather([sample.loss_weights[name] for sample in self.samples])
+            for name in names
+        }
 
 
 def objective(
     loss: "Loss", inputs: LossInputs, weights: Mapping[str, Tensor]
 ) -> tuple[Tensor, LossTerms]:
-    """Scalar to minimise: Σ coefficient × weight × term over tokens and terms.
+    """Scalar to minimise in the policy: Σ coefficient × weight × term over tokens and terms.
 
     Args:
         loss: The stage's loss.
@@ -117,16 +163,29 @@ def objective(
             coefficient or no weights.
     """
     out = loss(inputs)
+    return _weighted(loss, out, inputs.logprobs, weights), out
+
+
+def value_objective(
+    loss: "Loss", inputs: ValueInputs, weights: Mapping[str, Tensor]
+) -> tuple[Tensor, LossTerms]:
+    """`objective`, of the critic."""
+    assert loss.critic is not None, "asked for where the loss trains a critic"
+    out = loss.critic(inputs)
+    return _weighted(loss, out, inputs.values, weights), out
+
+
+def _weighted(loss: "Loss", out: object, like: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
     if not isinstance(out, LossTerms):
         raise ValueError(
             f"the loss returned a {type(out).__name__}; it must return LossTerms with per-token terms"
         )
-    total = inputs.logprobs.new_zeros(())
+    total = like.new_zeros(())
     for name, term in out.terms.items():
-        if term.shape != inputs.logprobs.shape:
+        if term.shape != like.shape:
             raise ValueError(
                 f"the loss returned the term '{name}' with shape {tuple(term.shape)}; "
-                f"per-token terms have shape {tuple(inputs.logprobs.shape)}"
+                f"per-token terms have shape {tuple(like.shape)}"
             )
         if name not in loss.coefficients:
             raise ValueError(
@@ -139,7 +198,7 @@ def objective(
                 f"they carry: {', '.join(weights) or 'none'}"
             )
         total = total + loss.coefficients[name] * (weights[name] * term).sum()
-    return total, out
+    return total
 
 
 _TERM_METRICS = {"kl": "policy_kl", "value": "critic/critic_loss"}
@@ -162,19 +221,25 @@ class MetricSums:
         self._counts: dict[str, int] = {}
         self._reductions: dict[str, str] = {}
 
-    def add(self, inputs: LossInputs, out: LossTerms, weights: Mapping[str, Tensor]) -> None:
+    def add(
+        self, inputs: LossInputs | ValueInputs, out: LossTerms, weights: Mapping[str, Tensor]
+    ) -> None:
         """Count one micro-batch: each term's weighted sum, and the loss's own metrics."""
         for name, term in out.terms.items():
             self._add(
                 _TERM_METRICS.get(name, f"{name}_loss"), "sum", (weights[name] * term).detach()
             )
+        if isinstance(inputs, LossInputs):
+            self._add_policy(inputs)
+        for name, metric in out.metrics.items():
+            self._add(name, metric.reduction, metric.values.detach())
+
+    def _add_policy(self, inputs: LossInputs) -> None:
         self._add("policy_entropy", "mean", inputs.entropy.detach())
         if inputs.sampler_logprobs is not None:
             difference = (inputs.logprobs.detach() - inputs.sampler_logprobs).abs()
             for reduction in ("mean", "std", "min", "max"):
                 self._add(f"{_MISMATCH}_{reduction}", reduction, difference)
-        for name, metric in out.metrics.items():
-            self._add(name, metric.reduction, metric.values.detach())
 
     def _add(self, name: str, reduction: str, values: Tensor) -> None:
         self._reductions[name] = reduction

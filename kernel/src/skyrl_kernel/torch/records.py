@@ -42,16 +42,29 @@ class LossInputs:
     """[N] float32, if the advantage gives them."""
     teacher_logprobs: Tensor | None = None
     """[N] float32, if the loss needs them."""
-    old_values: Tensor | None = None
-    """[N] float32 of the critic before this step's updates, if the loss needs them."""
-    values: Tensor | None = None
-    """[N] float32 of the critic's current weights; carries its gradient. There if the loss has a
-    term ``value``."""
     minibatch: Mapping[str, Tensor] = field(default_factory=dict)
     """Name → [M]: what ``Loss.prepare`` returned of all M tokens of the mini-batch, in no
     particular order; empty during that pass."""
     seed: int = 0
     """Key of the step's random choices; combine with trajectory and position."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ValueInputs:
+    """What a micro-batch has for the critic, packed like `LossInputs`; nothing of the policy."""
+
+    values: Tensor
+    """[N] float32 of the critic's current weights; carries the gradient."""
+    trajectory: Tensor
+    """[N] int64, as in `LossInputs`."""
+    group: Tensor
+    """[N] int64, as in `LossInputs`."""
+    position: Tensor
+    """[N] int64, as in `LossInputs`."""
+    old_values: Tensor | None = None
+    """[N] float32 of the critic before this step's updates, if the loss needs them."""
+    returns: Tensor | None = None
+    """[N] float32, if the advantage gives them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -25,7 +25,7 @@ from skyrl_kernel.records import (
     Trajectory,
     Turn,
 )
-from skyrl_kernel.torch import MetricSums, objective, pack
+from skyrl_kernel.torch import MetricSums, objective, pack, pack_values, value_objective
 from skyrl_reductions import prompt_mean, seq_mean_token_sum_norm, sequence_mean
 
 OUTCOME = ("grpo", "rloo", "maxrl")
@@ -145,14 +145,17 @@ def step(
     columns = {}
     if loss.prepare is not None:
         with torch.no_grad():
-            columns = loss.prepare(pack(samples, now, entropy, needs=loss.needs, values=values)[0])
-    inputs, weights = pack(
-        samples, now, entropy, needs=loss.needs, values=values, minibatch=columns
-    )
+            columns = loss.prepare(pack(samples, now, entropy, needs=loss.needs)[0])
+    inputs, weights = pack(samples, now, entropy, needs=loss.needs, minibatch=columns)
     scalar, out = objective(loss, inputs, weights)
-    scalar.backward()  # type: ignore[no-untyped-call]
     sums = MetricSums()
     sums.add(inputs, out, weights)
+    if loss.critic is not None:
+        of_values, weights = pack_values(samples, values, needs=loss.needs)
+        more, out = value_objective(loss, of_values, weights)
+        scalar = scalar + more
+        sums.add(of_values, out, weights)
+    scalar.backward()  # type: ignore[no-untyped-call]
     gradients = [one.grad for one in (now, values, entropy) if one.grad is not None]
     return [scalar.detach(), *gradients], sums.result()
 

@@ -24,7 +24,7 @@ from skyrl_kernel.errors import (
 )
 from skyrl_kernel.protocols import Loss
 from skyrl_kernel.records import Scores, TrainingSample, UpdateResult
-from skyrl_kernel.torch import LossInputs, LossTerms
+from skyrl_kernel.torch import LossInputs, LossTerms, ValueInputs
 from skyrl_transformers.loading import no_progress_bars
 
 HEAD = "value_head.weight"
@@ -89,18 +89,21 @@ def batch(*masks: Sequence[bool], seed: int = 0) -> list[TrainingSample]:
 MASKS = ([False, True, True], [False, False, True, False, True, False], [False] + [True] * 8)
 
 
-def both_terms(inputs: LossInputs) -> LossTerms:
-    assert inputs.values is not None
+def gradient(inputs: LossInputs) -> LossTerms:
+    return LossTerms(terms={"policy": -inputs.advantages * inputs.logprobs})
+
+
+def squares(inputs: ValueInputs) -> LossTerms:
     assert inputs.returns is not None
-    return LossTerms(
-        terms={
-            "policy": -inputs.advantages * inputs.logprobs,
-            "value": 0.5 * (inputs.values - inputs.returns) ** 2,
-        }
-    )
+    return LossTerms(terms={"value": 0.5 * (inputs.values - inputs.returns) ** 2})
 
 
-BOTH = Loss(fn=both_terms, needs=frozenset({"values"}), coefficients={"policy": 1.0, "value": 1.0})
+BOTH = Loss(
+    fn=gradient,
+    critic=squares,
+    needs=frozenset({"values"}),
+    coefficients={"policy": 1.0, "value": 1.0},
+)
 
 
 def update(one: FsdpTrainer, rows: Sequence[TrainingSample]) -> UpdateResult:
@@ -268,9 +271,7 @@ def test_the_split_into_micro_batches_changes_neither_model(valued: Path) -> Non
 def test_the_policy_moves_as_it_does_without_a_critic(valued: Path) -> None:
     rows = batch(*MASKS)
     one, other = trainer(valued), trainer(valued)
-    alone = Loss(
-        fn=lambda inputs: LossTerms(terms={"policy": -inputs.advantages * inputs.logprobs})
-    )
+    alone = Loss(fn=gradient)
     update(one, rows)
     critic = state(other)
     result = other.update(rows, alone, temperature=1.0)

@@ -24,7 +24,7 @@ from skyrl_kernel.errors import CheckpointError, ConfigError, NonFiniteError, Re
 from skyrl_kernel.protocols import Loss
 from skyrl_kernel.records import GenerateRequest, Sampling, Scores, TrainingSample
 from skyrl_kernel.testing.ranks import on_ranks
-from skyrl_kernel.torch import LossInputs, LossTerms
+from skyrl_kernel.torch import LossInputs, LossTerms, ValueInputs
 from skyrl_transformers.engine import TransformersEngine
 from skyrl_transformers.loading import load_causal_lm, no_progress_bars
 
@@ -358,11 +358,13 @@ def test_an_export_is_a_whole_model_with_the_adapter_beside_it(
 
 
 def test_the_critic_trains_adapters_and_its_whole_head(llama: Path, tmp_path: Path) -> None:
-    def both(inputs: LossInputs) -> LossTerms:
-        value = (inputs.values - inputs.returns) ** 2
-        return LossTerms(terms={"policy": -inputs.advantages * inputs.logprobs, "value": value})
+    def policy(inputs: LossInputs) -> LossTerms:
+        return LossTerms(terms={"policy": -inputs.advantages * inputs.logprobs})
 
-    loss = Loss(fn=both, needs=frozenset({"values"}), coefficients={"policy": 1.0, "value": 1.0})
+    def critic_of(inputs: ValueInputs) -> LossTerms:
+        return LossTerms(terms={"value": (inputs.values - inputs.returns) ** 2})
+
+    loss = Loss(fn=policy, critic=critic_of, coefficients={"policy": 1.0, "value": 1.0})
     one = trainer(llama, "value")
     rows = batch(roles=("policy", "value"))
     critic = dict(one._modules["value"].named_parameters())

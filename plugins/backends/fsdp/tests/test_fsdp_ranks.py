@@ -18,7 +18,7 @@ from skyrl_kernel.config.trainer import TrainerConfig
 from skyrl_kernel.protocols import Loss
 from skyrl_kernel.records import Scores, TrainingSample
 from skyrl_kernel.testing.ranks import on_ranks
-from skyrl_kernel.torch import LossInputs, LossTerms, TokenMetric
+from skyrl_kernel.torch import LossInputs, LossTerms, TokenMetric, ValueInputs
 
 MAX_NORM = 0.5
 CONFIG: dict[str, Any] = {
@@ -61,14 +61,11 @@ def largest_of_all(inputs: LossInputs) -> dict[str, torch.Tensor]:
 def terms(inputs: LossInputs) -> LossTerms:
     """Each token's term depends on all tokens of the mini-batch."""
     joined = inputs.minibatch["logprobs"]
-    found = {
-        "policy": -inputs.advantages * inputs.logprobs * (1 + joined.std()) / len(joined),
-        "entropy": inputs.entropy,
-    }
-    if inputs.values is not None and inputs.returns is not None:
-        found["value"] = (inputs.values - inputs.returns) ** 2
     return LossTerms(
-        terms=found,
+        terms={
+            "policy": -inputs.advantages * inputs.logprobs * (1 + joined.std()) / len(joined),
+            "entropy": inputs.entropy,
+        },
         metrics={
             "spread": TokenMetric(values=inputs.logprobs.detach(), reduction="std"),
             "largest": TokenMetric(values=inputs.logprobs.detach(), reduction="max"),
@@ -77,9 +74,18 @@ def terms(inputs: LossInputs) -> LossTerms:
     )
 
 
+def squares(inputs: ValueInputs) -> LossTerms:
+    assert inputs.returns is not None
+    return LossTerms(terms={"value": (inputs.values - inputs.returns) ** 2})
+
+
 def loss(*, critic: bool = False) -> Loss:
-    coefficients = {"policy": 1.0, "entropy": -0.1} | ({"value": 0.5} if critic else {})
-    return Loss(fn=terms, prepare=largest_of_all, coefficients=coefficients)
+    return Loss(
+        fn=terms,
+        critic=squares if critic else None,
+        prepare=largest_of_all,
+        coefficients={"policy": 1.0, "entropy": -0.1, "value": 0.5},
+    )
 
 
 def dealt(rows: Sequence[Any], one: FsdpTrainer, *, to_one_share: bool) -> list[Any]:

@@ -20,7 +20,7 @@ from skyrl_kernel.testing.groups import judged_group
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from skyrl_kernel.torch import LossInputs
+    from skyrl_kernel.torch import LossInputs, ValueInputs
 
 Credited = list[list[tuple[TokenAdvantages, ...]]]
 
@@ -176,6 +176,19 @@ class LossContract:
         for name, term in terms.items():
             assert term.shape == inputs.logprobs.shape, name
             assert name in self.loss().coefficients
+
+    def test_what_trains_a_critic_is_the_term_value(self) -> None:
+        """If there is such: per token, with a coefficient and a gradient for the values."""
+        loss = self.loss()
+        if loss.critic is None:
+            return
+        for count in (12, 0):
+            inputs = _value_inputs(loss, count)
+            terms = loss.critic(inputs).terms
+            assert list(terms) == ["value"]
+            assert terms["value"].shape == inputs.values.shape
+            assert terms["value"].requires_grad
+        assert "value" in loss.coefficients
 
     def test_a_micro_batch_without_tokens_is_no_error(self) -> None:
         """All its rows may be masked."""
@@ -338,11 +351,26 @@ def _inputs(loss: Loss, *, count: int = 12, shift: float = 0.0) -> "LossInputs":
         old_logprobs=score("old_logprobs"),
         ref_logprobs=score("ref_logprobs"),
         teacher_logprobs=score("teacher_logprobs"),
-        old_values=score("values"),
-        values=score("values"),
         sampler_logprobs=old.clone(),
         returns=torch.zeros(count),
         seed=5,
+    )
+
+
+def _value_inputs(loss: Loss, count: int) -> "ValueInputs":
+    """The same tokens, for the critic."""
+    import torch
+
+    from skyrl_kernel.torch import ValueInputs
+
+    policy = _inputs(loss, count=count)
+    return ValueInputs(
+        values=torch.linspace(-1, 1, count).requires_grad_(),
+        trajectory=policy.trajectory,
+        group=policy.group,
+        position=policy.position,
+        old_values=torch.zeros(count) if "values" in loss.needs else None,
+        returns=torch.ones(count),
     )
 
 

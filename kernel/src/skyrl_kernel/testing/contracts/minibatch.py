@@ -127,15 +127,13 @@ def gradients(loss: Loss, parts: Sequence[Minibatch]) -> Gradients:
     """
     import torch
 
-    from skyrl_kernel.torch import objective, pack
+    from skyrl_kernel.torch import objective, pack, pack_values, value_objective
 
     columns: dict[str, list[Tensor]] = {}
     if loss.prepare is not None:
         for part in parts:
             with torch.no_grad():
-                inputs, _ = pack(
-                    part.samples, *_current(part), needs=loss.needs, values=None, seed=SEED
-                )
+                inputs, _ = pack(part.samples, *_current(part), needs=loss.needs, seed=SEED)
                 for name, column in loss.prepare(inputs).items():
                     columns.setdefault(name, []).append(column)
     minibatch = {name: torch.cat(found) for name, found in columns.items()}
@@ -150,11 +148,15 @@ def gradients(loss: Loss, parts: Sequence[Minibatch]) -> Gradients:
             logprobs,
             entropy,
             needs=loss.needs,
-            values=values,
             minibatch=minibatch,
             seed=SEED,
         )
         scalar, _ = objective(loss, inputs, weights)
+        if loss.critic is not None:
+            scalar = (
+                scalar
+                + value_objective(loss, *pack_values(part.samples, values, needs=loss.needs))[0]
+            )
         if scalar.requires_grad:
             scalar.backward()  # type: ignore[no-untyped-call]
         names = [

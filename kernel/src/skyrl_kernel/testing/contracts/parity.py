@@ -37,7 +37,7 @@ from skyrl_kernel.testing.ranks import on_ranks
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from skyrl_kernel.torch import LossInputs, LossTerms
+    from skyrl_kernel.torch import LossInputs, LossTerms, ValueInputs
 
 Precision = Literal["fp32", "bf16"]
 
@@ -119,8 +119,6 @@ def recorded_loss() -> Loss:
 
         assert inputs.old_logprobs is not None
         assert inputs.ref_logprobs is not None
-        assert inputs.values is not None
-        assert inputs.returns is not None
         all_of_them = inputs.minibatch["logprobs"]
         credit = inputs.advantages * (1 + 0.1 * (inputs.logprobs.detach() - all_of_them.mean()))
         return LossTerms(
@@ -128,7 +126,6 @@ def recorded_loss() -> Loss:
                 "policy": -credit * ratio(inputs.logprobs, inputs.old_logprobs),
                 "kl": kl_estimate(inputs.logprobs, inputs.ref_logprobs, "k3"),
                 "entropy": inputs.entropy,
-                "value": (inputs.values - inputs.returns) ** 2,
             },
             metrics={
                 f"logprobs_{reduction}": TokenMetric(
@@ -138,8 +135,15 @@ def recorded_loss() -> Loss:
             },
         )
 
+    def critic(inputs: "ValueInputs") -> "LossTerms":
+        from skyrl_kernel.torch import LossTerms
+
+        assert inputs.returns is not None
+        return LossTerms(terms={"value": (inputs.values - inputs.returns) ** 2})
+
     return Loss(
         fn=fn,
+        critic=critic,
         prepare=prepare,
         needs=frozenset({"old_logprobs", "ref_logprobs"}),
         atom="group",

@@ -14,7 +14,7 @@ from skyrl_kernel.protocols import Loss, Trainer
 from skyrl_kernel.records import FloatArray, IntArray, Scores, TrainingSample, UpdateResult
 
 if TYPE_CHECKING:
-    from skyrl_kernel.torch import LossInputs, LossTerms
+    from skyrl_kernel.torch import LossTerms, ValueInputs
 
 
 class TrainerContract:
@@ -248,7 +248,7 @@ class CriticContract(TrainerContract):
             assert result.metrics["critic/grad_norm"] > 0
             assert result.metrics["critic/critic_lr"] > 0
 
-    def test_a_loss_without_the_term_value_leaves_the_critic(self) -> None:
+    def test_a_loss_that_trains_no_critic_leaves_it(self) -> None:
         """Not even by weight decay, and nothing is said of it."""
         trainer = self._with_some_values()
         before = trainer.score("value", self.rows(), temperature=1.0)
@@ -327,14 +327,13 @@ class CriticContract(TrainerContract):
     def _update_both(self, trainer: Trainer, samples: Sequence[TrainingSample]) -> UpdateResult:
         policy = self.loss()
 
-        def fn(inputs: "LossInputs") -> "LossTerms":
-            out = policy(inputs)
-            assert inputs.values is not None, "the loss has the term value"
-            assert inputs.returns is not None
-            error = 0.5 * (inputs.values - inputs.returns) ** 2
-            return replace(out, terms={**out.terms, "value": error})
+        def critic(inputs: "ValueInputs") -> "LossTerms":
+            from skyrl_kernel.torch import LossTerms
 
-        both = replace(policy, fn=fn, coefficients={**policy.coefficients, "value": 1.0})
+            assert inputs.returns is not None
+            return LossTerms(terms={"value": 0.5 * (inputs.values - inputs.returns) ** 2})
+
+        both = replace(policy, critic=critic, coefficients={**policy.coefficients, "value": 1.0})
         return trainer.update(samples, both, temperature=1.0)
 
     def _valued(self, samples: Sequence[TrainingSample]) -> list[TrainingSample]:

@@ -1,7 +1,7 @@
 """A trainer of one number that writes down what it is given."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ from skyrl_kernel.testing.scripted.script import Script
 if TYPE_CHECKING:
     import torch
 
-STATE = "scripted.json"
+STATE, CRITIC = "scripted.json", "scripted_critic.json"
 
 
 class ScriptedTrainer:
@@ -25,14 +25,15 @@ class ScriptedTrainer:
 
     An update adds ``rate`` × Σ policy weight × advantage × token id over the
     trained tokens: small, and never the same for two batches in practice. If the loss
-    has the term ``value`` it adds ``rate`` × Σ weight × (return - value) to the critic's. In several
+    trains a critic it adds ``rate`` × Σ weight × (return - value) to the critic's. In several
     processes each has a share of the data, and all add up.
 
     Args:
         script: Its ``rate`` and ``on_update``.
+        elsewhere: Roles that it does not have.
     """
 
-    def __init__(self, script: Script) -> None:
+    def __init__(self, script: Script, elsewhere: Collection[str] = ()) -> None:
         self.weight = np.zeros(1)
         self.value = 0.0
         """What the critic expects before every token, whatever it is."""
@@ -42,6 +43,7 @@ class ScriptedTrainer:
         self.scored: list[tuple[str, int]] = []
         """Role and number of rows of each call of `score`."""
         self._script = script
+        self._elsewhere = frozenset(elsewhere)
         self._meeting = Meeting()
         self.share, self.shares = self._meeting.rank, self._meeting.size
         self._is_loaded = True
@@ -55,10 +57,11 @@ class ScriptedTrainer:
 
         Raises:
             RunError: It is offloaded.
-            ValueError: The role is none of ``policy``, ``reference`` and ``value``.
+            ValueError: The role is none of ``policy``, ``reference`` and ``value``, or elsewhere.
         """
         self._refuse_offloaded()
         weights = {"policy": float(self.weight[0]), "reference": 0.0, "value": self.value}
+        weights = {role: weights[role] for role in weights if role not in self._elsewhere}
         if role not in weights:
             raise ValueError(
                 f"there is no model for the role '{role}'; there is {', '.join(weights)}"
@@ -81,24 +84,31 @@ class ScriptedTrainer:
         self._script.note("update")
         self._script.on_update(self.updates)
         self.batches.append(list(batch))
+        trained = self._meeting.sum(sum(int(one.loss_mask.sum()) for one in batch))
+        self.updates += bool(trained)
+        metrics = {"final_loss": 0.0}
+        changed = False
+        if "policy" not in self._elsewhere:
+            signal = self._improve(batch)
+            changed = self._script.rate * signal != 0
+            metrics = {
+                "final_loss": -signal,
+                "policy_loss": -signal,
+                "grad_norm": abs(signal),
+                "policy_lr": self._script.rate,
+            }
+        if loss.critic is not None and "value" not in self._elsewhere:
+            metrics |= self._regress(batch)
+        return UpdateResult(metrics=metrics, weights_changed=changed)
+
+    def _improve(self, batch: Sequence[TrainingSample]) -> float:
         own = sum(
             float((one.loss_weights["policy"] * one.advantages * one.tokens)[one.loss_mask].sum())
             for one in batch
         )
         signal = self._meeting.sum(own)
-        change = self._script.rate * signal
-        trained = self._meeting.sum(sum(int(one.loss_mask.sum()) for one in batch))
-        self.weight = self.weight + change
-        self.updates += bool(trained)
-        metrics = {
-            "final_loss": -signal,
-            "policy_loss": -signal,
-            "grad_norm": abs(signal),
-            "policy_lr": self._script.rate,
-        }
-        if "value" in loss.coefficients:
-            metrics |= self._regress(batch)
-        return UpdateResult(metrics=metrics, weights_changed=change != 0)
+        self.weight = self.weight + self._script.rate * signal
+        return signal
 
     def _regress(self, batch: Sequence[TrainingSample]) -> dict[str, float]:
         squares = errors = 0.0
@@ -126,22 +136,25 @@ class ScriptedTrainer:
         yield "weight", self.weight.copy()  # type: ignore[misc]  # an array stands in for a tensor
 
     def save(self, folder: Path) -> None:
-        """Write ``scripted.json``."""
+        """Write ``scripted.json`` of the policy, ``scripted_critic.json`` of the critic."""
         self._script.note("save")
-        state = {
-            "weight": float(self.weight[0]),
-            "value": self.value,
-            "updates": self.updates,
+        states = {
+            "policy": (STATE, {"weight": float(self.weight[0]), "updates": self.updates}),
+            "value": (CRITIC, {"value": self.value, "updates": self.updates}),
         }
-        if not self.share:
-            (folder / STATE).write_text(json.dumps(state))
+        for role, (name, state) in states.items():
+            if not self.share and role not in self._elsewhere:
+                (folder / name).write_text(json.dumps(state))
         self._meeting.sum(0)  # nobody is done before all are
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote."""
-        state = json.loads((folder / STATE).read_text())
-        self.weight, self.updates = np.array([state["weight"]]), int(state["updates"])
-        self.value = float(state["value"])
+        if "policy" not in self._elsewhere:
+            state = json.loads((folder / STATE).read_text())
+            self.weight, self.updates = np.array([state["weight"]]), int(state["updates"])
+        if "value" not in self._elsewhere:
+            state = json.loads((folder / CRITIC).read_text())
+            self.value, self.updates = float(state["value"]), int(state["updates"])
 
     def export(self, folder: Path) -> None:
         """Write a ``config.json`` with the number in it."""

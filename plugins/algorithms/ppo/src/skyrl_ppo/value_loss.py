@@ -16,7 +16,7 @@ from skyrl_kernel.protocols import Loss, Settings
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from skyrl_kernel.torch import LossInputs, LossTerms
+    from skyrl_kernel.torch import LossTerms, ValueInputs
 
 
 @hookimpl(wrapper=True)
@@ -38,25 +38,25 @@ def with_value_loss(inner: Loss, value_clip: float) -> Loss:
     its gradient.
     """
 
-    def fn(inputs: "LossInputs") -> "LossTerms":
-        from skyrl_kernel.torch import TokenMetric
+    def critic(inputs: "ValueInputs") -> "LossTerms":
+        from skyrl_kernel.torch import LossTerms, TokenMetric
 
-        assert inputs.values is not None, "there for the term value"
         assert inputs.old_values is not None, "declared in needs"
         assert inputs.returns is not None, "given by the advantage"
         term, clipped = clipped_value_loss(
             inputs.values, inputs.old_values, inputs.returns, value_clip
         )
-        out = inner(inputs)
-        metrics = {
-            "critic/values_mean": TokenMetric(values=inputs.values.detach()),
-            "critic/values_clipfrac": TokenMetric(values=clipped.float()),
-        }
-        return replace(out, terms={**out.terms, "value": term}, metrics={**out.metrics, **metrics})
+        return LossTerms(
+            terms={"value": term},
+            metrics={
+                "critic/values_mean": TokenMetric(values=inputs.values.detach()),
+                "critic/values_clipfrac": TokenMetric(values=clipped.float()),
+            },
+        )
 
     return replace(
         inner,
-        fn=fn,
+        critic=critic,
         needs=inner.needs | {"values"},
         coefficients={**inner.coefficients, "value": 1.0},
     )

@@ -19,16 +19,24 @@ from skyrl_fsdp.ranks import Ranks
 from skyrl_fsdp.ulysses import Partners
 from skyrl_kernel.protocols import Loss
 from skyrl_kernel.records import TrainingSample
-from skyrl_kernel.torch import MetricSums, objective, pack
+from skyrl_kernel.torch import (
+    LossTerms,
+    MetricSums,
+    objective,
+    pack,
+    pack_values,
+    value_objective,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Backward:
     """What the passes of one mini-batch have in common."""
 
-    policy: PreTrainedModel
+    policy: PreTrainedModel | None
+    """None where it is in other processes."""
     critic: Critic | None
-    """There if the loss has the term ``value``."""
+    """None where it is in other processes, or the loss trains none."""
     loss: Loss
     temperature: float
     seed: int
@@ -60,12 +68,10 @@ class Backward:
         total, sums = 0.0, MetricSums()
         for rows in micro_batches:
             with self.precision():
-                logprobs, entropy = self._forward(
-                    rows, entropy_has_gradient="entropy" in self.loss.coefficients
-                )
+                said = self._forward(rows, entropy_has_gradient="entropy" in self.loss.coefficients)
                 values = self._values(rows)
             scalar = self.ranks.agree(
-                lambda: self._objective(rows, logprobs, entropy, values, columns, sums)  # noqa: B023
+                lambda: self._objective(rows, said, values, columns, sums)  # noqa: B023
             )
             scalar.backward()  # type: ignore[no-untyped-call]
             total += float(scalar.detach())
@@ -77,7 +83,10 @@ class Backward:
 
     def _forward(
         self, rows: Sequence[TrainingSample], *, entropy_has_gradient: bool
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor] | None:
+        """Log-probs and entropies."""
+        if self.policy is None:
+            return None
         return forward(
             self.policy,
             rows or [IDLE],
@@ -102,43 +111,61 @@ class Backward:
     def _objective(
         self,
         rows: Sequence[TrainingSample],
-        logprobs: Tensor,
-        entropy: Tensor,
+        said: tuple[Tensor, Tensor] | None,
         values: Tensor | None,
         columns: dict[str, Tensor],
         sums: MetricSums,
     ) -> Tensor:
         """The scalar of one micro-batch, its metrics added to ``sums``."""
         if not rows:
-            return 0.0 * (logprobs.sum() if values is None else logprobs.sum() + values.sum())
-        require_finite({"log-probs": logprobs}, rows)
+            computed = [tensor for tensor in (said and said[0], values) if tensor is not None]
+            return 0.0 * torch.stack([tensor.sum() for tensor in computed]).sum()
+        parts = []
+        if said is not None:
+            parts.append(self._of_policy(rows, *said, columns, sums))
         if values is not None:
-            require_finite({"values": values}, rows)
+            parts.append(self._of_critic(rows, values, sums))
+        return torch.stack(parts).sum()
+
+    def _of_policy(
+        self,
+        rows: Sequence[TrainingSample],
+        logprobs: Tensor,
+        entropy: Tensor,
+        columns: dict[str, Tensor],
+        sums: MetricSums,
+    ) -> Tensor:
+        require_finite({"log-probs": logprobs}, rows)
         inputs, weights = pack(
-            rows,
-            logprobs,
-            entropy,
-            needs=self.loss.needs,
-            values=values,
-            minibatch=columns,
-            seed=self.seed,
+            rows, logprobs, entropy, needs=self.loss.needs, minibatch=columns, seed=self.seed
         )
         scalar, out = objective(self.loss, inputs, weights)
-        require_finite({f"the loss terms '{name}'": t for name, t in out.terms.items()}, rows)
+        _require_finite_terms(out, rows)
+        sums.add(inputs, out, weights)
+        return scalar
+
+    def _of_critic(
+        self, rows: Sequence[TrainingSample], values: Tensor, sums: MetricSums
+    ) -> Tensor:
+        require_finite({"values": values}, rows)
+        inputs, weights = pack_values(rows, values, needs=self.loss.needs)
+        scalar, out = value_objective(self.loss, inputs, weights)
+        _require_finite_terms(out, rows)
         sums.add(inputs, out, weights)
         return scalar
 
     @torch.no_grad()
     def _prepare(self, micro_batches: Sequence[Sequence[TrainingSample]]) -> dict[str, Tensor]:
-        """What ``loss.prepare`` returns, joined over the mini-batch; empty without one."""
-        if self.loss.prepare is None:
+        """What ``loss.prepare`` returns, joined over the mini-batch; empty without one or a policy."""
+        if self.loss.prepare is None or self.policy is None:
             return {}
         columns: dict[str, list[Tensor]] = {}
         for rows in micro_batches:
             with self.precision():
-                logprobs, entropy = self._forward(rows, entropy_has_gradient=False)
+                said = self._forward(rows, entropy_has_gradient=False)
+            assert said is not None, "there is a policy"
             for name, column in self.ranks.agree(
-                lambda: self._columns(rows, logprobs, entropy)  # noqa: B023
+                lambda: self._columns(rows, *said)  # noqa: B023
             ).items():
                 columns.setdefault(name, []).append(column)
         mine = {name: torch.cat(parts).cpu() for name, parts in columns.items()}
@@ -159,3 +186,7 @@ class Backward:
         inputs, _ = pack(rows, logprobs, entropy, needs=self.loss.needs, seed=self.seed)
         assert self.loss.prepare is not None
         return dict(self.loss.prepare(inputs))
+
+
+def _require_finite_terms(out: LossTerms, rows: Sequence[TrainingSample]) -> None:
+    require_finite({f"the loss terms '{name}'": term for name, term in out.terms.items()}, rows)

@@ -15,7 +15,7 @@ Every rank runs this same code on its own rows; what it must know of the others,
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,10 +73,12 @@ class FsdpTrainer:
     Args:
         models: Role → Hugging Face directory. ``policy`` is trained, and so is the
             critic ``value``; all others are frozen. With adapters on the policy, others
-            of the same directory are the policy without them. A reference may be alone.
+            of the same directory are the policy without them. A reference may be alone,
+            and so may a critic.
         config: ``trainer``.
         device: ``auto``, ``cpu`` or ``cuda``.
         timeout_s: Longest wait for another rank.
+        elsewhere: Roles that other processes have: what a loss has for them is left out.
 
     Raises:
         ModelError: A directory holds no causal language model.
@@ -91,11 +93,15 @@ class FsdpTrainer:
         *,
         device: str = "auto",
         timeout_s: float = 600.0,
+        elsewhere: Collection[str] = (),
     ) -> None:
         self._config = config
-        shares = config.policy if POLICY in models else config.ref
+        self._elsewhere = frozenset(elsewhere)
+        first = POLICY if POLICY in models else next(iter(models))
         self._ranks = join(
-            _device(device), timeout_s=timeout_s, sequence=shares.sequence_parallel_size
+            _device(device),
+            timeout_s=timeout_s,
+            sequence=settings_of_role(first, config).sequence,
         )
         self._device = self._ranks.device
         self._paths = dict(models)
@@ -229,7 +235,7 @@ class FsdpTrainer:
     ) -> UpdateResult:
         """One optimizer step on one mini-batch; the split into micro-batches does not change it.
 
-        The critic takes its step too if the loss has the term ``value``.
+        The critic takes its step too if the loss trains one; what is elsewhere takes none here.
 
         Metrics: ``final_loss`` (the objective), ``policy_loss`` and one ``…_loss``
         per term, ``policy_entropy``, ``grad_norm`` (before clipping),
@@ -266,7 +272,7 @@ class FsdpTrainer:
             for model in models.values():
                 stack.enter_context(model.training())
             metrics["final_loss"], sums = self._backward(
-                [*micro_batches, *[[]] * (passes - len(micro_batches))], loss, temperature
+                [*micro_batches, *[[]] * (passes - len(micro_batches))], models, loss, temperature
             )
             norms = {role: model.clip() for role, model in models.items()}
             for norm_of_one in norms.values():
@@ -277,16 +283,22 @@ class FsdpTrainer:
         metrics |= {METRICS[role][1]: norm for role, norm in norms.items()}
         if VALUE in models:
             metrics["critic/weights_changed"] = float(changed[VALUE])
-        return UpdateResult(metrics=metrics | sums.result(), weights_changed=changed[POLICY])
+        return UpdateResult(
+            metrics=metrics | sums.result(), weights_changed=changed.get(POLICY, False)
+        )
 
     def _backward(
-        self, micro_batches: Sequence[Sequence[TrainingSample]], loss: Loss, temperature: float
+        self,
+        micro_batches: Sequence[Sequence[TrainingSample]],
+        models: Collection[str],
+        loss: Loss,
+        temperature: float,
     ) -> tuple[float, MetricSums]:
         """The gradient of the mini-batch; returns the objective and what is told of its tokens."""
-        critic = self._model(VALUE) if VALUE in loss.coefficients else None
+        critic = self._model(VALUE) if VALUE in models else None
         assert critic is None or isinstance(critic, Critic)
         return Backward(
-            policy=self.module(POLICY),
+            policy=self.module(POLICY) if POLICY in models else None,
             critic=critic,
             loss=loss,
             temperature=temperature,
@@ -294,7 +306,7 @@ class FsdpTrainer:
             packs=self._packs,
             precision=self._precision,
             ranks=self._ranks,
-            partners=self._partners[POLICY],
+            partners=self._partners.get(POLICY) or Partners(),
             critic_partners=self._partners.get(VALUE) or Partners(),
         ).run(micro_batches)
 
@@ -308,12 +320,12 @@ class FsdpTrainer:
         )
 
     def _trained_by(self, loss: Loss) -> dict[str, TrainedModel]:
-        """Role → model, of those whose weights the loss moves."""
-        self._model(POLICY)
-        if VALUE not in loss.coefficients:
-            return {POLICY: self._trained[POLICY]}
-        self._model(VALUE)
-        return {role: self._trained[role] for role in (POLICY, VALUE)}
+        """Role → model, of those here whose weights the loss moves."""
+        moved = [POLICY] if loss.critic is None else [POLICY, VALUE]
+        here = [role for role in moved if role not in self._elsewhere]
+        for role in here:
+            self._model(role)
+        return {role: self._trained[role] for role in here}
 
     def weights(self, role: str = POLICY) -> Iterator[tuple[str, Tensor]]:
         """Every tensor by Hugging Face name, tied ones once, under the first of their names.
@@ -350,7 +362,7 @@ class FsdpTrainer:
                 f"folder '{critic.name}' in it; resume with the algorithm that the run began with, "
                 "or start anew with another trainer.run_name"
             )
-        if VALUE not in self._trained and critic.exists():
+        if VALUE not in self._trained and VALUE not in self._elsewhere and critic.exists():
             raise ResumeError(
                 f"the checkpoint '{folder}' has a critic (in '{critic.name}'), and this run trains "
                 "none; resume with the algorithm that the run began with, or start anew with another "
@@ -388,8 +400,9 @@ class FsdpTrainer:
         torch.cuda.empty_cache()
 
     def _loss_seed(self) -> int:
-        """Key of this update's random choices."""
-        key = [self._config.seed, self._trained[POLICY].updates]
+        """Key of this update's random choices, which are the policy's."""
+        updates = self._trained[POLICY].updates if POLICY in self._trained else 0
+        key = [self._config.seed, updates]
         return int(np.random.SeedSequence(key).generate_state(1)[0])
 
     def _as(self, role: str) -> contextlib.AbstractContextManager[object]:
