@@ -4,13 +4,11 @@ import asyncio
 import importlib.util
 import json
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 import torch
-from aiohttp import web
 
 from skyrl_transformers.testing import write_random_model
 from skyrl_vllm.inside import OWN
@@ -43,6 +41,14 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     for name, folder in folders.items():
         write_random_model(folder, tie_word_embeddings=name == "tied", **shape)
     return folders
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small one, whose head is its embedding."""
+    folder = tmp_path_factory.mktemp("model")
+    write_random_model(folder, tie_word_embeddings=True)
+    return folder
 
 
 class Servers:
@@ -101,28 +107,6 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     kept = Servers(tmp_path_factory.mktemp("log") / "vllm.log")
     yield kept
     kept.stop()
-
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-@asynccontextmanager
-async def _listening(handler: Handler) -> AsyncIterator[str]:
-    app = web.Application()
-    app.router.add_route("*", "/{rest:.*}", handler)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-    finally:
-        await runner.cleanup()
-
-
-@pytest.fixture(scope="session")
-def listening() -> Callable[[Handler], AbstractAsyncContextManager[str]]:
-    """A server that is played by one that listens for real: handler → its address."""
-    return _listening
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -1,7 +1,6 @@
 """Adapters alone: what a server is started with for them, and what an update of one may hold."""
 
 import asyncio
-from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -11,6 +10,7 @@ from skyrl_kernel.config.trainer import TrainerConfig
 from skyrl_kernel.errors import ConfigError, WeightSyncError
 from skyrl_vllm.adapters import adapter_flags, adapter_variables
 from skyrl_vllm.fleet import Fleet
+from skyrl_vllm.testing import NOWHERE, Shelf
 from skyrl_vllm.updates import Updates
 
 MODEL = {
@@ -53,35 +53,6 @@ def test_what_vllm_cannot_compute_with_is_refused_before_a_server_starts(
         adapter_flags("adapters", trained(**lora), MODEL)
 
 
-class Shelf:
-    """A transport that keeps what it is given."""
-
-    def __init__(self) -> None:
-        self.kept: dict[str, torch.Tensor] = {}
-        self.loaded: list[dict[str, torch.Tensor]] = []
-
-    async def open(self, fleet: Fleet) -> None:
-        pass
-
-    async def begin(self) -> None:
-        self.kept = {}
-
-    async def move(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-        self.kept |= dict(weights)
-
-    async def arrive(self) -> None:
-        pass
-
-    async def load(self, version: int) -> None:
-        self.loaded.append(self.kept)
-
-    async def forget(self) -> None:
-        self.kept = {}
-
-    def close(self) -> None:
-        pass
-
-
 async def update(updates: Updates, version: int, tensors: dict[str, torch.Tensor]) -> None:
     await updates.begin(version)
     await updates.apply(tensors.items())
@@ -92,7 +63,7 @@ async def update(updates: Updates, version: int, tensors: dict[str, torch.Tensor
 def test_an_update_brings_the_adapter_alone_and_all_of_it() -> None:
     async def use() -> None:
         shelf = Shelf()
-        updates = Updates(Fleet(["http://127.0.0.1:1"]), shelf, MODEL, takes_adapters=True)
+        updates = Updates(Fleet([NOWHERE]), shelf, MODEL, takes_adapters=True)
         assert not updates.has_adapter
         await update(updates, 0, FIRST | SECOND)
         assert updates.has_adapter
@@ -121,7 +92,7 @@ def test_an_update_brings_the_adapter_alone_and_all_of_it() -> None:
 def test_what_is_no_whole_adapter_of_the_model_is_refused(
     tensors: dict[str, torch.Tensor], match: str
 ) -> None:
-    updates = Updates(Fleet(["http://127.0.0.1:1"]), Shelf(), MODEL, takes_adapters=True)
+    updates = Updates(Fleet([NOWHERE]), Shelf(), MODEL, takes_adapters=True)
     with pytest.raises(WeightSyncError, match=f"(?s)version 0 was refused.*{match}.*adapter\\(\\)"):
         asyncio.run(update(updates, 0, tensors))
     assert not updates.has_adapter

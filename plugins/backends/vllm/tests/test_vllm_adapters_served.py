@@ -1,10 +1,6 @@
 """Adapters alone on a real server: after every sync its log-probs are those of the trainer."""
 
 import asyncio
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +17,7 @@ from skyrl_kernel.records import GenerateRequest, IntArray, Sampling
 from skyrl_vllm.adapters import adapter_flags, adapter_variables
 from skyrl_vllm.engine import VllmEngine
 from skyrl_vllm.fleet import Deadlines
+from skyrl_vllm.testing import demo, run
 from skyrl_vllm.updates import stored_shapes
 
 TOLERANCE = 1e-4
@@ -120,26 +117,15 @@ def test_an_adapter_alone_makes_the_server_compute_as_the_trainer(
 def test_the_demo_trains_an_adapter_that_goes_alone(servers: Any, tmp_path: Path) -> None:
     """``auto`` takes it; generation runs ahead, so that syncs come while requests run."""
     servers.stop()
-    words = [
-        *("run", "--plugin", "demo", "generator.inference_engine.backend=vllm"),
+    command = demo(
+        tmp_path,
         *("trainer.policy.model.lora.rank=8", "trainer.policy.optimizer_config.lr=3e-3"),
-        *("trainer.max_training_steps=3", "trainer.train_batch_size=8"),
-        *("trainer.policy_mini_batch_size=8", "trainer.eval_before_train=false"),
-        *("trainer.eval_interval=-1", f"trainer.ckpt_path={tmp_path}"),
         *("trainer.fully_async.enabled=true", "trainer.fully_async.max_staleness_steps=2"),
-    ]
-    done = subprocess.run(
-        [str(Path(sys.executable).with_name("skyrl")), *words],
-        capture_output=True,
-        text=True,
-        timeout=560,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        "trainer.eval_interval=-1",
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    steps = run(command, tmp_path)
     config = (tmp_path / "demo" / "config.yaml").read_text()
     assert "weight_sync_backend: adapters" in config
-    lines = (tmp_path / "demo" / "metrics.jsonl").read_text().splitlines()
-    steps = [json.loads(line) for line in lines]
     assert [step["step"] for step in steps] == [1, 2, 3]
     for step in steps:
         assert step["failures/trajectories"] == 0

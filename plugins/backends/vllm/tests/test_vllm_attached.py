@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -16,14 +15,9 @@ from skyrl_transformers.testing import write_random_model
 from skyrl_vllm.attached import Needs, compare
 from skyrl_vllm.client import ServerError
 from skyrl_vllm.engine import VllmEngine
+from skyrl_vllm.fleet import Deadlines
+from skyrl_vllm.testing import Handler, against
 from skyrl_vllm.wire import GENERATE
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    write_random_model(folder, tie_word_embeddings=True)
-    return folder
 
 
 def needs(model: Path, **changed: Any) -> Needs:
@@ -63,11 +57,11 @@ def info(model: Path, **changed: Any) -> dict[str, Any]:
     ],
 )
 def test_a_server_with_other_settings_is_refused_with_the_words_that_start_a_right_one(
-    listening: Any, model: Path, changed: dict[str, Any], problem: str
+    model: Path, changed: dict[str, Any], problem: str
 ) -> None:
     with pytest.raises(ServerError, match=rf"(?s)started otherwise.*{problem}.*--model MODEL"):
-        attach(listening, model, answers(info(model, **changed)))
-    attach(listening, model, answers(info(model)))
+        attach(model, answers(info(model, **changed)))
+    attach(model, answers(info(model)))
 
 
 def test_a_server_that_cannot_sleep_is_refused_where_it_shall(model: Path) -> None:
@@ -90,20 +84,20 @@ def test_a_model_of_another_shape_is_refused_and_a_name_is_told_of(
 
 
 def test_what_a_server_does_not_say_is_told_in_one_line(
-    listening: Any, model: Path, capsys: pytest.CaptureFixture[str]
+    model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    attach(listening, model, answers({"vllm_config": {}}, version="0.33.1"))
+    attach(model, answers({"vllm_config": {}}, version="0.33.1"))
     told = " ".join(capsys.readouterr().out.split())
     assert "does not say what it computes in, of which distribution" in told
     assert "is version 0.33.1; this package is tested with 0.32.x" in told
 
 
-def test_a_server_that_was_left_asleep_is_woken(listening: Any, model: Path) -> None:
+def test_a_server_that_was_left_asleep_is_woken(model: Path) -> None:
     asked: list[str] = []
-    attach(listening, model, answers(info(model), is_sleeping=True, asked=asked))
+    attach(model, answers(info(model), is_sleeping=True, asked=asked))
     assert "/wake_up" in asked
     asked.clear()
-    attach(listening, model, answers(info(model), asked=asked))
+    attach(model, answers(info(model), asked=asked))
     assert "/wake_up" not in asked
 
 
@@ -115,7 +109,7 @@ def test_a_server_that_was_left_asleep_is_woken(listening: Any, model: Path) -> 
     ],
 )
 def test_a_server_without_the_routes_of_a_run_is_refused(
-    listening: Any, model: Path, closed: str, problem: str
+    model: Path, closed: str, problem: str
 ) -> None:
     whole = answers(info(model))
 
@@ -123,7 +117,7 @@ def test_a_server_without_the_routes_of_a_run_is_refused(
         return web.Response(status=403) if request.path == closed else await whole(request)
 
     with pytest.raises(ServerError, match=problem):
-        attach(listening, model, handler)
+        attach(model, handler)
 
 
 def test_an_address_is_none_where_the_run_starts_its_engine() -> None:
@@ -155,7 +149,7 @@ def test_a_server_as_the_readme_starts_it_is_what_a_run_needs(servers: Any, mode
 
 def answers(
     told: Any, *, version: str = "0.32.0", is_sleeping: bool = False, asked: list[str] | None = None
-) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+) -> Handler:
     replies: dict[str, Any] = {
         "/server_info": told,
         "/version": {"version": version},
@@ -172,13 +166,5 @@ def answers(
     return handler
 
 
-def attach(listening: Any, model: Path, handler: Any) -> None:
-    async def main() -> None:
-        async with listening(handler) as url:
-            engine = VllmEngine(url, model, needs=needs(model))
-            try:
-                await engine.started()
-            finally:
-                await engine.close()
-
-    asyncio.run(main())
+def attach(model: Path, handler: Handler) -> None:
+    against(handler, model, VllmEngine.started, deadlines=Deadlines(), needs=needs(model))

@@ -3,14 +3,12 @@
 import asyncio
 import contextlib
 import os
-import re
 import signal
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.request import urlopen
 
 import numpy as np
 import pytest
@@ -29,6 +27,7 @@ from skyrl_vllm.client import ServerError
 from skyrl_vllm.engine import VllmEngine
 from skyrl_vllm.fleet import Deadlines
 from skyrl_vllm.server import Server
+from skyrl_vllm.testing import counter
 
 T = TypeVar("T")
 TOLERANCE = 1e-4
@@ -66,13 +65,6 @@ class Pair:
         with torch.no_grad():
             logprobs = self.module(input_ids=ids).logits[0].log_softmax(-1)
         return np.concatenate([[0.0], logprobs[:-1].gather(1, ids[0, 1:, None])[:, 0].numpy()])
-
-
-def counter(url: str, name: str) -> float:
-    """The sum of one of a server's own counters over its labels."""
-    text = urlopen(f"{url}/metrics", timeout=10).read().decode()
-    found = re.findall(rf"^{re.escape(name)}(?:{{[^}}]*}})? (\S+)$", text, re.MULTILINE)
-    return sum(map(float, found))
 
 
 def request(

@@ -19,6 +19,7 @@ from skyrl_kernel.config.trainer import PlacementConfig, TrainerConfig
 from skyrl_kernel.errors import CapabilityError, WeightSyncError
 from skyrl_kernel.plan import make_plan
 from skyrl_vllm.fleet import Deadlines, Fleet
+from skyrl_vllm.testing import listening
 from skyrl_vllm.transports import Through, cuda_ipc, nccl
 from skyrl_vllm.transports.native import Native
 from skyrl_vllm.transports.ranks import Ranks, ranks
@@ -104,7 +105,7 @@ class Server:
         return [path for path, _ in self.heard]
 
 
-def drive(listening: Any, servers: list[Server], version: int = 5) -> Ranks:
+def drive(servers: list[Server], version: int = 5) -> Ranks:
     """One update as vLLM's trainer side asks for it."""
 
     def trainer_side(client: SyncClient) -> None:
@@ -127,10 +128,10 @@ def drive(listening: Any, servers: list[Server], version: int = 5) -> Ranks:
     return asyncio.run(main())
 
 
-def test_what_vllms_trainer_side_asks_reaches_every_server(listening: Any) -> None:
+def test_what_vllms_trainer_side_asks_reaches_every_server() -> None:
     """Of 2 and 4 workers: ranks 1 and 3 are the first of each, of 7 in all."""
     servers = [Server(2), Server(4)]
-    assert drive(listening, servers) == Ranks((1, 3), 7)
+    assert drive(servers) == Ranks((1, 3), 7)
     inits = [body for one in servers for path, body in one.heard if "init_weight" in path]
     assert inits == [
         {"init_info": {"rank_offset": 1, "master_port": 7}},
@@ -152,10 +153,10 @@ def test_what_vllms_trainer_side_asks_reaches_every_server(listening: Any) -> No
     assert servers[1].heard[-1][1] == {"weight_version": "5"}
 
 
-def test_an_update_that_a_killed_trainer_left_open_is_ended_before_the_next(listening: Any) -> None:
+def test_an_update_that_a_killed_trainer_left_open_is_ended_before_the_next() -> None:
     """Finished as it is: half of a layer would count as half of the next update's."""
     left, other = Server(is_open=True), Server()
-    drive(listening, [left])
+    drive([left])
     assert left.paths == [
         *("/init_weight_transfer_engine", "/start_weight_update"),
         *("/update_weights", "/start_weight_update", "/finish_weight_update"),
@@ -163,11 +164,11 @@ def test_an_update_that_a_killed_trainer_left_open_is_ended_before_the_next(list
     ]
     assert left.heard[4][1] is None  # the version stays what it was
     assert not left.is_open
-    drive(listening, [other])
+    drive([other])
     assert other.paths.count("/start_weight_update") == 1
 
 
-def test_a_new_trainer_has_a_running_server_leave_the_one_before(listening: Any) -> None:
+def test_a_new_trainer_has_a_running_server_leave_the_one_before() -> None:
     server = Server()
 
     async def main() -> None:

@@ -3,10 +3,7 @@
 import json
 import os
 import random
-import subprocess
-import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +11,11 @@ import pytest
 
 from skyrl_kernel.testing.killing import check_each_prompt_once, killed_at_random
 from skyrl_tiny.plugin import tiny
+from skyrl_vllm.testing import PROMPTS, demo, metrics, run
 
 TOLERANCE = 1e-4
 """Most nats between a sampled log-prob and the trainer's, with the same weights."""
-TARGET, SAMPLES = 8, 4
+SAMPLES = 4
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 AHEAD = ("trainer.fully_async.enabled=true", "trainer.fully_async.max_staleness_steps=2")
 
@@ -28,43 +26,23 @@ def url(servers: Any) -> str:
     return str(servers.start(tiny(0)).url)
 
 
-def run(url: str, folder: Path, *words: str, steps: int = 3) -> subprocess.CompletedProcess[str]:
-    """`skyrl run` of the demo's model and task, attached to a server."""
-    return subprocess.run(
-        command(url, folder, *words, steps=steps),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=ENVIRONMENT,
-    )
-
-
 def command(url: str, folder: Path, *words: str, steps: int = 3) -> list[str]:
-    return [
-        *(str(Path(sys.executable).with_name("skyrl")), "run", "--plugin", "demo"),
-        "generator.inference_engine.backend=vllm",
+    """Of the demo's model and task, attached to a server."""
+    return demo(
+        folder,
         "generator.inference_engine.run_engines_locally=false",
         f"generator.inference_engine.external_server_urls=[{url}]",
         "trainer.placement.colocate_all=false",
-        *(f"trainer.train_batch_size={TARGET}", f"trainer.policy_mini_batch_size={TARGET}"),
         f"generator.n_samples_per_prompt={SAMPLES}",
-        *(f"trainer.max_training_steps={steps}", f"trainer.ckpt_path={folder}"),
-        *("trainer.eval_before_train=false", "trainer.eval_interval=-1"),
+        "trainer.eval_interval=-1",
         *words,
-    ]
-
-
-def metrics(folder: Path) -> list[Mapping[str, float]]:
-    """Of the steps, in order."""
-    lines = (folder / "demo" / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
+        steps=steps,
+    )
 
 
 @pytest.mark.smoke
 def test_the_server_has_the_trainers_weights_at_every_step(url: str, tmp_path: Path) -> None:
-    done = run(url, tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    steps = metrics(tmp_path)
+    steps = run(command(url, tmp_path), tmp_path)
     assert [step["step"] for step in steps] == [1, 2, 3]
     for step in steps:
         assert step["failures/trajectories"] == 0
@@ -77,9 +55,7 @@ def test_the_server_has_the_trainers_weights_at_every_step(url: str, tmp_path: P
 def test_generation_runs_ahead_of_training_and_never_further_than_the_bound(
     url: str, tmp_path: Path
 ) -> None:
-    done = run(url, tmp_path, *AHEAD, steps=6)
-    assert done.returncode == 0, done.stdout + done.stderr
-    steps = metrics(tmp_path)
+    steps = run(command(url, tmp_path, *AHEAD, steps=6), tmp_path)
     assert [step["step"] for step in steps] == [1, 2, 3, 4, 5, 6]
     assert 0 < max(step["async/staleness_max"] for step in steps) <= 2
     assert all(step["async/staleness_violation_count"] == 0 for step in steps)
@@ -90,7 +66,7 @@ def test_killed_at_random_moments_a_run_trains_on_each_prompt_once_per_epoch(
     url: str, tmp_path: Path
 ) -> None:
     rows = tmp_path / "rows.jsonl"
-    problems = [(100 + 7 * number, number % 8 + 2) for number in range(2 * TARGET)]
+    problems = [(100 + 7 * number, number % 8 + 2) for number in range(2 * PROMPTS)]
     rows.write_text(
         "\n".join(
             json.dumps(
@@ -114,4 +90,4 @@ def test_killed_at_random_moments_a_run_trains_on_each_prompt_once_per_epoch(
         env=ENVIRONMENT,
     )
     assert [step["step"] for step in metrics(tmp_path)] == [1, 2, 3, 4, 5, 6, 7, 8]
-    check_each_prompt_once(tmp_path / "demo", prompts=2 * TARGET)
+    check_each_prompt_once(tmp_path / "demo", prompts=2 * PROMPTS)

@@ -1,9 +1,7 @@
 """On real servers: the conformance suite of engines, and what is vLLM's own."""
 
 import asyncio
-import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -12,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
-from urllib.request import urlopen
 
 import pytest
 import torch
@@ -33,6 +30,7 @@ from skyrl_vllm.engine import VllmEngine
 from skyrl_vllm.fleet import Deadlines
 from skyrl_vllm.requests import Requests
 from skyrl_vllm.server import Server
+from skyrl_vllm.testing import counter, demo, run
 from skyrl_vllm.transports.files import Files
 from skyrl_vllm.transports.gloo import Gloo
 from skyrl_vllm.transports.parcels import Parcels
@@ -120,7 +118,7 @@ class Subject(ModelEngine):
 
     def tokens_computed(self, engine: Engine) -> int:
         """By the server's own account."""
-        return metric(self.server, "vllm:generation_tokens_total")
+        return int(counter(self.server.url, "vllm:generation_tokens_total"))
 
     @contextmanager
     def damaged(self, engine: Engine, fault: str) -> Iterator[None]:
@@ -130,13 +128,6 @@ class Subject(ModelEngine):
             yield
         finally:
             engine.carry(Files)
-
-
-def metric(server: Server, name: str) -> int:
-    with urlopen(f"{server.url}/metrics", timeout=10) as answer:
-        text = answer.read().decode()
-    values = re.findall(rf"^{name}{{.*}} (.*)$", text, re.MULTILINE)
-    return int(sum(map(float, values)))
 
 
 class Unsalted(VllmEngine):
@@ -160,10 +151,10 @@ class OwnOfVllm(UpdateContract):
         kept.servers, kept.folder = self.servers, self.folder
         kept.engine = lambda server: Unsalted(server, self.folder, deadlines=DEADLINES)
         self.make()
-        before = metric(self.server, "vllm:prefix_cache_hits_total")
+        before = counter(self.server.url, "vllm:prefix_cache_hits_total")
         with pytest.raises(AssertionError):
             kept.test_no_prefix_of_older_weights_is_used_again("files")
-        assert metric(self.server, "vllm:prefix_cache_hits_total") > before
+        assert counter(self.server.url, "vllm:prefix_cache_hits_total") > before
         self.test_no_prefix_of_older_weights_is_used_again("files")
 
     def test_prompts_that_fill_several_steps_are_taken_whole(self) -> None:
@@ -263,25 +254,11 @@ def test_the_demo_trains_with_an_engine_in_its_own_process(
     servers: Any, tmp_path: Path, ahead: int
 ) -> None:
     servers.stop()
-    words = [
-        *("run", "--plugin", "demo", "generator.inference_engine.backend=vllm"),
-        *("trainer.max_training_steps=3", "trainer.train_batch_size=8"),
-        *("trainer.policy_mini_batch_size=8", "trainer.eval_before_train=false"),
-        *("trainer.eval_interval=-1", f"trainer.ckpt_path={tmp_path}"),
-    ]
+    words = ["trainer.eval_interval=-1"]
     if ahead:
         words += ["trainer.fully_async.enabled=true"]
         words += [f"trainer.fully_async.max_staleness_steps={ahead}"]
-    done = subprocess.run(
-        [str(Path(sys.executable).with_name("skyrl")), *words],
-        capture_output=True,
-        text=True,
-        timeout=560,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    lines = (tmp_path / "demo" / "metrics.jsonl").read_text().splitlines()
-    steps = [json.loads(line) for line in lines]
+    steps = run(demo(tmp_path, *words), tmp_path)
     assert [step["step"] for step in steps] == [1, 2, 3]
     for step in steps:
         assert step["failures/trajectories"] == 0

@@ -28,6 +28,7 @@ from skyrl_vllm.engine import VllmEngine
 from skyrl_vllm.fleet import Deadlines
 from skyrl_vllm.gloo import Group
 from skyrl_vllm.server import Server
+from skyrl_vllm.testing import counter
 from skyrl_vllm.transports import server_flags
 from skyrl_vllm.transports.files import Files
 from skyrl_vllm.transports.gloo import Gloo
@@ -340,11 +341,8 @@ async def generate_until(moved: asyncio.Event, engine: VllmEngine) -> None:
         await engine.generate([asked(400) for _ in range(4)])
 
 
-def sampled(server: Server) -> int:
-    with urlopen(f"{server.url}/metrics", timeout=10) as answer:
-        text = answer.read().decode()
-    values = re.findall(r"^vllm:generation_tokens_total{.*} (.*)$", text, re.MULTILINE)
-    return int(sum(map(float, values)))
+def sampled(server: Server) -> float:
+    return counter(server.url, "vllm:generation_tokens_total")
 
 
 def test_a_server_that_is_killed_in_the_middle_is_an_error_in_time(

@@ -1,0 +1,59 @@
+"""What the plugin makes of a run's settings, and what importing it costs."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from skyrl_kernel.config.generator import GeneratorConfig
+from skyrl_kernel.config.trainer import TrainerConfig
+from skyrl_kernel.config.tree import Config
+from skyrl_kernel.errors import ConfigError
+from skyrl_kernel.protocols import Engine
+from skyrl_vllm import plugin
+from skyrl_vllm.engine import VllmEngine
+from skyrl_vllm.testing import NOWHERE
+
+
+def settings(**engine: Any) -> Any:
+    config = Config.model_validate({"generator": {"inference_engine": engine}})
+    return {GeneratorConfig: config.generator, TrainerConfig: config.trainer}
+
+
+def test_an_address_is_attached_to_and_nothing_is_started(model: Path) -> None:
+    engine = plugin.make_engine("vllm", settings(external_server_urls=[NOWHERE]), model)
+    assert isinstance(engine, Engine)
+    assert plugin.make_engine("another", settings(), model) is None
+    two = plugin.make_engine("vllm", settings(external_server_urls=[NOWHERE] * 2), model)
+    assert isinstance(two, VllmEngine)
+    with pytest.raises(ConfigError, match="weights must reach all; name them in"):
+        plugin.check_engine("vllm", settings(external_proxy_url=NOWHERE))
+
+
+def test_a_server_has_as_many_requests_as_it_computes_at_once() -> None:
+    """Also where the process was allowed fewer files; and a user hears where it may not have more."""
+    script = (
+        "import resource, sys; from pathlib import Path\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (256, int(sys.argv[1])))\n"
+        "from skyrl_kernel.config.generator import InferenceEngineConfig\n"
+        "from skyrl_vllm.plugin import _rows_at_once\n"
+        "print(_rows_at_once(InferenceEngineConfig(num_engines=2)))\n"
+    )
+
+    def rows(hard: int) -> str:
+        words = [sys.executable, "-c", script, str(hard)]
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout
+
+    assert rows(4096) == "1024\n"
+    # 1536 files but for 512, for two servers
+    assert rows(1536).endswith("\n512\n")
+    assert "512 completions of each server run at a time, not" in rows(1536)
+
+
+def test_importing_the_plugin_loads_neither_torch_nor_vllm() -> None:
+    code = "import sys, json, skyrl_vllm.plugin; print(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"torch", "vllm", "aiohttp"} & set(json.loads(done.stdout))
