@@ -512,6 +512,26 @@ def test_the_metrics_of_machines_are_explained() -> None:
     assert sorted(re.sub(r"\b\d+\b", "N", name) for name in found) == sorted(explained)
 
 
+COUNTED = """
+    num_requests_running num_requests_waiting kv_cache_usage_perc prompt_tokens_total
+    generation_tokens_total prefix_cache_queries_total prefix_cache_hits_total
+    time_to_first_token_seconds_sum time_to_first_token_seconds_count inter_token_latency_seconds_sum
+    inter_token_latency_seconds_count spec_decode_num_drafts_total spec_decode_num_draft_tokens_total
+    spec_decode_num_accepted_tokens_total spec_decode_num_accepted_tokens_per_pos_total:0
+"""
+"""What vLLM calls all that the metrics are made of."""
+
+
+def test_the_metrics_of_vllm_are_explained() -> None:
+    from skyrl_vllm.counters import counts
+
+    before = {f"vllm:{name}": [1.0] for name in COUNTED.split()}
+    found = counts(before, {name: [2.0] for name in before}, seconds=1.0)
+    explained = documented("metrics.md", "metric of vLLM")
+    names = [f"vllm/<phase>/{re.sub('pos_1$', 'pos_N', name)}" for name in found]
+    assert sorted(names) == sorted(explained)
+
+
 def test_the_columns_of_trajectory_files_are_explained() -> None:
     text = (REFERENCE / "records-and-files.md").read_text()
     section = text.partition("### trajectories/")[2].partition("\n### ")[0]

@@ -4,16 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from skyrl_kernel.ray.environment import prepare
-
-prepare()
-
-from skyrl_kernel.ray.monitor import (  # noqa: E402
-    mean_sample,
-    node_metrics,
-    parse_gpus,
-    used_bytes,
-)
+from skyrl_kernel.ray.monitor import mean_sample, node_metrics, parse_gpus, used_bytes
 
 
 def test_gpus_and_machines_are_averaged_each_by_itself() -> None:

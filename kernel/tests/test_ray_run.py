@@ -212,6 +212,16 @@ def test_a_process_without_a_plugin_is_refused_with_how_to_install_it(
         run_with_processes_that_have(runs=tmp_path / "runs")
 
 
+def test_what_engines_count_is_added_up(tmp_path: Path) -> None:
+    counting = "generator.inference_engine.backend=counting"
+    result = run_scripted(tmp_path, RAY, APART, f"{ENGINES}=2", counting)
+    lines = read_metrics(result, timings=True)
+    assert [line.get("counting/train/requests") for line in lines] == [None, 4, 4, 4, 4]
+    assert [line.get("counting/eval/requests") for line in lines] == [4, None, None, None, 4]
+    [line, *_] = lines[1:]  # two engines were told the same seconds
+    assert line["counting/train/seconds"] == pytest.approx(2 * line["timing/generate"])
+
+
 # --- machines ---------------------------------------------------------------------------
 
 

@@ -22,8 +22,8 @@ async def evaluate(run: Session, *, step: int, clock: Clock) -> dict[str, float]
         clock: Takes the time of ``eval_generate``.
 
     Returns:
-        ``eval/<source>/<name>`` for each data source and for ``all``; empty if
-        there is nothing to evaluate on.
+        ``eval/<source>/<name>`` for each data source and for ``all``, and what the
+        engine counted; empty if there is nothing to evaluate on.
     """
     if not run.val_prompts:
         return {}
@@ -48,8 +48,9 @@ async def evaluate(run: Session, *, step: int, clock: Clock) -> dict[str, float]
         numbers = by_source(run.evaluate, scored, failures)
         if run.config.dump_eval_results:
             _dump(run, step, trajectories, numbers)
-    run.report_evaluation(step, numbers, trajectories, failures)
-    return numbers
+    counted = await run.counted("eval", clock.seconds["eval_generate"])
+    run.report_evaluation(step, numbers, counted, trajectories, failures)
+    return numbers | counted
 
 
 def _dump(

@@ -32,6 +32,7 @@ async def train(run: Session) -> int:
     """
     step = run.first_step - 1
     await run.sync(step)
+    await run.counted("train", 0.0)  # from here on
     if step == 0 and run.eval_before_train:
         await evaluate(run, step=0, clock=Clock())
     saving = Clock()
@@ -59,6 +60,7 @@ async def train(run: Session) -> int:
             with clock("sync_weights"), run.stage("sync_weights", step):
                 await run.sync(step)
         numbers = measured.complete(results, clock)
+        numbers |= await run.counted("train", clock.seconds["generate"])
         if run.machines is not None:
             numbers |= run.machines.measure()
         if run.eval_due(step):

@@ -111,7 +111,9 @@ def is_wall_clock(name: str) -> bool:
         >>> [is_wall_clock(name) for name in names]
         [True, True, False]
     """
-    return name.startswith(("timing/", "ray/")) or "_time_" in name or "_per_second_" in name
+    return (
+        name.startswith(("timing/", "ray/", "vllm/")) or "_time_" in name or "_per_second_" in name
+    )
 
 
 def async_metrics(batch: Batch, version: int, max_staleness: int) -> dict[str, float]:

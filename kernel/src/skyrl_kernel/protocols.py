@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_check
 import numpy as np
 from pydantic import BaseModel
 
+from skyrl_kernel.counts import Count
 from skyrl_kernel.env import EnvStep
 from skyrl_kernel.quick import quick
 from skyrl_kernel.records import (
@@ -146,6 +147,23 @@ class Starts(Protocol):
 
     async def started(self) -> None:
         """Return when it may be asked; raise if it will not be. Under a deadline of its own."""
+        ...
+
+
+@runtime_checkable
+class Counts(Protocol):
+    """What an engine adds to `Engine` that counts its own work."""
+
+    async def counts(self, seconds: float) -> Mapping[str, Count]:
+        """Since the call before, by names such as ``num_requests_running``.
+
+        The run writes them as ``<engine>/train/<name>`` when a step has ended and as
+        ``<engine>/eval/<name>`` when an evaluation has. What is not known, or not in time, is
+        absent.
+
+        Args:
+            seconds: In which it was asked to generate: what throughputs are of. 0 when a run begins.
+        """
         ...
 
 

@@ -7,10 +7,11 @@ by `skyrl_kernel.assemble` and thrown away when the run ends.
 import asyncio
 import contextlib
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar
 
 from skyrl_kernel.admission import Admission
 from skyrl_kernel.batch import Scorer
@@ -32,6 +33,7 @@ from skyrl_kernel.producer import Batch, Producer
 from skyrl_kernel.progress import Progress
 from skyrl_kernel.protocols import (
     Advantage,
+    Counts,
     Engine,
     EvalInfo,
     Evaluate,
@@ -134,6 +136,9 @@ class Session:
             self.epochs_per_batch * config.train_batch_size // config.policy_mini_batch_size
         )
         ahead = config.fully_async
+        told = generator.inference_engine.enable_ray_prometheus_stats
+        self._counts = self.engine if told and isinstance(self.engine, Counts) else None
+        self._counted_at = time.monotonic()
         self.forgets: Forgets | None = None
         if ahead.enabled and ahead.clear_kv_cache_on_weight_sync:
             if not isinstance(self.engine, Forgets):
@@ -215,6 +220,24 @@ class Session:
             return await self.compute(self.eval_scorer.score, trajectories)
         async with self.turns.lent():
             return await self.compute(self.eval_scorer.score, trajectories)
+
+    async def counted(
+        self, phase: Literal["train", "eval"], generating_s: float
+    ) -> dict[str, float]:
+        """``<engine>/<phase>/…``: what the engine counted since the call before.
+
+        Args:
+            phase: What ended.
+            generating_s: Seconds that it waited for the engine. Where generation runs ahead the
+                engine generates all the time.
+        """
+        if self._counts is None:
+            return {}
+        before, self._counted_at = self._counted_at, time.monotonic()
+        is_ahead = self.config.max_staleness > 0
+        found = await self._counts.counts(self._counted_at - before if is_ahead else generating_s)
+        prefix = f"{self.plan.tree.generator.inference_engine.backend}/{phase}"
+        return {f"{prefix}/{name}": count.value for name, count in found.items()}
 
     async def close(self) -> list[str]:
         """End all that runs beside the loop, whatever of it fails or hangs; what did, in words."""
@@ -309,21 +332,24 @@ class Session:
         self,
         step: int,
         numbers: dict[str, float],
+        counted: Mapping[str, float],
         trajectories: Sequence[Trajectory],
         failures: Sequence[Failure],
     ) -> None:
-        """Tell the observers; the numbers of step 0 are a line of their own."""
+        """Tell the observers; the numbers of step 0, with those that were counted, are a line of their own."""
         self.report_failures(failures)
         for name, value in numbers.items():
             if not math.isfinite(value):
                 self.warn(f"evaluation at step {step}: {name} is {value}")
         if step == 0:
             self.first_eval = numbers
-            self.folder.append_metrics(0, numbers)
+            self.folder.append_metrics(0, {**numbers, **counted})
         self.eval_numbers = numbers
         self.observe(
             "on_eval_end",
-            evaluation=EvalInfo(step=step, metrics=numbers, trajectories=trajectories),
+            evaluation=EvalInfo(
+                step=step, metrics={**numbers, **counted}, trajectories=trajectories
+            ),
         )
 
     def report_failures(self, failures: Sequence[Failure]) -> None:

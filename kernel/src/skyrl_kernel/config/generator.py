@@ -114,6 +114,8 @@ class InferenceEngineConfig(Section):
     """Most tokens of one step of an engine."""
     served_model_name: str | None = None
     """What the engine calls its model, for others who ask it."""
+    enable_ray_prometheus_stats: bool = True
+    """Each step and each evaluation tells what the engine counts of its own work; needs no Ray."""
     engine_init_kwargs: dict[str, Any] = Field(default_factory=dict)
     """More of the engine's own settings, by its names; it says which it has."""
 

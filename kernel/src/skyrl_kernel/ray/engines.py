@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import ray
 
+from skyrl_kernel.counts import Count, joined
 from skyrl_kernel.errors import WeightSyncError
 from skyrl_kernel.logs import get_logger
 from skyrl_kernel.ray.calls import answer
@@ -144,6 +145,10 @@ class RayEngines:
                 f"{self._names[0]} and {name} differ by {difference:.3g} nats on the same tokens, so they "
                 f"do not hold the same weights, though both say policy version {self.version}"
             )
+
+    async def counts(self, seconds: float) -> dict[str, Count]:
+        """What all count together; nothing of engines that do not."""
+        return joined(await self._all("counts", seconds))
 
     async def abort(self) -> None:
         """End all running requests."""

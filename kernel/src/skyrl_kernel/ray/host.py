@@ -1,8 +1,9 @@
 """One engine: an actor. Its methods are async, so that it generates while weights arrive."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from skyrl_kernel.counts import Count
 from skyrl_kernel.errors import (
     CapabilityError,
     FailureKind,
@@ -10,7 +11,7 @@ from skyrl_kernel.errors import (
     TrajectoryError,
 )
 from skyrl_kernel.logs import get_logger
-from skyrl_kernel.protocols import Engine, Forgets, Sleeps, Starts
+from skyrl_kernel.protocols import Counts, Engine, Forgets, Sleeps, Starts
 from skyrl_kernel.ray.member import Member
 from skyrl_kernel.ray.packets import Rows
 from skyrl_kernel.ray.parcels import Parcel, tensors
@@ -54,6 +55,11 @@ class Host(Member[EngineRecipe]):
         """See `Engine.logprobs`."""
         with self._named("logprobs"):
             return Rows.of(await self._made.logprobs(rows.unpack(), temperature=temperature))
+
+    async def counts(self, seconds: float) -> Mapping[str, Count]:
+        """See `Counts`; empty of an engine that does not count."""
+        with self._named("counts"):
+            return await self._made.counts(seconds) if isinstance(self._made, Counts) else {}
 
     async def begin_update(self, version: int) -> None:
         """See `Engine.begin_update`."""

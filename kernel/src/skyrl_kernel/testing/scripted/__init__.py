@@ -26,9 +26,9 @@ from skyrl_kernel.env import Env
 from skyrl_kernel.hookspecs import hookimpl
 from skyrl_kernel.protocols import Advantage, Engine, Loss, Settings, SyncWeights, Trainer
 from skyrl_kernel.records import Scored, TokenAdvantages
-from skyrl_kernel.testing.scripted.engine import ScriptedEngine
+from skyrl_kernel.testing.scripted.engine import CountingEngine, ScriptedEngine
 from skyrl_kernel.testing.scripted.env import AsyncScriptedEnv, ScriptedEnv
-from skyrl_kernel.testing.scripted.script import NAME, Ask, Script, current, perform
+from skyrl_kernel.testing.scripted.script import COUNTING, NAME, Ask, Script, current, perform
 from skyrl_kernel.testing.scripted.stack import installed, read_metrics, run_scripted
 from skyrl_kernel.testing.scripted.tokenizer import CharTokenizer
 from skyrl_kernel.testing.scripted.trainer import ScriptedTrainer
@@ -42,6 +42,7 @@ __all__ = [
     "Ask",
     "AsyncScriptedEnv",
     "CharTokenizer",
+    "CountingEngine",
     "Script",
     "ScriptedConfig",
     "ScriptedEngine",
@@ -102,11 +103,11 @@ def make_tokenizer(name: str) -> CharTokenizer | None:
 
 @hookimpl
 def make_engine(name: str) -> Engine | None:
-    """An engine that answers by the script."""
-    if name != NAME:
+    """An engine that answers by the script; ``counting`` counts what it does."""
+    if name not in (NAME, COUNTING):
         return None
     script = current()
-    script.engine = ScriptedEngine(script)
+    script.engine = (CountingEngine if name == COUNTING else ScriptedEngine)(script)
     return script.engine
 
 

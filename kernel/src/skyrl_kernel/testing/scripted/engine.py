@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from skyrl_kernel.counts import Count
 from skyrl_kernel.errors import RunError, WeightSyncError
 from skyrl_kernel.records import Completion, FloatArray, GenerateRequest, IntArray
 from skyrl_kernel.testing.scripted.script import Ask, Script
@@ -208,3 +209,23 @@ def row_logprobs(weight: float, row: IntArray) -> FloatArray:
     logprobs = token_logprobs(weight, row)
     logprobs[:1] = 0
     return logprobs
+
+
+class CountingEngine(ScriptedEngine):
+    """A `ScriptedEngine` that keeps the `skyrl_kernel.protocols.Counts` protocol too.
+
+    It counts ``requests`` and their mean number of ``prompt_tokens``, and tells the ``seconds`` that
+    it was told, if there were any.
+    """
+
+    _counted = 0
+
+    async def counts(self, seconds: float) -> dict[str, Count]:
+        """Since the call before."""
+        lengths = [len(one.tokens) for one in self.requests[self._counted :]]
+        self._counted = len(self.requests)
+        found = {"requests": Count(value=float(len(lengths)))}
+        if lengths:
+            mean = sum(lengths) / len(lengths)
+            found["prompt_tokens"] = Count(value=mean, weight=float(len(lengths)))
+        return found | ({"seconds": Count(value=seconds)} if seconds else {})

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from skyrl_kernel.testing.scripted.trainer import ScriptedTrainer
 
 NAME = "scripted"
+COUNTING = "counting"
+"""Of the engine that counts its work."""
 """The plugin's name, in every group."""
 
 

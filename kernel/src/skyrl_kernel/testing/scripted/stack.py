@@ -11,7 +11,7 @@ from skyrl_kernel.plugins import discover
 from skyrl_kernel.runner import RunResult, run
 from skyrl_kernel.slots import ALGORITHMS, BACKENDS, ENVS, PLUGINS
 from skyrl_kernel.testing.distributions import make_distribution, on_path
-from skyrl_kernel.testing.scripted.script import NAME, Script, perform
+from skyrl_kernel.testing.scripted.script import COUNTING, NAME, Script, perform
 
 
 @contextmanager
@@ -26,8 +26,13 @@ def installed(folder: Path, version: str = "0.1.0") -> Iterator[Path]:
             "skyrl-scripted",
             version,
             entry_points={
-                group: {NAME: __name__.rpartition(".")[0]}
-                for group in (ALGORITHMS, BACKENDS, ENVS, PLUGINS)
+                group: {name: __name__.rpartition(".")[0] for name in names}
+                for group, names in {
+                    ALGORITHMS: [NAME],
+                    BACKENDS: [NAME, COUNTING],
+                    ENVS: [NAME],
+                    PLUGINS: [NAME],
+                }.items()
             },
         )
         discover(refresh=True)

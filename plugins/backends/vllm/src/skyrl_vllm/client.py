@@ -91,6 +91,15 @@ class Client:
             text = await answer.text()
             return await answer.json(content_type=None) if text else None
 
+    async def read(self, path: str, *, timeout_s: float) -> str:
+        """The answer to a GET, as it is.
+
+        Raises:
+            Refused: As in `ask`; so are the others.
+        """
+        async with self._answered("GET", path, None, timeout_s, False) as answer:
+            return await answer.text()
+
     async def listen(
         self, path: str, body: Mapping[str, Any], *, timeout_s: float
     ) -> AsyncGenerator[Any, None]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from skyrl_kernel.counts import Count
 from skyrl_kernel.errors import RunError, WeightSyncError
 from skyrl_kernel.probe import MAX_DIFFERENCE
 from skyrl_kernel.progress import say
@@ -15,6 +16,7 @@ from skyrl_kernel.records import Completion, FloatArray, GenerateRequest, IntArr
 from skyrl_vllm.adapters import NAME as ADAPTER
 from skyrl_vllm.attached import Needs
 from skyrl_vllm.client import Client, ServerError
+from skyrl_vllm.counters import Counters
 from skyrl_vllm.fleet import Deadlines, Fleet
 from skyrl_vllm.requests import Requests, together
 from skyrl_vllm.server import Server
@@ -78,6 +80,7 @@ class VllmEngine:
         self._expected = stored_shapes(model)
         self._make_transport: Callable[[], Transport] = Files
         self._updates = Updates(self._fleet, Files(), self._expected, takes_adapters=takes_adapters)
+        self._counters = Counters(self._fleet.clients)
         self._ready: asyncio.Task[None] | None = None
         self._is_paused = False
         self._asleep: set[str] = set()
@@ -183,6 +186,11 @@ class VllmEngine:
 
     async def _score(self, client: Client, row: IntArray, temperature: float) -> FloatArray:
         return await self._requests.score(client, row, temperature, self._model())
+
+    async def counts(self, seconds: float) -> dict[str, Count]:
+        """See `skyrl_kernel.protocols.Counts`: what the servers count, whoever asked them."""
+        await self._connected()
+        return await self._counters.since(seconds)
 
     # --- control -----------------------------------------------------------------------
 
