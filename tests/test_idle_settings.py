@@ -8,7 +8,7 @@ from running import skyrl
 
 from skyrl_kernel.config import AlgorithmConfig
 from skyrl_kernel.config.section import Section
-from skyrl_kernel.errors import ConfigError
+from skyrl_kernel.errors import CapabilityError, ConfigError
 from skyrl_kernel.plan import make_plan
 from skyrl_kernel.plugins import discover
 from skyrl_kernel.slots import ALGORITHMS
@@ -140,6 +140,34 @@ def test_gpus_of_a_reference_alone_ask_for_processes() -> None:
     plan = make_plan(["demo"], overrides=[REF_GPUS, KL, *APART])
     assert plan.tree.trainer.runtime == "ray"
     assert REF_GPUS.partition("=")[0] not in {one.name for one in plan.config.not_read}
+
+
+CRITIC_GPUS = f"{PLACEMENT}.critic_num_gpus_per_node=2"
+GAE = f"{ALGORITHM}.advantage_estimator=gae"
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        pytest.param([GAE], "with true the critic is where the policy is", id="colocated"),
+        pytest.param(APART, "of a critic, which no stage asks for", id="no-critic"),
+    ],
+)
+def test_gpus_of_a_critic_without_its_own_change_nothing(words: list[str], why: str) -> None:
+    plan = make_plan(["demo"], overrides=[CRITIC_GPUS, "trainer.runtime=ray", *words])
+    (found,) = (one for one in plan.config.not_read if one.name == CRITIC_GPUS.partition("=")[0])
+    assert why in str(found)
+
+
+def test_gpus_of_a_critic_alone_ask_for_processes() -> None:
+    assert make_plan(["demo"], overrides=[CRITIC_GPUS, GAE]).tree.trainer.runtime == "local"
+    plan = make_plan(["demo"], overrides=[CRITIC_GPUS, GAE, APART[0]])
+    assert plan.tree.trainer.runtime == "ray"
+    assert CRITIC_GPUS.partition("=")[0] not in {one.name for one in plan.config.not_read}
+    with pytest.raises(
+        CapabilityError, match=r"critic_num_gpus_per_node = 2 ranks needs 'separate"
+    ):
+        make_plan(["demo"], overrides=[CRITIC_GPUS, GAE, APART[0], "trainer.runtime=local"])
 
 
 def test_nothing_is_said_of_defaults_presets_and_what_was_asked_for() -> None:

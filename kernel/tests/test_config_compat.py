@@ -239,10 +239,9 @@ def test_a_setting_of_a_feature_counts_only_where_the_feature_is_asked_for() -> 
     assert settings(resolve(weight, allow_not_yet=False).not_read) == [weight]
     assert settings(resolve(weight, enabled).not_yet) == [weight, enabled]
 
-    nodes = "trainer.placement.critic_num_nodes=2"
-    apart = "trainer.placement.colocate_all=false"
-    assert settings(resolve(nodes, allow_not_yet=False).not_read) == [nodes]
-    assert settings(resolve(nodes, apart).not_yet) == [nodes]
+    first, ray = "trainer.policy.inference_only_init=true", "trainer.runtime=ray"
+    assert settings(resolve(first, allow_not_yet=False).not_read) == [first]
+    assert settings(resolve(first, ray).not_yet) == [first]
 
 
 def test_equal_values_are_equal_however_they_are_written() -> None:

@@ -69,6 +69,17 @@ BROKEN = [
         ],
         r"^trainer\.ref\.fsdp_config\.fsdp_size=4 does not divide the 2 ranks",
     ),
+    (
+        [
+            *(
+                APART,
+                f"{ALGORITHM}.advantage_estimator=gae",
+                "trainer.critic.fsdp_config.fsdp_size=2",
+            ),
+            f"{PLACEMENT}.critic_num_gpus_per_node=3",
+        ],
+        r"^trainer\.critic\.fsdp_config\.fsdp_size=2 does not divide the 3 ranks",
+    ),
     # data and batches
     (
         ["data.dataloader.persistent_workers=true", "data.dataloader.num_workers=0"],
@@ -82,6 +93,22 @@ BROKEN = [
             *("trainer.train_batch_size=2", "trainer.policy_mini_batch_size=2"),
         ],
         r"train_batch_size=2 × .*=5 trajectories, which cannot be shared by 12 ranks \(policy: 4, ref: 3\)",
+    ),
+    (
+        # 2 prompts × 5 samples = 10 trajectories, lcm(4, 3) = 12 ranks
+        [
+            *(*GPUS_4, APART, f"{ALGORITHM}.advantage_estimator=gae"),
+            f"{PLACEMENT}.critic_num_gpus_per_node=3",
+            *("trainer.train_batch_size=2", "trainer.policy_mini_batch_size=2"),
+        ],
+        r"trajectories, which cannot be shared by 12 ranks \(policy: 4, .*critic: 3\)",
+    ),
+    (
+        [
+            *(APART, f"{ALGORITHM}.advantage_estimator=gae"),
+            *(f"{PLACEMENT}.critic_num_nodes=3", "trainer.critic.sequence_parallel_size=2"),
+        ],
+        r"critic\.sequence_parallel_size = 2 asks for a multiple of 2 GPUs, .*critic_num_nodes .* is 3: ",
     ),
     (
         ["trainer.policy.sequence_parallel_size=2", "trainer.ref.sequence_parallel_size=4"],

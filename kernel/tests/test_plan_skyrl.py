@@ -78,12 +78,18 @@ def test_a_dry_run_shows_which_processes_there_will_be(monkeypatch: pytest.Monke
     ]
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     apart = ("trainer.placement.colocate_all=false", "trainer.placement.colocate_policy_ref=false")
-    assert shown(*two, *apart, "trainer.placement.ref_num_nodes=3") == [
-        "ray: the cluster RAY_ADDRESS=10.0.0.1:6379",
-        "ranks of the trainer: 1 × 2",
-        "of the reference, if there is one: 3 × 1",
-        "engines: 2, on devices of their own",
+    others = ("trainer.placement.ref_num_nodes=2", "trainer.placement.critic_num_gpus_per_node=4")
+    both = ("trainer.algorithm.use_kl_loss=true", "trainer.algorithm.advantage_estimator=gae")
+    cluster = "ray: the cluster RAY_ADDRESS=10.0.0.1:6379"
+    ranks, engines = "ranks of the trainer: 1 × 2", "engines: 2, on devices of their own"
+    assert shown(*two, *apart, *others, *both) == [
+        cluster,
+        ranks,
+        "of the critic: 1 × 4",
+        "of the reference: 2 × 1",
+        engines,
     ]
+    assert shown(*two, *apart, *others) == [cluster, ranks, engines]
 
 
 NOT_YET = (

@@ -1,10 +1,13 @@
 """Which devices a run asks for, and what each rank is told."""
 
+from collections.abc import Sequence
+
 import pytest
 
 from skyrl_kernel.config import InferenceEngineConfig
 from skyrl_kernel.config.trainer import PlacementConfig
 from skyrl_kernel.errors import ConfigError
+from skyrl_kernel.processes import alone
 from skyrl_kernel.ray.placement import TIMEOUT, Demand, demands, needs_of, timeout
 from skyrl_kernel.ray.rank import torchrun_variables
 
@@ -12,9 +15,13 @@ GPU = {"GPU": 1.0, "CPU": 1.0}
 
 
 def asked(
-    placement: PlacementConfig, engine: InferenceEngineConfig, **kinds: bool
+    placement: PlacementConfig,
+    engine: InferenceEngineConfig,
+    *,
+    alone: Sequence[str] = (),
+    gpus: bool = True,
 ) -> dict[str, Demand]:
-    wanted = demands(placement, engine, **({"apart": False, "gpus": True} | kinds))
+    wanted = demands(placement, engine, alone=alone, gpus=gpus)
     return {demand.name: demand for demand in wanted}
 
 
@@ -47,26 +54,36 @@ def test_a_run_that_samples_nothing_asks_for_no_engines() -> None:
     assert list(asked(placement, InferenceEngineConfig(backend="none"))) == ["policy"]
 
 
-def test_a_reference_may_have_devices_of_its_own() -> None:
+def test_a_critic_and_a_reference_have_devices_of_their_own() -> None:
     placement = PlacementConfig(
         colocate_all=False,
         colocate_policy_ref=False,
         policy_num_gpus_per_node=4,
         ref_num_gpus_per_node=2,
+        critic_num_nodes=3,
     )
-    found = asked(placement, InferenceEngineConfig(), apart=True)
+    found = asked(placement, InferenceEngineConfig(), alone=alone(placement))
     assert [(name, len(demand.bundles)) for name, demand in found.items()] == [
         ("policy", 4),
+        ("critic", 3),
         ("ref", 2),
         ("engines", 1),
     ]
+    assert found["critic"].why == (
+        "trainer.placement.critic_num_nodes=3 × trainer.placement.critic_num_gpus_per_node=1"
+    )
+
+
+def test_what_is_colocated_has_none_of_its_own() -> None:
+    assert alone(PlacementConfig(colocate_policy_ref=False)) == []
+    assert alone(PlacementConfig(colocate_all=False)) == ["value"]
 
 
 def test_without_gpus_a_device_is_a_processor() -> None:
     placement = PlacementConfig(colocate_all=False, policy_num_gpus_per_node=2)
     engine = InferenceEngineConfig(num_engines=2)
     assert asked(placement, engine, gpus=False)["policy"].bundles == ({"CPU": 1.0},) * 2
-    assert needs_of(placement, engine, apart=False) == 4
+    assert needs_of(placement, engine, alone=()) == 4
 
 
 def test_ranks_are_told_what_torchrun_would_tell_them() -> None:

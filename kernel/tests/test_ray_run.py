@@ -91,6 +91,34 @@ def test_a_reference_on_devices_of_its_own_gives_the_same_scores(tmp_path: Path)
     assert read_metrics(there) == read_metrics(here)
 
 
+GAE = "trainer.algorithm.advantage_estimator=gae"
+CRITICS = f"{PLACEMENT}.critic_num_gpus_per_node"
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        (f"{CRITICS}=2",),
+        pytest.param((*TWO_RANKS, f"{PLACEMENT}.critic_num_nodes=1"), marks=pytest.mark.slow),
+    ],
+    ids=["more-than-the-policy", "fewer"],
+)
+def test_a_critic_on_devices_of_its_own_learns_what_it_does_beside_the_policy(
+    tmp_path: Path, layout: tuple[str, ...]
+) -> None:
+    """Also after it was beside it for a while: a checkpoint says nothing of processes."""
+    pytest.importorskip("skyrl_ppo", reason="not checked: a critic needs the plugin ppo")
+    moved, half = tmp_path / "moved", "trainer.max_training_steps=2"
+    here = run_scripted(tmp_path / "here", GAE, "trainer.runtime=local")
+    run_scripted(moved, GAE, "trainer.runtime=local", half)
+    there = run_scripted(moved, GAE, RAY, APART, *layout)
+    assert there.folder.parent == moved
+    steps, same = read_metrics(there)[3:], read_metrics(here)[3:]
+    for found, expected in zip(steps, same, strict=True):
+        assert found == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    assert steps[0]["critic/old_values_mean"] < steps[1]["critic/old_values_mean"]
+
+
 def test_generation_runs_ahead_in_a_process_of_its_own(tmp_path: Path) -> None:
     ahead = ("trainer.fully_async.enabled=true", "trainer.fully_async.max_staleness_steps=2")
     result = run_scripted(tmp_path, RAY, APART, f"{ENGINES}=2", *ahead)

@@ -22,7 +22,7 @@ import inspect
 import json
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -174,13 +174,17 @@ def make_engine(name: str, settings: Settings, model: Path) -> Engine | None:
 
 @hookimpl
 def make_trainer(
-    name: str, settings: Settings, models: Mapping[str, Path], total_updates: int
+    name: str,
+    settings: Settings,
+    models: Mapping[str, Path],
+    total_updates: int,
+    elsewhere: Collection[str],
 ) -> Trainer | None:
     """The trainer of the plugin fsdp, timed."""
     if name != NAME:
         return None
     trainer = skyrl_fsdp.plugin.make_trainer(
-        skyrl_fsdp.plugin.NAME, settings, models, total_updates
+        skyrl_fsdp.plugin.NAME, settings, models, total_updates, elsewhere
     )
     time_methods(trainer, score="score_s", update="update_s")
     watch.settings = settings

@@ -18,7 +18,7 @@ otherwise it runs in the controller process, and raising in it at start-up ends
 the command with exit code 2 before anything was written.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,15 +127,21 @@ def make_tokenizer(name: str, model: Path, settings: "Settings") -> "Tokenizer |
 
 @hookspec(firstresult=True)
 def make_trainer(
-    name: str, settings: "Settings", models: Mapping[str, Path], total_updates: int
+    name: str,
+    settings: "Settings",
+    models: Mapping[str, Path],
+    total_updates: int,
+    elsewhere: Collection[str],
 ) -> "Trainer | None":
     """The trainer that ``trainer.strategy`` names.
 
     Called once in each of the trainer's processes; of several, each is a rank and
     makes its part: see `skyrl_kernel.protocols.Ranked`. ``models`` maps each role
     in use (``policy``, ``reference``, …) to its model directory: where the
-    reference has processes of its own, the reference alone. ``total_updates`` is the
-    number of optimizer steps of the whole run, for schedules.
+    reference or the critic ``value`` has processes of its own, that role alone.
+    ``total_updates`` is the number of optimizer steps of the whole run, for schedules.
+    ``elsewhere`` has the roles of the run that other processes have: `Trainer.update`
+    leaves them out, and `Trainer.save` writes into the folder beside what they write.
     """
 
 

@@ -1,8 +1,10 @@
 """Whether trainer and engine are in one process, and what that asks of a run's plugins."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 
 from skyrl_kernel.config import Config, Layers
+from skyrl_kernel.config.trainer import PlacementConfig
 from skyrl_kernel.errors import CapabilityError
 from skyrl_kernel.plugins import Catalog, PluginEntry
 from skyrl_kernel.slots import PLUGINS
@@ -16,6 +18,10 @@ PUSHED = frozenset({"receives_weights"})
 """All that a weight sync may need that goes through the engine's own update, wherever that is."""
 ENGINE_ENV = "trainer.ray.engine_env"
 """Environment of engines, in Ray's words."""
+ALONE = {"value": "critic", "reference": "ref"}
+"""Role that may have processes of its own → its name in keys."""
+TOLD = {"value": "critic", "reference": "reference"}
+"""The same role → what messages call it."""
 _PLACEMENT = "trainer.placement"
 
 
@@ -35,8 +41,7 @@ def with_runtime(layers: Layers) -> Layers:
 
 def _asks_for_processes(layers: Layers) -> str:
     """The first key that one process could not do; empty if there is none."""
-    colocated = any(layers.asked(f"{_PLACEMENT}.{key}") for key in _WITH_POLICY)
-    for role in _roles(colocated=colocated):
+    for role in _with_ranks(lambda key: bool(layers.asked(f"{_PLACEMENT}.{key}"))):
         for key in (f"{_PLACEMENT}.{role}_num_nodes", f"{_PLACEMENT}.{role}_num_gpus_per_node"):
             value = layers.get(key)
             if isinstance(value, int) and value > 1:
@@ -44,13 +49,34 @@ def _asks_for_processes(layers: Layers) -> str:
     return ""
 
 
-_WITH_POLICY = ("colocate_all", "colocate_policy_ref")
-"""Each of which puts the reference into the policy's processes."""
+def alone(placement: PlacementConfig) -> list[str]:
+    """Roles of `ALONE` that have processes of their own, in a run that has them and a runtime that is apart."""
+    return list(_alone(lambda key: bool(getattr(placement, key))))
 
 
-def _roles(*, colocated: bool) -> tuple[str, ...]:
-    """Those that may have processes of their own."""
-    return ("policy",) if colocated else ("policy", "ref")
+def ranks_of(placement: PlacementConfig, name: str) -> tuple[int, int]:
+    """Nodes, and processes of each, of ``policy``, ``critic`` or ``ref``."""
+    return {
+        "policy": (placement.policy_num_nodes, placement.policy_num_gpus_per_node),
+        "critic": (placement.critic_num_nodes, placement.critic_num_gpus_per_node),
+        "ref": (placement.ref_num_nodes, placement.ref_num_gpus_per_node),
+    }[name]
+
+
+def _alone(is_set: Callable[[str], bool]) -> Iterator[str]:
+    if not is_set("colocate_all"):
+        yield "value"
+        if not is_set("colocate_policy_ref"):
+            yield "reference"
+
+
+def _with_ranks(is_set: Callable[[str], bool]) -> list[str]:
+    """Names in keys of the policy, and of who would have processes of its own.
+
+    Args:
+        is_set: Whether a key of ``trainer.placement`` is true.
+    """
+    return ["policy", *(ALONE[role] for role in _alone(is_set))]
 
 
 def is_apart(layers: Layers, catalog: Catalog) -> bool:
@@ -73,18 +99,15 @@ def is_elsewhere(layers: Layers, engine: Sequence[PluginEntry]) -> bool:
 def process_needs(config: Config) -> dict[str, tuple[str, ...]]:
     """What placement asks of the trainer and the runtime: key → capabilities."""
     placement = config.trainer.placement
-    ranks = {
-        "policy": placement.policy_num_nodes * placement.policy_num_gpus_per_node,
-        "ref": placement.ref_num_nodes * placement.ref_num_gpus_per_node,
-    }
-    colocated = any(getattr(placement, key) for key in _WITH_POLICY)
+    roles = _with_ranks(lambda key: bool(getattr(placement, key)))
+    ranks = {role: math.prod(ranks_of(placement, role)) for role in roles}
     return {
-        f"{_PLACEMENT}.{role}_num_nodes × {role}_num_gpus_per_node = {ranks[role]} ranks": (
+        f"{_PLACEMENT}.{role}_num_nodes × {role}_num_gpus_per_node = {number} ranks": (
             APART,
             SEVERAL_RANKS,
         )
-        for role in _roles(colocated=colocated)
-        if ranks[role] > 1
+        for role, number in ranks.items()
+        if number > 1
     }
 
 

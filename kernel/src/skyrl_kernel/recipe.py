@@ -112,6 +112,8 @@ class TrainerRecipe(Recipe):
 
     models: Mapping[str, Path]
     """Role → model directory."""
+    elsewhere: frozenset[str] = frozenset()
+    """Roles of the run that other processes have."""
     total_updates: int
     """Of the whole run, for schedules."""
     loss_name: str
@@ -139,8 +141,17 @@ class TrainerRecipe(Recipe):
             settings=self.settings,
             models=self.models,
             total_updates=self.total_updates,
+            elsewhere=self.elsewhere,
         )
         return made
+
+    def with_roles(self, *roles: str) -> Self:
+        """The same, for processes that have these roles alone."""
+        return replace(
+            self,
+            models={role: self.models[role] for role in roles},
+            elsewhere=frozenset(self.models.keys() - set(roles)),
+        )
 
     def loss(self) -> Loss:
         """Stage 5 with all that is around it: functions do not cross processes, their names do."""

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable, Iterator
 
+from skyrl_kernel.assemble import SCORED_BY, score_needs
 from skyrl_kernel.config import Answer, unread_variables
 from skyrl_kernel.config.sources import flatten
 from skyrl_kernel.feed.feed import sink_plugins
 from skyrl_kernel.masking import mask_secrets
 from skyrl_kernel.plan import Plan
+from skyrl_kernel.processes import ALONE, TOLD, alone, ranks_of
 from skyrl_kernel.ray.environment import ADDRESS, address
 from skyrl_kernel.slots import STAGES
 
@@ -55,11 +57,11 @@ def _processes(plan: Plan) -> Iterator[str]:
         return
     named = address()
     yield f"ray: the cluster {ADDRESS}={named}" if named else "ray: the run's own, on this machine"
-    nodes, each = placement.policy_num_nodes, placement.policy_num_gpus_per_node
-    yield f"ranks of the trainer: {nodes} × {each}"
-    if not placement.colocate_all and not placement.colocate_policy_ref:
-        nodes, each = placement.ref_num_nodes, placement.ref_num_gpus_per_node
-        yield f"of the reference, if there is one: {nodes} × {each}"
+    yield "ranks of the trainer: {} × {}".format(*ranks_of(placement, "policy"))
+    needs = score_needs(plan)
+    for role in alone(placement):
+        if SCORED_BY[role] in needs:
+            yield f"of the {TOLD[role]}: {{}} × {{}}".format(*ranks_of(placement, ALONE[role]))
     if engine.external_server_urls:
         where = "which run already"
     elif placement.colocate_all:

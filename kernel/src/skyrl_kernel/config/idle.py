@@ -37,6 +37,7 @@ _ESTIMATOR = f"{ALGORITHM}.advantage_estimator"
 
 _OF_POLICY = ("policy_num_nodes", "policy_num_gpus_per_node")
 _OF_REFERENCE = (f"{PLACEMENT}.ref_num_nodes", f"{PLACEMENT}.ref_num_gpus_per_node")
+_OF_CRITIC = (f"{PLACEMENT}.critic_num_nodes", f"{PLACEMENT}.critic_num_gpus_per_node")
 
 IDLE: tuple[Idle, ...] = (
     Idle(
@@ -68,6 +69,7 @@ IDLE: tuple[Idle, ...] = (
             "trainer.critic.",
             "trainer.critic_mini_batch_size",
             f"{ALGORITHM}.value_head_prefix",
+            *_OF_CRITIC,
         ),
         unless="values",
         text=f"of a critic, which no stage asks for; {_ESTIMATOR}=gae does",
@@ -132,6 +134,11 @@ IDLE: tuple[Idle, ...] = (
         )
     ),
     Idle(
+        keys=_OF_CRITIC,
+        where=(f"{PLACEMENT}.colocate_all=true",),
+        text=f"of {PLACEMENT}.colocate_all=false; with true the critic is where the policy is",
+    ),
+    Idle(
         keys=_OF_REFERENCE,
         unless="ref_logprobs",
         text="of a reference, which no stage asks for",
@@ -151,7 +158,7 @@ IDLE: tuple[Idle, ...] = (
         )
         for role, counts in (
             ("policy", _OF_POLICY),
-            ("critic", _OF_POLICY),
+            ("critic", (*_OF_POLICY, "critic_num_nodes", "critic_num_gpus_per_node")),
             ("ref", (*_OF_POLICY, "ref_num_nodes", "ref_num_gpus_per_node")),
         )
     ),

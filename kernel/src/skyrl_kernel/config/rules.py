@@ -110,7 +110,8 @@ def _loader(asked: Asked) -> Iterator[str]:
 
 def _rows_for_all_ranks(asked: Asked) -> Iterator[str]:
     ranks = {
-        role: _gpus(asked, role) // _ranks_per_copy(asked, role) for role in _trained_roles(asked)
+        role: _gpus(asked, _ranks_with(asked, role)) // _ranks_per_copy(asked, role)
+        for role in _trained_roles(asked)
     }
     if 0 in ranks.values():
         return  # `_copies` says so
@@ -127,19 +128,22 @@ def _rows_for_all_ranks(asked: Asked) -> Iterator[str]:
 
 def _copies(asked: Asked) -> Iterator[str]:
     for role in _trained_roles(asked):
-        gpus, ranks = _gpus(asked, role), _ranks_per_copy(asked, role)
+        whose, ranks = _ranks_with(asked, role), _ranks_per_copy(asked, role)
+        gpus = _gpus(asked, whose)
         if gpus % ranks:
             keys = " × ".join(_keys_of_copy(asked, role))
             yield (
-                f"{keys} = {ranks} asks for a multiple of {ranks} GPUs, and {PLACEMENT}.{role}_num_nodes "
-                f"× {PLACEMENT}.{role}_num_gpus_per_node is {gpus}: change one of them"
+                f"{keys} = {ranks} asks for a multiple of {ranks} GPUs, and {PLACEMENT}.{whose}_num_nodes "
+                f"× {PLACEMENT}.{whose}_num_gpus_per_node is {gpus}: change one of them"
             )
 
 
 def _same_rows(asked: Asked) -> Iterator[str]:
-    """Ranks that compute parts of the policy's rows have the same rows for every model."""
+    """Ranks that compute parts of the policy's rows have the same rows for every model of theirs."""
     policy = asked(f"{POLICY}.sequence_parallel_size")
     for role in ("ref", "critic"):
+        if _ranks_with(asked, role) == role:
+            continue
         size = asked(f"trainer.{role}.sequence_parallel_size")
         if are_numbers(policy, size) and size > 0 and policy % size:
             yield (
@@ -153,11 +157,10 @@ def _spread(asked: Asked) -> Iterator[str]:
     """Copies of the weights are on equally many ranks."""
     if asked("trainer.strategy") == "megatron":
         return
-    with_policy = asked(f"{PLACEMENT}.colocate_all") or asked(f"{PLACEMENT}.colocate_policy_ref")
     for role in _trained_roles(asked):
         key = f"trainer.{role}.fsdp_config.fsdp_size"
         size = asked(key)
-        ranks = _gpus(asked, "ref" if role == "ref" and not with_policy else "policy")
+        ranks = _gpus(asked, _ranks_with(asked, role))
         if are_numbers(size) and size != -1 and (size < 1 or ranks % size):
             yield (
                 f"{key}={size} does not divide the {ranks} ranks that have the model; set it to a divisor, "
@@ -170,9 +173,15 @@ def _trained_roles(asked: Asked) -> list[str]:
     roles = ["policy"]
     if asked(f"{ALGORITHM}.use_kl_loss") is True or asked(f"{ALGORITHM}.use_kl_in_reward"):
         roles.append("ref")
-    if asked("trainer.critic.model.path"):
+    if asked("trainer.critic.model.path") or asked(f"{ALGORITHM}.advantage_estimator") == "gae":
         roles.append("critic")
     return roles
+
+
+def _ranks_with(asked: Asked, role: str) -> str:
+    """Whose ranks have the model of a role: its own, or the policy's."""
+    keys = ("colocate_all", "colocate_policy_ref") if role == "ref" else ("colocate_all",)
+    return "policy" if any(asked(f"{PLACEMENT}.{key}") for key in keys) else role
 
 
 def _gpus(asked: Asked, role: str) -> int:

@@ -14,7 +14,8 @@ class PlacementConfig(Section):
     """``trainer.placement``: what computes on which devices."""
 
     colocate_all: bool = True
-    """Trainer and engines take turns on the same GPUs; false gives engines GPUs of their own."""
+    """Trainer and engines take turns on the same GPUs; false gives engines GPUs of their own, and a critic
+    processes and GPUs of its own."""
     colocate_policy_ref: bool = True
     """The reference is in the policy's processes; false, where ``colocate_all`` is false too, gives it
     processes and GPUs of its own."""
@@ -25,6 +26,10 @@ class PlacementConfig(Section):
     ref_num_nodes: Positive = 1
     """Nodes of a reference on GPUs of its own."""
     ref_num_gpus_per_node: Positive = 1
+    """GPUs of each of them."""
+    critic_num_nodes: Positive = 1
+    """Nodes of a critic on GPUs of its own."""
+    critic_num_gpus_per_node: Positive = 1
     """GPUs of each of them."""
 
 

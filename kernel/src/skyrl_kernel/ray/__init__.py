@@ -8,7 +8,8 @@ Start with `runtime`, which makes the parts; each of the others is one idea::
     interpreter  the Python of a process can be one, or the run is refused
     attest       a process has exactly the plugins of the run, or the run is refused
     member       what all actors have in common
-    rank         an actor: one process of a trainer;  trainer  what stands for all of them here
+    rank         an actor: one process of a trainer
+    ranks        those that have the same models;  trainer  what stands for all of them here
     host         an actor: one engine;  engines  what stands for all of them here
     shares       data dealt out to ranks, balanced by tokens
     packets      rows and samples as few large arrays, which Ray moves without pickling

@@ -2,8 +2,9 @@
 
 ======================  ==========================================================================
 ``colocate_all=true``   each of the policy's devices has a rank, which holds all roles, and an engine
-``colocate_all=false``  ranks have devices of their own, and so have engines; the reference is with
-                        the policy, or with ``colocate_policy_ref=false`` on devices of its own
+``colocate_all=false``  ranks have devices of their own, and so have engines and the critic; the
+                        reference is with the policy, or with ``colocate_policy_ref=false`` on devices
+                        of its own
 ======================  ==========================================================================
 
 A device is one bundle of one of Ray's placement groups: a GPU and a processor, or a processor
@@ -12,7 +13,7 @@ bundle.) Those who share one take a fifth each, as in SkyRL.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,12 +32,13 @@ from skyrl_kernel.config.generator import NO_ENGINE
 from skyrl_kernel.config.trainer import PlacementConfig
 from skyrl_kernel.errors import CapabilityError, ConfigError
 from skyrl_kernel.logs import get_logger
+from skyrl_kernel.processes import ALONE, ranks_of
 
 TIMEOUT = "SKYRL_RAY_PG_TIMEOUT_IN_S"
 DEFAULT_TIMEOUT_S = 180.0
 SHARED = 0.2
 """Part of a device that each of those takes who share it; SkyRL's."""
-POLICY, REFERENCE, ENGINES = "policy", "ref", "engines"
+POLICY, ENGINES = "policy", "engines"
 _ANNOUNCED_S = 5.0
 """A wait for devices that takes longer is spoken of."""
 
@@ -48,7 +50,7 @@ class Demand:
     """Devices that are given out together."""
 
     name: str
-    """Of `POLICY`, `REFERENCE`, `ENGINES`."""
+    """`POLICY`, `ENGINES`, or of a role in `ALONE`."""
     bundles: tuple[Mapping[str, float], ...]
     """Resources of each device."""
     strategy: str
@@ -61,7 +63,7 @@ def demands(
     config: PlacementConfig,
     engine: InferenceEngineConfig,
     *,
-    apart: bool,
+    alone: Collection[str],
     gpus: bool,
 ) -> list[Demand]:
     """All devices of a run.
@@ -69,12 +71,11 @@ def demands(
     Args:
         config: ``trainer.placement``.
         engine: ``generator.inference_engine``.
-        apart: Whether there is a reference, and on devices of its own.
+        alone: Roles of the run that have devices of their own.
         gpus: Whether a device is a GPU.
     """
-    found = [_of_role(POLICY, config.policy_num_nodes, config.policy_num_gpus_per_node, gpus)]
-    if apart:
-        found.append(_of_role(REFERENCE, config.ref_num_nodes, config.ref_num_gpus_per_node, gpus))
+    names = [POLICY, *(ALONE[role] for role in alone)]
+    found = [_of_role(name, config, gpus) for name in names]
     starts = engine.backend != NO_ENGINE and not engine.external_server_urls
     if starts and not config.colocate_all:
         size = (
@@ -92,20 +93,23 @@ def demands(
     return found
 
 
-def _of_role(role: str, nodes: int, per_node: int, gpus: bool) -> Demand:
+def _of_role(name: str, config: PlacementConfig, gpus: bool) -> Demand:
     bundle = {"GPU": 1.0, "CPU": 1.0} if gpus else {"CPU": 1.0}
-    key = f"trainer.placement.{role}_"
+    key = f"trainer.placement.{name}_"
+    nodes, per_node = ranks_of(config, name)
     return Demand(
-        name=role,
+        name=name,
         bundles=(bundle,) * (nodes * per_node),
         strategy="STRICT_PACK" if nodes == 1 else "PACK",
         why=f"{key}num_nodes={nodes} × {key}num_gpus_per_node={per_node}",
     )
 
 
-def needs_of(config: PlacementConfig, engine: InferenceEngineConfig, *, apart: bool) -> int:
+def needs_of(
+    config: PlacementConfig, engine: InferenceEngineConfig, *, alone: Collection[str]
+) -> int:
     """Processors that all devices of a run have together, where a device is one."""
-    wanted = demands(config, engine, apart=apart, gpus=False)
+    wanted = demands(config, engine, alone=alone, gpus=False)
     return sum(len(demand.bundles) for demand in wanted)
 
 

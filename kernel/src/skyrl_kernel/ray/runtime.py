@@ -1,6 +1,5 @@
 """The runtime ``ray``: a process for each rank of the trainer and for each engine."""
 
-import dataclasses
 import os
 import pickle
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from skyrl_kernel.config.generator import NO_ENGINE
 from skyrl_kernel.errors import CapabilityError
 from skyrl_kernel.logs import get_logger
 from skyrl_kernel.place import num_gpus
+from skyrl_kernel.processes import ALONE, TOLD, alone
 from skyrl_kernel.protocols import Engine, Settings, Trainer
 from skyrl_kernel.ray.attest import require_same
 from skyrl_kernel.ray.calls import get_all
@@ -24,17 +24,10 @@ from skyrl_kernel.ray.host import Host
 from skyrl_kernel.ray.interpreter import require_python
 from skyrl_kernel.ray.logs import output_file
 from skyrl_kernel.ray.monitor import Monitor
-from skyrl_kernel.ray.placement import (
-    ENGINES,
-    POLICY,
-    REFERENCE,
-    Placement,
-    Seat,
-    demands,
-    needs_of,
-)
+from skyrl_kernel.ray.placement import ENGINES, POLICY, Placement, Seat, demands, needs_of
 from skyrl_kernel.ray.rank import Rank, torchrun_variables
-from skyrl_kernel.ray.trainer import Ranks, RayTrainer
+from skyrl_kernel.ray.ranks import Ranks
+from skyrl_kernel.ray.trainer import RayTrainer
 from skyrl_kernel.recipe import EngineRecipe, Recipe, TrainerRecipe
 from skyrl_kernel.run import RunFolder
 
@@ -58,7 +51,6 @@ class RayRuntime:
         self._folder = RunFolder.of(self._trainer_config).logs.absolute()
         self._cluster: Cluster | None = None
         self._placement: Placement | None = None
-        self._apart = False
         self._trainer: RayTrainer | None = None
         self._engines: RayEngines | None = None
         self._actors: list[Any] = []
@@ -67,7 +59,7 @@ class RayRuntime:
     # --- trainer -----------------------------------------------------------------------
 
     def start_trainer(self, recipe: TrainerRecipe) -> Trainer:
-        """A rank on each of its devices.
+        """A rank on each of its devices, and of those that a role has to itself.
 
         They load their models while engines are started; `start_engine` waits for them.
 
@@ -76,24 +68,19 @@ class RayRuntime:
             PluginLoadError: A process has other plugins than the run.
         """
         placement = self._trainer_config.placement
-        apart = (
-            not placement.colocate_all
-            and not placement.colocate_policy_ref
-            and "reference" in recipe.models
-        )
-        devices = self._place(apart=apart)
-        shared = placement.colocate_all
-        roles = {role: path for role, path in recipe.models.items()}
-        others = {}
-        if apart:
-            alone = dataclasses.replace(recipe, models={"reference": roles.pop("reference")})
-            others["reference"] = self._ranks(
-                alone, devices.seats(REFERENCE, shared=False), "reference rank"
+        apart = [role for role in alone(placement) if role in recipe.models]
+        devices = self._place(apart)
+        others = {
+            role: self._ranks(
+                recipe.with_roles(role),
+                devices.seats(ALONE[role], shared=False),
+                f"{TOLD[role]} rank",
             )
-        policy = dataclasses.replace(recipe, models=roles)
-        self._trainer = RayTrainer(
-            self._ranks(policy, devices.seats(POLICY, shared=shared), "trainer rank"), others
-        )
+            for role in apart
+        }
+        together = recipe.with_roles(*(role for role in recipe.models if role not in others))
+        seats = devices.seats(POLICY, shared=placement.colocate_all)
+        self._trainer = RayTrainer(self._ranks(together, seats, "trainer rank"), others)
         if self._engines is not None:
             self._wait_for_trainer()
         return self._trainer
@@ -134,7 +121,7 @@ class RayRuntime:
             return recipe.make()
         config = self._generator.inference_engine
         colocated = self._trainer_config.placement.colocate_all
-        devices = self._place(apart=self._apart)
+        devices = self._place()
         seats: Sequence[Seat | None] = [None]  # of engines that run elsewhere
         if not config.external_server_urls:
             found = devices.seats(POLICY if colocated else ENGINES, shared=colocated)
@@ -162,12 +149,15 @@ class RayRuntime:
 
     # --- both --------------------------------------------------------------------------
 
-    def _place(self, *, apart: bool) -> Placement:
-        """All devices of the run, reserved together at the first call."""
+    def _place(self, apart: Sequence[str] = ()) -> Placement:
+        """All devices of the run, reserved together at the first call, which is the trainer's if it has one.
+
+        Args:
+            apart: Roles that have devices of their own.
+        """
         if self._placement is None:
             placement, engine = self._trainer_config.placement, self._generator.inference_engine
-            self._apart = apart
-            self._cluster = Cluster(self._num_cpus(needs_of(placement, engine, apart=apart)))
+            self._cluster = Cluster(self._num_cpus(needs_of(placement, engine, alone=apart)))
             log.info("ray joined", own=self._cluster.is_own, nodes=len(ray.nodes()))
             gpus = self._config.use_gpus
             if gpus is None:
@@ -175,7 +165,7 @@ class RayRuntime:
                 if gpus and placement.colocate_all:
                     _refuse_unforeseen_gpus()
             self._placement = Placement(
-                demands(placement, engine, apart=apart, gpus=gpus),
+                demands(placement, engine, alone=apart, gpus=gpus),
                 grows=not self._cluster.is_own,
             )
             log.info("devices reserved")

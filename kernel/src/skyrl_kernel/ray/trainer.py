@@ -1,79 +1,23 @@
 """What stands for a trainer of one or more ranks in the controller's process."""
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import ray
-
 from skyrl_kernel.protocols import Loss
 from skyrl_kernel.ray.calls import answer, get, get_all
-from skyrl_kernel.ray.errors import Process
 from skyrl_kernel.ray.packets import Rows, Samples
 from skyrl_kernel.ray.parcels import tensors
+from skyrl_kernel.ray.ranks import Asked, Ranks, answers
 from skyrl_kernel.ray.shares import share_out, share_samples
 from skyrl_kernel.records import FloatArray, IntArray, TrainingSample, UpdateResult
 
 if TYPE_CHECKING:
     import torch
 
-CLOSE_S = 10.0
-"""For ranks to leave their process group before they are ended."""
-
-
-class Ranks:
-    """The ranks of one group: every call goes to all of them, in the same order.
-
-    Args:
-        actors: Of `skyrl_kernel.ray.rank.Rank`, being made.
-        names: Of each, for messages.
-        made: References to (share, shares) of each.
-    """
-
-    def __init__(
-        self, actors: Sequence[Any], names: Sequence[Process], made: Sequence[Any]
-    ) -> None:
-        self.actors, self.names = list(actors), list(names)
-        self._made = list(made)
-        self._of: list[int] = []
-        self._first: list[int] = []
-
-    def wait(self) -> None:
-        """Return when all are made; raise what one of them raised."""
-        if self._of:
-            return
-        shares: list[tuple[int, int]] = get_all(self._made, self.names)
-        self._of = [share for share, _ in shares]
-        self._first = [self._of.index(share) for share in range(shares[0][1])]
-
-    @property
-    def shares(self) -> int:
-        """Number of parts of the data."""
-        self.wait()
-        return len(self._first)
-
-    def all(self, method: str, *args: Any) -> list[Any]:
-        """Call all with the same."""
-        self.wait()
-        return get_all([getattr(a, method).remote(*args) for a in self.actors], self.names)
-
-    def deal(self, method: str, *args: Any, parts: Sequence[Any]) -> list[Any]:
-        """Call each with its share of ``parts`` after ``args``; the answer for each share."""
-        self.wait()
-        sent = [ray.put(part) for part in parts]
-        references = [
-            getattr(actor, method).remote(*args, sent[share])
-            for actor, share in zip(self.actors, self._of, strict=True)
-        ]
-        answers = get_all(references, self.names)
-        return [answers[place] for place in self._first]
-
-    def close(self) -> None:
-        """Let them leave their process group, then end them."""
-        leaving = [actor.close.remote() for actor in self.actors]
-        ray.wait(leaving, num_returns=len(leaving), timeout=CLOSE_S)
-        for actor in self.actors:
-            ray.kill(actor)
+CRITIC = "value"
+"""The role that may be trained in processes of its own."""
 
 
 class RayTrainer:
@@ -84,8 +28,8 @@ class RayTrainer:
     working folder than the controller.
 
     Args:
-        policy: Ranks with the policy, which is trained, and every role that is not in ``others``.
-        others: Role → ranks with that model alone, frozen.
+        policy: Ranks with the policy and every role that is not in ``others``.
+        others: Role → ranks with that model alone, such as the critic.
     """
 
     def __init__(self, policy: Ranks, others: Mapping[str, Ranks]) -> None:
@@ -101,21 +45,31 @@ class RayTrainer:
         ranks = self._others.get(role, self._policy)
         parts = share_out([len(row) for row in rows], ranks.shares)
         packets = [Rows.of(rows[place] for place in part) for part in parts]
-        answers: list[Rows] = ranks.deal("score", role, temperature, parts=packets)
+        [found] = answers(ranks.deal("score", role, temperature, parts=packets))
         scores: list[FloatArray] = [None] * len(rows)  # type: ignore[list-item]  # all are filled
-        for part, packed in zip(parts, answers, strict=True):
-            for place, found in zip(part, packed.unpack(), strict=True):
-                scores[place] = found
+        for part, packed in zip(parts, found, strict=True):
+            for place, score in zip(part, packed.unpack(), strict=True):
+                scores[place] = score
         return scores
 
     def update(
         self, batch: Sequence[TrainingSample], loss: Loss, *, temperature: float
     ) -> UpdateResult:
-        """One optimizer step; each rank applies its own build of ``loss``."""
-        parts = share_samples(batch, loss.atom, self._policy.shares)
-        packets = [Samples.of(part) for part in parts]
-        results: list[UpdateResult] = self._policy.deal("update", temperature, parts=packets)
-        return results[0]
+        """One optimizer step of each trained role; each rank applies its own build of ``loss``.
+
+        A critic with ranks of its own takes its step at the same time. If one of the two
+        fails, the other may have made its step.
+        """
+
+        def step(ranks: Ranks) -> Asked:
+            parts = share_samples(batch, loss.atom, ranks.shares)
+            packets = [Samples.of(part) for part in parts]
+            return ranks.deal("update", temperature, parts=packets)
+
+        steps = [step(self._policy)]
+        if loss.critic is not None and CRITIC in self._others:
+            steps.append(step(self._others[CRITIC]))
+        return _joined(*(of_shares[0] for of_shares in answers(*steps)))
 
     def weights(self, role: str = "policy") -> "Weights":
         """Every tensor, in parcels that stay where engines can fetch them."""
@@ -123,25 +77,23 @@ class RayTrainer:
 
     def save(self, folder: Path) -> None:
         """Write all that `load` needs; of what is trained alone."""
-        self._policy.all("save", folder.absolute())
+        answers(*(ranks.ask("save", folder.absolute()) for ranks in self._trained))
 
     def load(self, folder: Path) -> None:
         """Continue from what `save` wrote."""
-        self._policy.all("load", folder.absolute())
+        answers(*(ranks.ask("load", folder.absolute()) for ranks in self._trained))
 
     def export(self, folder: Path) -> None:
         """Write the policy as a Hugging Face directory."""
-        self._policy.all("export", folder.absolute())
+        answers(self._policy.ask("export", folder.absolute()))
 
     def offload(self) -> None:
         """Give the accelerators' memory back."""
-        for ranks in self._groups:
-            ranks.all("offload")
+        answers(*(ranks.ask("offload") for ranks in self._groups))
 
     def onload(self) -> None:
         """Undo `offload`."""
-        for ranks in self._groups:
-            ranks.all("onload")
+        answers(*(ranks.ask("onload") for ranks in self._groups))
 
     def close(self) -> None:
         """End all ranks."""
@@ -151,6 +103,22 @@ class RayTrainer:
     @property
     def _groups(self) -> list[Ranks]:
         return [self._policy, *self._others.values()]
+
+    @property
+    def _trained(self) -> list[Ranks]:
+        return [self._policy, *(ranks for role, ranks in self._others.items() if role == CRITIC)]
+
+
+def _joined(policy: UpdateResult, *others: UpdateResult) -> UpdateResult:
+    """Of the whole mini-batch, from those who each computed all of it with models of their own.
+
+    The objective is the sum of theirs; weights that changed are the policy's.
+    """
+    metrics = dict(policy.metrics)
+    for other in others:
+        total = metrics["final_loss"] + other.metrics["final_loss"]
+        metrics = {**other.metrics, **metrics, "final_loss": total}
+    return replace(policy, metrics=metrics)
 
 
 class Weights:
@@ -196,7 +164,7 @@ class Weights:
             asked = following
 
     def _begin(self) -> None:
-        self._ranks.all("begin_weights", self._role)
+        answers(self._ranks.ask("begin_weights", self._role))
 
     def _asked(self) -> Iterator[list[tuple[Any, Any]]]:
         """For each parcel: of each rank, references to (parcel, whether there are more)."""

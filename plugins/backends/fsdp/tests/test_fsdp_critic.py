@@ -367,6 +367,86 @@ def test_a_loss_with_values_and_no_critic_is_refused(llama: Path) -> None:
         update(one, batch(*MASKS))
 
 
+# --- in other processes than the policy ---------------------------------------------------
+
+
+def alone(model: Path, role: str, **config: object) -> FsdpTrainer:
+    """One of the two, in a run that has both."""
+    both = trainer(model, **config)
+    return FsdpTrainer(
+        {role: model},
+        both._config,
+        device="cpu",
+        elsewhere={"policy", "value"} - {role},
+    )
+
+
+def test_policy_and_critic_in_other_processes_take_the_steps_of_one(valued: Path) -> None:
+    together, rows = trainer(valued), batch(*MASKS)
+    policy, critic = (alone(valued, role) for role in ("policy", "value"))
+    for _ in range(2):
+        expected = update(together, rows)
+        of_policy, of_critic = update(policy, rows), update(critic, rows)
+    assert same_bits(state(policy, "policy"), state(together, "policy"))
+    assert same_bits(state(critic), state(together))
+    assert of_policy.weights_changed
+    total = of_policy.metrics["final_loss"] + of_critic.metrics["final_loss"]
+    assert total == pytest.approx(expected.metrics["final_loss"], rel=1e-6)
+    joined = {**of_policy.metrics, **of_critic.metrics, "final_loss": 0.0}
+    assert joined == {**expected.metrics, "final_loss": 0.0}
+    shared = of_policy.metrics.keys() & of_critic.metrics.keys()
+    assert shared == {"final_loss", "trained_tokens"}
+
+
+def test_the_critic_alone_gives_values_and_knows_no_policy(valued: Path) -> None:
+    one, row = alone(valued, "value"), batch(*MASKS)[2].tokens
+    (values,) = one.score("value", [row], temperature=1.0)
+    (expected,) = trainer(valued).score("value", [row], temperature=1.0)
+    assert values.tolist() == expected.tolist()
+    with pytest.raises(ValueError, match="no model for the role 'policy'; it has value"):
+        one.score("policy", [row], temperature=1.0)
+
+
+def test_a_loss_with_a_prepare_pass_asks_it_of_the_policy_alone(valued: Path) -> None:
+    def prepare(inputs: LossInputs) -> dict[str, torch.Tensor]:
+        return {"all": inputs.logprobs}
+
+    def centred(inputs: LossInputs) -> LossTerms:
+        return LossTerms(terms={"policy": inputs.logprobs - inputs.minibatch["all"].mean()})
+
+    loss = replace(BOTH, fn=centred, prepare=prepare)
+    together, critic = trainer(valued), alone(valued, "value")
+    for one in (together, critic):
+        one.update(batch(*MASKS), loss, temperature=1.0)
+    assert same_bits(state(critic), state(together))
+
+
+def test_where_the_critic_is_changes_nothing_of_a_checkpoint(valued: Path, tmp_path: Path) -> None:
+    rows = batch(*MASKS)
+    together = trainer(valued)
+    policy, critic = (alone(valued, role) for role in ("policy", "value"))
+    for one in (together, policy, critic):
+        update(one, rows)
+    together.save(tmp_path / "together")
+    for one in (policy, critic):
+        one.save(tmp_path / "apart")
+    files = [
+        {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.*")}
+        for folder in (tmp_path / "together", tmp_path / "apart")
+    ]
+    assert files[0] == files[1]
+    for role in ("policy", "value"):
+        again = alone(valued, role)
+        again.load(tmp_path / "together")
+        update(again, rows)
+        if role == "policy":
+            update(together, rows)
+        assert same_bits(state(again, role), state(together, role))
+    with pytest.raises(CheckpointError, match=r"trains a critic, and the checkpoint .* has none"):
+        policy.save(tmp_path / "policy alone")
+        alone(valued, "value").load(tmp_path / "policy alone")
+
+
 # --- checkpoints ------------------------------------------------------------------------
 
 

@@ -14,7 +14,7 @@ Rows come from ``scripted:N`` (N rows) or from files; see `env.ScriptedEnv` for
 the columns that make an env misbehave.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,12 +112,12 @@ def make_engine(name: str) -> Engine | None:
 
 
 @hookimpl
-def make_trainer(name: str) -> Trainer | None:
+def make_trainer(name: str, elsewhere: Collection[str]) -> Trainer | None:
     """A trainer of one number."""
     if name != NAME:
         return None
     script = current()
-    script.trainer = ScriptedTrainer(script)
+    script.trainer = ScriptedTrainer(script, elsewhere)
     return script.trainer
 
 

@@ -1,6 +1,6 @@
 """Hooks of the plugin `fsdp`: the trainer that ``trainer.strategy=fsdp`` names."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -21,7 +21,11 @@ def config_sections() -> Mapping[str, type[BaseModel]]:
 
 @hookimpl
 def make_trainer(
-    name: str, settings: Settings, models: Mapping[str, Path], total_updates: int
+    name: str,
+    settings: Settings,
+    models: Mapping[str, Path],
+    total_updates: int,
+    elsewhere: Collection[str],
 ) -> Trainer | None:
     """A trainer in this process, its models loaded; one rank of several where the environment says so."""
     if name != NAME:
@@ -34,7 +38,11 @@ def make_trainer(
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     trainer = FsdpTrainer(
-        models, settings[TrainerConfig], device=config.device, timeout_s=config.timeout_s
+        models,
+        settings[TrainerConfig],
+        device=config.device,
+        timeout_s=config.timeout_s,
+        elsewhere=elsewhere,
     )
     trainer.set_total_updates(total_updates)
     return trainer
