@@ -10,6 +10,7 @@ from skyrl_kernel.defaults import adapters
 from skyrl_kernel.errors import CapabilityError, ConfigError
 from skyrl_kernel.plan import make_plan
 from skyrl_kernel.testing.scripted import Script, ScriptedEngine, ScriptedTrainer
+from skyrl_kernel.transport import Carried
 
 ENGINE = "generator.inference_engine"
 SYNC = f"{ENGINE}.weight_sync_backend"
@@ -67,13 +68,15 @@ def test_the_name_is_refused_where_it_would_bring_nothing_or_cannot_reach() -> N
         ConfigError, match=r"adapter to the engine, and .*rank=0 trains all weights"
     ):
         chosen(f"{SYNC}=adapters")
-    with pytest.raises(
-        CapabilityError, match=r"needs lends_adapter.*trainer.runtime=ray gives each"
-    ):
-        chosen(LORA, f"{SYNC}=adapters", "trainer.runtime=ray")
-    with pytest.raises(CapabilityError, match="needs an engine that the run starts"):
-        chosen(
-            *(LORA, f"{SYNC}=adapters", "trainer.placement.colocate_all=false"),
-            *(f"{ENGINE}.run_engines_locally=false",),
-            f"{ENGINE}.external_server_urls=['http://127.0.0.1:1']",
-        )
+    attached = [
+        *(LORA, f"{SYNC}=adapters", "trainer.placement.colocate_all=false"),
+        *(f"{ENGINE}.run_engines_locally=false",),
+        f"{ENGINE}.external_server_urls=['http://127.0.0.1:1']",
+    ]
+    missing = "\n".join(make_plan(["vllm"], [], attached).missing)
+    assert "needs an engine that the run starts" in missing
+
+
+def test_between_processes_the_first_rank_brings_it() -> None:
+    plan = make_plan(["vllm"], [], [LORA, f"{SYNC}=adapters", "trainer.runtime=ray"])
+    assert plan.carried == Carried(name="adapters", by_each=False, is_adapter=True)

@@ -13,7 +13,7 @@ from skyrl_kernel.admission import Admission
 from skyrl_kernel.batch import Scorer
 from skyrl_kernel.config import GeneratorConfig, SamplingConfig
 from skyrl_kernel.data import Dataset, PromptOrder, filter_long, load_prompts
-from skyrl_kernel.errors import DataError, ModelError, ResumeError, UsageError
+from skyrl_kernel.errors import DataError, HookError, ModelError, ResumeError, UsageError
 from skyrl_kernel.models import locate_model
 from skyrl_kernel.plan import Plan, adopters
 from skyrl_kernel.plugins import Lock, plugin_lock
@@ -21,7 +21,16 @@ from skyrl_kernel.plugins.wording import did_you_mean, listed
 from skyrl_kernel.probe import MAX_ROWS, MAX_TOKENS
 from skyrl_kernel.producer import Producer
 from skyrl_kernel.progress import Progress
-from skyrl_kernel.protocols import Engine, MeasureRow, Measures, Runtime, Tokenizer, Trainer
+from skyrl_kernel.protocols import (
+    Carries,
+    Engine,
+    MeasureRow,
+    Measures,
+    Runtime,
+    SyncWeights,
+    Tokenizer,
+    Trainer,
+)
 from skyrl_kernel.recipe import EngineRecipe, TrainerRecipe
 from skyrl_kernel.records import Group, IntArray, Prompt, Sampling
 from skyrl_kernel.resume import Start
@@ -400,7 +409,7 @@ def make_session(
             temperature=algorithm.temperature or 1.0,
         ),
         reduction=plan.manager.make("make_reduction", name, name=name, settings=plan.config),
-        sync_weights=plan.stages["sync_weights"].value,
+        sync_weights=_sync_weights(plan, runtime),
         evaluate=plan.stages["evaluate"].value,
         tokenizer=prepared.tokenizer,
         val_prompts=prepared.data.val.prompts,
@@ -417,6 +426,19 @@ def make_session(
         saved_step=first_step - 1,
         first_eval=dict(state["first_eval"]) if state else {},
     )
+
+
+def _sync_weights(plan: Plan, runtime: Runtime) -> SyncWeights:
+    """Stage 6, or what stands here for that of the trainer's processes."""
+    if plan.carried is None:
+        stage: SyncWeights = plan.stages["sync_weights"].value
+        return stage
+    if not isinstance(runtime, Carries):
+        raise HookError(
+            f"the runtime '{plan.tree.trainer.runtime}' offers 'separate_processes' and has no method "
+            "carry; see skyrl_kernel.protocols.Carries"
+        )
+    return runtime.carry()
 
 
 def _samples_as_trained(plan: Plan) -> bool:

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 SAME_GPU, GPUS, SAME_MACHINE = "same_gpu", "gpus", "same_machine"
 STARTED_HERE = "started_here"
 PLACES: dict[str, str] = {
-    SAME_GPU: "an engine on the trainer's NVIDIA GPU (trainer.placement.colocate_all=true)",
+    SAME_GPU: "an engine on the trainer's NVIDIA GPU (trainer.placement.colocate_all=true), and on no other",
     GPUS: "an NVIDIA GPU, or with trainer.placement.colocate_all=false one each for trainer and engine",
     SAME_MACHINE: "an engine on the trainer's machine",
     STARTED_HERE: "an engine that the run starts (no generator.inference_engine.external_server_urls)",
@@ -20,20 +20,26 @@ PLACES: dict[str, str] = {
 _DRIVER = Path("/proc/driver/nvidia/gpus")
 
 
-def places(urls: Sequence[str], *, colocated: bool, devices: int = 1) -> frozenset[str]:
+def places(
+    urls: Sequence[str], *, colocated: bool, devices: int = 1, gpus: int | None = None
+) -> frozenset[str]:
     """Which of `PLACES` a run has.
 
     Args:
         urls: Addresses of engines that run already; empty if the run starts its own here.
         colocated: Whether trainer and engine share devices.
-        devices: That all engines compute on. The trainer has one, so of several it shares one, and
-            neither memory of a GPU nor a group of GPUs reaches all.
+        devices: That the engines of one process of the trainer compute on. It has one, so of several
+            it shares one, and neither memory of a GPU nor a group of GPUs reaches all.
+        gpus: Of the run; None: those of this machine.
     """
-    gpus = 0 if colocated and devices > 1 else num_gpus()
+    if gpus is None:
+        gpus = num_gpus()
+    if colocated and devices > 1:
+        gpus = 0
     found = set() if urls else {STARTED_HERE}
     if all(map(is_here, urls)):
         found.add(SAME_MACHINE)
-    if gpus and shares_gpu(urls, colocated=colocated):
+    if gpus and colocated and not urls:
         found.add(SAME_GPU)
     if gpus > (0 if colocated or urls else 1):
         found.add(GPUS)
@@ -60,6 +66,14 @@ def num_gpus() -> int:
 def host_of(url: str) -> str:
     """The name or address in ``url``."""
     return urlsplit(url).hostname or ""
+
+
+def is_loopback(url: str) -> bool:
+    """True if every machine takes ``url`` for its own."""
+    host = host_of(url)
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
 
 
 def is_here(url: str) -> bool:

@@ -36,7 +36,6 @@ from skyrl_kernel.needs import (
     takes_trainers_gpus,
     trainer_needs,
 )
-from skyrl_kernel.place import PLACES
 from skyrl_kernel.plugins import (
     Catalog,
     PluginEntry,
@@ -44,11 +43,13 @@ from skyrl_kernel.plugins import (
     Resolved,
     check_capabilities,
     discover,
+    missing_places,
 )
 from skyrl_kernel.plugins.wording import listed
 from skyrl_kernel.processes import (
     RUNTIME_KEY,
     is_apart,
+    is_carried,
     is_elsewhere,
     process_needs,
     refuse_nearness,
@@ -73,7 +74,13 @@ from skyrl_kernel.slots import (
     STAGES,
     SWITCHES,
 )
-from skyrl_kernel.transport import SYNC_KEY, refuse_no_adapter, run_places, with_transport
+from skyrl_kernel.transport import (
+    SYNC_KEY,
+    Carried,
+    refuse_no_adapter,
+    run_places,
+    with_transport,
+)
 
 _NAME_REST = re.compile(r"^([A-Za-z0-9_-]+):[^/\\:].*$")
 """``builtin:tiny`` or ``multiply:train``; not a URL and not a Windows path."""
@@ -95,7 +102,9 @@ class Plan:
     stages: Mapping[str, Resolved]
     """Hook → callable, provider and wrappers, in the order of a step."""
     missing: tuple[str, ...] = ()
-    """What this machine lacks for the engine; a run with any is refused."""
+    """What this machine lacks for the engine or the weight sync; a run with any is refused."""
+    carried: Carried | None = None
+    """The weight sync, if the trainer's processes do it; None where it is done here."""
     takes_turns: bool = False
     """Trainer and engine have the same GPUs, in turns: see `skyrl_kernel.turns`."""
 
@@ -165,11 +174,9 @@ def make_plan(
         slots={entry.name: entry.manifest.slots for entry in named},
     )
     layers = _with_env(_with_loggers(layers, named), named)
-    layers = settle_names(
-        layers, partial(_is_installed, catalog, run_places(layers), is_apart(layers, catalog))
-    )
     layers = with_runtime(layers)
     apart = is_apart(layers, catalog)
+    layers = settle_names(layers, partial(_is_installed, catalog, apart))
     layers = with_transport(layers, catalog, apart=apart)
     entries = _select(catalog, layers, named)
     manager = PluginManager(catalog)
@@ -201,23 +208,25 @@ def make_plan(
             **(engine_needs(config, offers, apart=apart) if asks_engine else {}),
             **process_needs(config.config),
         },
-        places=run_places(layers),
     )
+    here = run_places(layers, apart=apart)
     if asks_engine:
         refuse_sleep_while_ahead(config, offers)
     refuse_unread_sampling(config, catalog)
     engine = config.config.generator.inference_engine.backend
-    missing: tuple[str, ...] = ()
+    missing = missing_places(entries, here)
     if not (apart and is_elsewhere(layers, catalog.named(engine, (BACKENDS, PLUGINS)))):
-        missing = tuple(manager.ask("check_engine", engine, name=engine, settings=config) or ())
+        missing += manager.ask("check_engine", engine, name=engine, settings=config) or ()
     stages = {
         slot.hook: manager.resolve(slot.hook, name, name=name, settings=config)
         for slot in STAGES
         if (name := slot_value(layers, slot.key, slot.default))
     }
     refuse_no_adapter(config.config, stages)
+    sync = stages["sync_weights"].provider
     if apart:
-        refuse_nearness(stages["sync_weights"].provider, SYNC_KEY)
+        refuse_nearness(sync, SYNC_KEY, offers)
+    colocated = config.config.trainer.placement.colocate_all
     needs = {
         score for stage in stages.values() for score in getattr(stage.value, "needs", frozenset())
     }
@@ -234,7 +243,8 @@ def make_plan(
         entries=tuple(entries),
         manager=manager,
         stages=stages,
-        missing=missing,
+        missing=tuple(missing),
+        carried=Carried.by(sync, colocated=colocated) if apart and is_carried(sync) else None,
         takes_turns=SLEEPS in offers and takes_trainers_gpus(config) and not is_ahead,
     )
 
@@ -300,15 +310,14 @@ def named_source(text: str) -> str | None:
     return match.group(1) if match and not Path(text).expanduser().exists() else None
 
 
-def _is_installed(catalog: Catalog, here: frozenset[str], apart: bool, key: str, name: str) -> bool:
-    """True if a plugin of that name may stand in that key in this place, or does what a switch asks for."""
+def _is_installed(catalog: Catalog, apart: bool, key: str, name: str) -> bool:
+    """True if a plugin of that name may stand in that key, or does what a switch asks for."""
     if key == ASYNC_KEY:
         return apart or any(
             ENGINE_KEY in one.manifest.slots for one in catalog.offering(CONCURRENT)
         )
     groups = dict([*((slot.key, slot.groups) for slot in SLOTS), *SETS]).get(key, ())
-    away = {*PLACES} - here
-    return any(not away & {*entry.manifest.needs} for entry in catalog.named(name, groups))
+    return bool(catalog.named(name, groups))
 
 
 def _with_loggers(layers: Layers, named: Sequence[PluginEntry]) -> Layers:

@@ -1,11 +1,12 @@
 """Whether trainer and engine are in one process, and what that asks of a run's plugins."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 from skyrl_kernel.config import Config, Layers
 from skyrl_kernel.config.trainer import PlacementConfig
 from skyrl_kernel.errors import CapabilityError
+from skyrl_kernel.needs import SERVED
 from skyrl_kernel.plugins import Catalog, PluginEntry
 from skyrl_kernel.slots import PLUGINS
 
@@ -111,20 +112,32 @@ def process_needs(config: Config) -> dict[str, tuple[str, ...]]:
     }
 
 
-def refuse_nearness(sync: PluginEntry, key: str) -> None:
-    """Between processes, weights go through the engine's own update.
+def is_carried(sync: PluginEntry) -> bool:
+    """Whether a weight sync reaches for more of trainer or engine than the engine's own update.
+
+    In a run whose runtime is apart it then runs in the trainer's processes.
+
+    Args:
+        sync: Provider of the stage `sync_weights`.
+    """
+    return not {*sync.manifest.needs} <= PUSHED
+
+
+def refuse_nearness(sync: PluginEntry, key: str, engine: Collection[str]) -> None:
+    """The trainer's processes reach engines by address, or not at all.
 
     Args:
         sync: Provider of the stage `sync_weights`, in a run whose runtime is apart.
         key: Its slot.
+        engine: What the engine offers.
 
     Raises:
-        CapabilityError: It reaches for more of the trainer or the engine than that.
+        CapabilityError: It needs a trainer and an engine in one process.
     """
-    more = [need for need in sync.manifest.needs if need not in PUSHED]
-    if more:
+    if is_carried(sync) and SERVED not in engine:
+        more = [need for need in sync.manifest.needs if need not in PUSHED]
         raise CapabilityError(
-            f"{key}={sync.name} needs {', '.join(more)}: a trainer or an engine in this process, and "
+            f"{key}={sync.name} needs {', '.join(more)}: a trainer and an engine in one process, and "
             f"{RUNTIME_KEY}=ray gives each a process of its own; use {key}=auto, which pushes the weights "
             "through Ray's memory"
         )

@@ -216,6 +216,26 @@ class Sleeps(Protocol):
 
 
 @runtime_checkable
+class Served(Protocol):
+    """What an engine adds to `Engine` that offers ``served``: other processes may bring its servers weights.
+
+    With ``trainer.runtime=ray`` a process of the trainer makes an engine of its own with
+    `make_engine`, where ``generator.inference_engine.external_server_urls`` has `addresses`, and
+    calls the stage `sync_weights` with that; then `adopt` is called here.
+    """
+
+    addresses: Sequence[str]
+    """Of every server, as other processes on its machine reach it."""
+
+    async def adopt(self, version: int) -> None:
+        """Go on with the weights of ``version``, which another process has brought.
+
+        Raises a `WeightSyncError` if a server says that it has others.
+        """
+        ...
+
+
+@runtime_checkable
 class Trainer(Protocol):
     """Owns models by role (``policy``, ``reference``, …) and the optimizers of those it trains.
 
@@ -503,6 +523,19 @@ class Runtime(Protocol):
 
     def close(self) -> None:
         """End what was started."""
+        ...
+
+
+@runtime_checkable
+class Carries(Protocol):
+    """What a runtime adds to `Runtime` that offers ``separate_processes``.
+
+    A stage `sync_weights` that needs more than an engine's own update then runs in the trainer's
+    processes, each with an engine that is attached to servers; see `Served`.
+    """
+
+    def carry(self) -> SyncWeights:
+        """What stands for that stage here. Called once, after trainer and engine were started."""
         ...
 
 

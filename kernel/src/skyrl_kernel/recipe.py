@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import BaseModel
 
-from skyrl_kernel.config import ResolvedConfig
+from skyrl_kernel.config import GeneratorConfig, ResolvedConfig
 from skyrl_kernel.plugins import (
     Catalog,
     Lock,
@@ -22,8 +22,9 @@ from skyrl_kernel.plugins import (
     plugin_lock,
 )
 from skyrl_kernel.plugins.discovery import KERNEL, installed_version
-from skyrl_kernel.protocols import Engine, Loss, Section, Settings, Trainer
+from skyrl_kernel.protocols import Engine, Loss, Section, Settings, SyncWeights, Trainer
 from skyrl_kernel.slots import MAKERS
+from skyrl_kernel.transport import Carried
 
 if TYPE_CHECKING:
     from skyrl_kernel.plan import Plan
@@ -118,18 +119,25 @@ class TrainerRecipe(Recipe):
     """Of the whole run, for schedules."""
     loss_name: str
     """What ``trainer.algorithm.policy_loss_type`` holds."""
+    carried: Carried | None = None
+    """The weight sync, if these processes do it: see `skyrl_kernel.plan.Plan`."""
 
     @classmethod
     def of(cls, plan: "Plan", models: Mapping[str, Path], total_updates: int) -> "TrainerRecipe":
         """For the trainer of a plan."""
         name, loss = plan.tree.trainer.strategy, plan.stages["loss"]
         asked = _asked(plan, "make_trainer", name)
+        more = [loss.provider, *loss.wrappers]
+        if plan.carried is not None:
+            sync, engine = plan.stages["sync_weights"], plan.tree.generator.inference_engine.backend
+            more += [sync.provider, *sync.wrappers, *_asked(plan, "make_engine", engine)]
         return cls(
             name=name,
-            **_common(plan, asked, [loss.provider, *loss.wrappers]),
+            **_common(plan, asked, more),
             models={role: path.absolute() for role, path in models.items()},
             total_updates=total_updates,
             loss_name=plan.tree.trainer.algorithm.policy_loss_type,
+            carried=plan.carried,
         )
 
     def make(self) -> Trainer:
@@ -161,6 +169,14 @@ class TrainerRecipe(Recipe):
         found: Loss = resolved.value
         return found
 
+    def sync_weights(self) -> SyncWeights:
+        """Stage 6 likewise, of processes that do it."""
+        assert self.carried is not None, "asked of those that do"
+        name = self.carried.name
+        resolved = self.manager.resolve("sync_weights", name, name=name, settings=self.settings)
+        found: SyncWeights = resolved.value
+        return found
+
 
 @dataclass(kw_only=True)
 class EngineRecipe(Recipe):
@@ -181,6 +197,14 @@ class EngineRecipe(Recipe):
         """What this machine and this environment lack for the engine; see the hook `check_engine`."""
         answer = self.manager.ask("check_engine", self.name, name=self.name, settings=self.settings)
         return list(answer or ())
+
+    def attached(self, addresses: Sequence[str]) -> Self:
+        """The same, for an engine that is attached to servers which run already."""
+        generator = self.settings[GeneratorConfig]
+        engine = generator.inference_engine.model_copy(
+            update={"external_server_urls": list(addresses), "run_engines_locally": False}
+        )
+        return self.with_sections(engine, generator.model_copy(update={"inference_engine": engine}))
 
     def make(self) -> Engine:
         """The engine."""

@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
 
 from skyrl_kernel.config import Config, Layers
 from skyrl_kernel.errors import ConfigError
-from skyrl_kernel.needs import COLOCATED_KEY, ENGINE_KEY, engine_offers
-from skyrl_kernel.place import SAME_MACHINE, STARTED_HERE, places
+from skyrl_kernel.needs import COLOCATED_KEY, ENGINE_KEY, USE_GPUS_KEY, engine_offers
+from skyrl_kernel.place import GPUS, SAME_GPU, SAME_MACHINE, STARTED_HERE, places
 from skyrl_kernel.plugins import Catalog, PluginEntry, Resolved
 from skyrl_kernel.processes import PUSHED
 from skyrl_kernel.slots import BACKENDS, PLUGINS
@@ -47,7 +49,7 @@ def with_transport(layers: Layers, catalog: Catalog, *, apart: bool) -> Layers:
     offers = engine_offers(layers, catalog)
     if RECEIVES not in offers or (SHARES in offers and not apart):
         return layers
-    here = (run_places(layers) & {SAME_MACHINE, STARTED_HERE}) | _lent(layers, catalog)
+    here = (run_places(layers, apart=apart) & {SAME_MACHINE, STARTED_HERE}) | _lent(layers, catalog)
     able = [
         entry
         for entry in catalog
@@ -86,13 +88,58 @@ def refuse_no_adapter(config: Config, stages: Mapping[str, Resolved]) -> None:
         )
 
 
-def run_places(layers: Layers) -> frozenset[str]:
-    """Where trainer and engine of this run are."""
+def run_places(layers: Layers, *, apart: bool) -> frozenset[str]:
+    """Where trainer and engine of this run are.
+
+    Args:
+        layers: What was set.
+        apart: Whether each has processes of its own: then an engine has a rank to itself, and the
+            machine with the GPUs may be another.
+    """
     urls = layers.get(ADDRESSES_KEY)
+    has_gpus = layers.get(USE_GPUS_KEY) if apart else None
     return places(
         [str(url) for url in urls] if isinstance(urls, list) else [],
         colocated=bool(layers.get(COLOCATED_KEY)),
         devices=math.prod(
-            value for key in DEVICE_KEYS if isinstance(value := layers.get(key), int) and value > 0
+            value
+            for key in (DEVICE_KEYS[1:] if apart else DEVICE_KEYS)
+            if isinstance(value := layers.get(key), int) and value > 0
         ),
+        gpus=None if has_gpus is None else _SEVERAL * bool(has_gpus),
     )
+
+
+_SEVERAL = 2
+"""GPUs of a cluster, where it is only known that it has some."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Carried:
+    """A weight sync that runs in the trainer's processes, each attached to servers of engines.
+
+    The others of several go through the same tensors, as the trainer asks for it.
+    """
+
+    name: str
+    """What its slot holds."""
+    by_each: bool
+    """Whether each rank brings its weights to the engine on its own device, or the first one to all."""
+    is_adapter: bool
+    """Whether the adapter alone is brought."""
+
+    @classmethod
+    def by(cls, sync: PluginEntry, *, colocated: bool) -> Self:
+        """Of the stage's provider.
+
+        Args:
+            sync: See there.
+            colocated: Whether a rank and an engine share a device. Between GPUs there is no group of
+                two on one, and its memory is no other process's.
+        """
+        needs = {*sync.manifest.needs}
+        return cls(
+            name=sync.name,
+            by_each=SAME_GPU in needs or (colocated and GPUS in needs),
+            is_adapter=LENDS_ADAPTER in needs,
+        )

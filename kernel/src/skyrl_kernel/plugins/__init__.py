@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from skyrl_kernel.plugins.attribution import attributed, owner_of
-    from skyrl_kernel.plugins.capabilities import check_capabilities
+    from skyrl_kernel.plugins.capabilities import check_capabilities, missing_places
     from skyrl_kernel.plugins.catalog import Catalog, PluginEntry
     from skyrl_kernel.plugins.discovery import discover
     from skyrl_kernel.plugins.lock import Lock, diff_locks, locked_entries, plugin_lock
@@ -32,6 +32,7 @@ _HOMES = {
     "diff_locks": "lock",
     "discover": "discovery",
     "locked_entries": "lock",
+    "missing_places": "capabilities",
     "owner_of": "attribution",
     "plugin_lock": "lock",
 }
@@ -49,6 +50,7 @@ __all__ = [
     "diff_locks",
     "discover",
     "locked_entries",
+    "missing_places",
     "owner_of",
     "plugin_lock",
 ]

@@ -12,7 +12,6 @@ def check_capabilities(
     entries: Sequence[PluginEntry],
     catalog: Catalog,
     extra_needs: Mapping[str, Iterable[str]] | None = None,
-    places: Collection[str] = (),
 ) -> None:
     """Every capability that somebody needs must be offered by somebody selected.
 
@@ -23,14 +22,13 @@ def check_capabilities(
         catalog: All installed ones, to name who could help.
         extra_needs: What is needed for other reasons: who, in words for the message
             (``trainer.algorithm.recompute_old_logprobs=false``) → capabilities.
-        places: What the run itself offers: where trainer and engine are.
 
     Raises:
         CapabilityError: One line per unmet need: who needs what, who of the selected lacks
             it, which installed plugin has it.
     """
     offered = {capability for entry in entries for capability in entry.manifest.offers}
-    offered |= {*places, *(entry.kind for entry in entries)}
+    offered |= {*PLACES, *(entry.kind for entry in entries)}  # places: see `missing_places`
     needs = [(str(entry), entry.manifest.needs) for entry in entries]
     needs += [(who, tuple(what)) for who, what in (extra_needs or {}).items()]
     unmet = [
@@ -43,12 +41,23 @@ def check_capabilities(
         raise CapabilityError("\n".join(unmet))
 
 
+def missing_places(entries: Sequence[PluginEntry], here: Collection[str]) -> list[str]:
+    """What selected plugins need of the machines of the run, and these are not: a sentence each.
+
+    Args:
+        entries: The selected plugins.
+        here: Of `skyrl_kernel.place.PLACES`, those that the run has.
+    """
+    return [
+        f"{entry} needs {PLACES[need]}, which this run does not have; "
+        "generator.inference_engine.weight_sync_backend=auto takes the best that it has"
+        for entry in entries
+        for need in entry.manifest.needs
+        if need in PLACES and need not in here
+    ]
+
+
 def _explained(who: str, capability: str, entries: Sequence[PluginEntry], catalog: Catalog) -> str:
-    if capability in PLACES:
-        return (
-            f"{who} needs {PLACES[capability]}, which this run does not have; "
-            "generator.inference_engine.weight_sync_backend=auto takes the best that it has"
-        )
     text = f"{who} needs '{capability}', which no selected plugin offers."
     able = catalog.offering(capability)
     if not able:

@@ -14,6 +14,7 @@ Start with `runtime`, which makes the parts; each of the others is one idea::
     shares       data dealt out to ranks, balanced by tokens
     packets      rows and samples as few large arrays, which Ray moves without pickling
     parcels      weights as such arrays, a bounded number of bytes at a time
+    carrier      a rank that brings weights to engines past Ray;  carriers  all of them, as a stage here
     calls        waiting for actors, several at a time
     errors       what Ray says of a process, as errors of the run
     begin        what each process does first: logs, network

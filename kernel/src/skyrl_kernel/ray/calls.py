@@ -1,5 +1,6 @@
 """Waiting for actors, and what they raised as this process would have raised it."""
 
+import asyncio
 import math
 import time
 from collections.abc import Sequence
@@ -34,6 +35,29 @@ async def answer(reference: Any, who: Process) -> Any:
         return await reference
     except RayError as error:
         raise told(error, who) from None
+
+
+async def answers_of(references: Sequence[Any], who: Sequence[Process]) -> list[Any]:
+    """`get_all` on an event loop, without a longest wait of its own.
+
+    Raises:
+        SkyrlError: As there.
+    """
+    asked = {
+        asyncio.ensure_future(answer(*one)): one[1] for one in zip(references, who, strict=True)
+    }
+    try:
+        done, waiting = await asyncio.wait(asked, return_when=asyncio.FIRST_EXCEPTION)
+        if any(one.exception() for one in done) and waiting:
+            more, waiting = await asyncio.wait(waiting, timeout=GRACE_S)
+            done |= more
+        failures = [(error, asked[one]) for one in done if (error := one.exception())]
+        if failures:
+            raise _cause(failures, [asked[one] for one in waiting])
+        return [one.result() for one in asked]
+    finally:
+        for one in asked:
+            one.cancel()
 
 
 def get_all(

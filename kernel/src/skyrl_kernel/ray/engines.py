@@ -5,7 +5,7 @@ whoever has the fewest requests. Updates go to all, as one transaction.
 """
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import ray
@@ -58,11 +58,21 @@ class RayEngines:
         self._running = [0] * len(actors)
         self._waiting: list[_Waiting] = []
         self._sending: set[asyncio.Task[None]] = set()
+        self.attach: Callable[[], Awaitable[None]] | None = None
+        """Called once, when all are made, awake and hold the first weights."""
+
+    @property
+    def names(self) -> list[Process]:
+        """Of each, for messages."""
+        return self._names
 
     async def started(self) -> None:
-        """Return when all are made."""
+        """Return when all are made, and those who bring them weights are attached."""
         await self._gather(self._made)
         log.info("engines made")
+        attach, self.attach = self.attach, None
+        if attach is not None:
+            await attach()
 
     # --- generation --------------------------------------------------------------------
 
@@ -195,7 +205,22 @@ class RayEngines:
         Raises:
             WeightSyncError: One did not, or says that it has another version.
         """
-        versions = await self._all("finish_update", version)
+        await self._commit("finish_update", version)
+
+    async def addresses(self) -> list[list[str]]:
+        """Of each engine: see `Served`; of engines that offer it."""
+        return await self._all("addresses")
+
+    async def adopt(self, version: int) -> None:
+        """See `Served`.
+
+        Raises:
+            WeightSyncError: As of `finish_update`.
+        """
+        await self._commit("adopt", version)
+
+    async def _commit(self, method: str, version: int) -> None:
+        versions = await self._all(method, version)
         for name, found in zip(self._names, versions, strict=True):
             if found != version:
                 raise WeightSyncError(

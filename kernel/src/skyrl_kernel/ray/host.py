@@ -7,11 +7,12 @@ from skyrl_kernel.counts import Count
 from skyrl_kernel.errors import (
     CapabilityError,
     FailureKind,
+    HookError,
     PluginError,
     TrajectoryError,
 )
 from skyrl_kernel.logs import get_logger
-from skyrl_kernel.protocols import Counts, Engine, Forgets, Sleeps, Starts
+from skyrl_kernel.protocols import Counts, Engine, Forgets, Served, Sleeps, Starts
 from skyrl_kernel.ray.member import Member
 from skyrl_kernel.ray.packets import Rows
 from skyrl_kernel.ray.parcels import Parcel, tensors
@@ -76,6 +77,30 @@ class Host(Member[EngineRecipe]):
         with self._named("finish_update"):
             await self._made.finish_update(version)
             return self._made.version
+
+    async def addresses(self) -> list[str]:
+        """See `Served`.
+
+        Raises:
+            HookError: The engine is none.
+        """
+        return list(self._served.addresses)
+
+    async def adopt(self, version: int) -> int:
+        """See `Served`; the version that the engine says it has."""
+        with self._named("adopt"):
+            await self._served.adopt(version)
+            return self._made.version
+
+    @property
+    def _served(self) -> Served:
+        if isinstance(self._made, Served):
+            return self._made
+        assert self._recipe is not None, "it was made from one"
+        raise HookError(
+            f"the engine '{self._recipe.name}' offers 'served' and has no addresses, or no method adopt; "
+            "see skyrl_kernel.protocols.Served"
+        )
 
     async def abort(self) -> None:
         """See `Engine.abort`."""

@@ -1,20 +1,23 @@
 """One process of a trainer: an actor."""
 
 import os
+import pickle
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import ray
 
-from skyrl_kernel.errors import HookError
+from skyrl_kernel.errors import HookError, WeightSyncError
 from skyrl_kernel.logs import get_logger
 from skyrl_kernel.protocols import Loss, Ranked, Trainer
+from skyrl_kernel.ray.carrier import Carrier, go_along
 from skyrl_kernel.ray.member import Member
 from skyrl_kernel.ray.packets import Rows, Samples
 from skyrl_kernel.ray.parcels import Parcel, parcels
-from skyrl_kernel.recipe import TrainerRecipe
+from skyrl_kernel.recipe import EngineRecipe, TrainerRecipe
 from skyrl_kernel.records import UpdateResult
+from skyrl_kernel.transport import Carried
 
 log = get_logger(__name__)
 
@@ -54,6 +57,7 @@ class Rank(Member[TrainerRecipe]):
         self._loss: Loss | None = None
         self._parcels: Iterator[Parcel] = iter(())
         self._next: Parcel | None = None
+        self._carrier: Carrier | None = None
 
     def meeting_place(self) -> tuple[str, int]:
         """Address and free port of this machine, for the process group of all ranks."""
@@ -100,6 +104,32 @@ class Rank(Member[TrainerRecipe]):
             found, self._next = self._next, next(self._parcels, None)
             return (found if is_wanted else None), self._next is not None
 
+    def attach(self, recipe: bytes) -> None:
+        """Make an engine that is attached to servers, for `sync`.
+
+        Args:
+            recipe: Of an `EngineRecipe`.
+        """
+        assert self._recipe is not None, "the runtime calls `make` first"
+        with self._named("make_engine"):
+            engine: EngineRecipe = pickle.loads(recipe)
+            engine.process = self._process
+            self._carrier = Carrier(
+                self._recipe.sync_weights(), engine.make(), is_adapter=self._carried.is_adapter
+            )
+            self._carrier.start()
+
+    def sync(self, version: int) -> None:
+        """Bring the policy's weights where this rank is attached, or go along with those who do."""
+        with self._named("sync_weights"):
+            if self._carrier is None:
+                go_along(self._made, is_adapter=self._carried.is_adapter)
+                return
+            try:
+                self._carrier.carry(self._made, version)
+            except WeightSyncError as error:
+                raise WeightSyncError(f"{self._process}: {error}") from error
+
     def save(self, folder: Path) -> None:
         """See `Trainer.save`."""
         with self._named("save"):
@@ -126,9 +156,17 @@ class Rank(Member[TrainerRecipe]):
             self._made.onload()
 
     def close(self) -> None:
-        """Leave the process group, if there is one."""
+        """Let go of engines, and leave the process group, if there is one."""
+        if self._carrier is not None:
+            self._carrier.close()
         if isinstance(self._trainer, Ranked):
             self._trainer.close()
+
+    @property
+    def _carried(self) -> Carried:
+        assert self._recipe is not None, "the runtime calls `make` first"
+        assert self._recipe.carried is not None, "asked of ranks that do the weight sync"
+        return self._recipe.carried
 
     @property
     def _made(self) -> Trainer:

@@ -13,9 +13,10 @@ from skyrl_kernel.errors import CapabilityError
 from skyrl_kernel.logs import get_logger
 from skyrl_kernel.place import num_gpus
 from skyrl_kernel.processes import ALONE, TOLD, alone
-from skyrl_kernel.protocols import Engine, Settings, Trainer
+from skyrl_kernel.protocols import Engine, Settings, SyncWeights, Trainer
 from skyrl_kernel.ray.attest import require_same
 from skyrl_kernel.ray.calls import get_all
+from skyrl_kernel.ray.carriers import Carriers
 from skyrl_kernel.ray.cluster import Cluster
 from skyrl_kernel.ray.config import RayConfig
 from skyrl_kernel.ray.engines import RayEngines
@@ -30,6 +31,7 @@ from skyrl_kernel.ray.ranks import Ranks
 from skyrl_kernel.ray.trainer import RayTrainer
 from skyrl_kernel.recipe import EngineRecipe, Recipe, TrainerRecipe
 from skyrl_kernel.run import RunFolder
+from skyrl_kernel.transport import Carried
 
 _CALLS = 10_000
 """Of one engine at a time: more than any run has."""
@@ -53,7 +55,10 @@ class RayRuntime:
         self._placement: Placement | None = None
         self._trainer: RayTrainer | None = None
         self._engines: RayEngines | None = None
+        self._carried: Carried | None = None
+        self._carriers: Carriers | None = None
         self._actors: list[Any] = []
+        self._nodes: dict[str, str] = {}
         self._monitor = Monitor() if self._trainer_config.enable_ray_gpu_monitor else None
 
     # --- trainer -----------------------------------------------------------------------
@@ -67,6 +72,7 @@ class RayRuntime:
             CapabilityError: The devices are not there.
             PluginLoadError: A process has other plugins than the run.
         """
+        self._carried = recipe.carried
         placement = self._trainer_config.placement
         apart = [role for role in alone(placement) if role in recipe.models]
         devices = self._place(apart)
@@ -119,7 +125,7 @@ class RayRuntime:
         if recipe.name == NO_ENGINE:
             self._wait_for_trainer()
             return recipe.make()
-        config = self._generator.inference_engine
+        config, whole = self._generator.inference_engine, recipe
         colocated = self._trainer_config.placement.colocate_all
         devices = self._place()
         seats: Sequence[Seat | None] = [None]  # of engines that run elsewhere
@@ -139,6 +145,12 @@ class RayRuntime:
             lockstep=in_process and self._trainer_config.max_staleness == 0,
         )
         self._wait_for_trainer()
+        if self._carried is not None and self._trainer is not None:
+            policy = self._trainer.policy
+            self._carriers = Carriers(
+                self._carried, policy.actors, policy.names, self._engines, whole, self._nodes
+            )
+            self._engines.attach = self._carriers.attach
         return self._engines
 
     def _of_one(self, recipe: EngineRecipe) -> EngineRecipe:
@@ -148,6 +160,11 @@ class RayRuntime:
         return recipe.with_sections(engine, generator)
 
     # --- both --------------------------------------------------------------------------
+
+    def carry(self) -> SyncWeights:
+        """See `skyrl_kernel.protocols.Carries`."""
+        assert self._carriers is not None, "trainer and engine were started"
+        return self._carriers
 
     def _place(self, apart: Sequence[str] = ()) -> Placement:
         """All devices of the run, reserved together at the first call, which is the trainer's if it has one.
@@ -198,6 +215,7 @@ class RayRuntime:
             for name, seat in zip(names, seats, strict=True)
         ]
         self._actors += actors
+        self._nodes |= {name: seat.node for name, seat in zip(names, seats, strict=True) if seat}
         folder = self._folder if self._folder.is_dir() else None
         processes = [Process(name=name) for name in names]
         machines = self._begun([actor.begin.remote(folder) for actor in actors], processes)

@@ -35,6 +35,11 @@ class RayTrainer:
     def __init__(self, policy: Ranks, others: Mapping[str, Ranks]) -> None:
         self._policy, self._others = policy, dict(others)
 
+    @property
+    def policy(self) -> Ranks:
+        """Those with the policy."""
+        return self._policy
+
     def wait(self) -> None:
         """Return when all ranks have loaded their models."""
         for ranks in self._groups:

@@ -16,7 +16,7 @@ from aiohttp import web
 
 from skyrl_kernel.config.generator import GeneratorConfig
 from skyrl_kernel.config.trainer import PlacementConfig, TrainerConfig
-from skyrl_kernel.errors import CapabilityError, WeightSyncError
+from skyrl_kernel.errors import WeightSyncError
 from skyrl_kernel.plan import make_plan
 from skyrl_vllm.fleet import Deadlines, Fleet
 from skyrl_vllm.testing import listening
@@ -34,20 +34,16 @@ def test_they_send_what_is_on_a_gpu() -> None:
 
 
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed here")
-@pytest.mark.parametrize("name", ["nccl", "cuda_ipc"])
-def test_they_are_refused_without_vllm(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    words = [f"{ENGINE}.backend=vllm", f"{ENGINE}.weight_sync_backend={name}"]
-    with pytest.raises(CapabilityError, match=rf"{name} uses vLLM's own code"):
-        make_plan(["demo"], [], words)
+def test_without_vllm_the_trainers_half_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    attached = [f"{ENGINE}.run_engines_locally=false", "trainer.placement.colocate_all=false"]
+    attached += [f"{ENGINE}.external_server_urls=[http://127.0.0.1:8000]"]
+    words = [f"{ENGINE}.backend=vllm", f"{ENGINE}.weight_sync_backend=nccl", *attached]
+    (lacking,) = make_plan(["demo"], [], words).missing
+    assert lacking.startswith("weight sync through nccl uses vLLM's own code")
 
 
-def test_a_shared_gpu_passes_weights_on_in_pieces_of_the_size_that_was_asked_for(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("skyrl_vllm.transports.native.refuse_without_vllm", lambda name: None)
-    monkeypatch.setattr("skyrl_vllm.transports.nccl.refuse_without_vllm", lambda name: None)
-    monkeypatch.setattr("skyrl_vllm.transports.cuda_ipc.refuse_without_vllm", lambda name: None)
+def test_a_shared_gpu_passes_weights_on_in_pieces_of_the_size_that_was_asked_for() -> None:
     generator = GeneratorConfig.model_validate(
         {"inference_engine": {"weight_transfer_threshold_cuda_ipc_GB": 0.25}}
     )

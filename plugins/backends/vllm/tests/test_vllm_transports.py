@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,8 +15,9 @@ import torch
 import xxhash
 from safetensors.torch import load_file
 
-from skyrl_kernel.errors import CapabilityError, ConfigError, WeightSyncError
+from skyrl_kernel.errors import CapabilityError, WeightSyncError
 from skyrl_kernel.plan import make_plan
+from skyrl_kernel.transport import Carried
 from skyrl_vllm.layout import Layout, copy_bytes, in_order
 from skyrl_vllm.network import own_address
 from skyrl_vllm.transports import files as files_module
@@ -200,6 +202,9 @@ ELSEWHERE = [
 ]
 
 
+TWO_RANKS = "trainer.placement.policy_num_gpus_per_node=2"
+
+
 @pytest.mark.parametrize(
     ("gpus", "words", "chosen"),
     [
@@ -221,22 +226,51 @@ def test_auto_takes_the_nearest(
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("gpus", "words", "lacking"),
     [
-        (["nccl"], r"=nccl .*it takes NVIDIA GPUs and .*=auto takes the best that there is"),
-        (["cuda_ipc"], r"'cuda_ipc' .* needs an engine on the trainer's NVIDIA GPU"),
-        (["safetensors", *ELSEWHERE], r"'safetensors' .* needs an engine on the trainer's machine"),
+        ("", ["nccl"], "'nccl' .* needs an NVIDIA GPU"),
+        ("", ["cuda_ipc"], "'cuda_ipc' .* needs an engine on the trainer's NVIDIA GPU"),
+        (
+            "",
+            ["safetensors", *ELSEWHERE],
+            "'safetensors' .* needs an engine on the trainer's machine",
+        ),
+        # An engine over both GPUs shares one with each of two ranks, and its memory with neither.
+        (
+            "0,1",
+            ["nccl", f"{ENGINE}.tensor_parallel_size=2", TWO_RANKS],
+            "'nccl' .* needs an NVIDIA GPU",
+        ),
     ],
 )
-def test_a_transport_that_cannot_reach_the_engine_is_refused_before_the_run(
-    monkeypatch: pytest.MonkeyPatch, words: list[str], message: str
+def test_a_transport_that_cannot_reach_the_engine_is_missing_before_the_run(
+    monkeypatch: pytest.MonkeyPatch, gpus: str, words: list[str], lacking: str
 ) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
     name, *more = words
-    with pytest.raises((CapabilityError, ConfigError), match=message):
-        make_plan(
-            ["demo"], [], [f"{ENGINE}.backend=vllm", f"{ENGINE}.weight_sync_backend={name}", *more]
-        )
+    words = [f"{ENGINE}.backend=vllm", f"{ENGINE}.weight_sync_backend={name}", *more]
+    missing = "\n".join(make_plan(["demo"], [], words).missing)
+    assert re.search(f"{lacking}.*weight_sync_backend=auto takes the best that it has", missing)
+
+
+@pytest.mark.parametrize(
+    ("words", "by_each"),
+    [
+        (["gloo"], False),
+        (["safetensors", "trainer.placement.colocate_all=false"], False),
+        (["nccl", "trainer.placement.colocate_all=false"], False),
+        (["nccl"], True),
+        (["cuda_ipc"], True),
+    ],
+)
+def test_between_processes_the_first_rank_carries_or_each_to_its_own_gpu(
+    monkeypatch: pytest.MonkeyPatch, words: list[str], by_each: bool
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    name, *more = words
+    more += [TWO_RANKS, f"{ENGINE}.num_engines=2", f"{ENGINE}.weight_sync_backend={name}"]
+    plan = make_plan(["demo"], [], [f"{ENGINE}.backend=vllm", *more])
+    assert plan.carried == Carried(name=name, by_each=by_each, is_adapter=False)
 
 
 def test_a_transport_into_vllm_needs_vllm() -> None:

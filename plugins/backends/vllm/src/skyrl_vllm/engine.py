@@ -309,6 +309,7 @@ class VllmEngine:
         # A sleeping server computes nothing, and would without a cache if it were resumed.
         was_paused = self._is_paused or bool(self._asleep)
         try:
+            was_paused = was_paused or await self._is_held()
             if not was_paused:
                 await self.pause()
             await self._updates.load()
@@ -321,6 +322,34 @@ class VllmEngine:
             # Not where nobody knows which weights there are: nothing may be sampled from them.
             if not was_paused and not self._updates.is_broken:
                 await self.resume()
+
+    async def _is_held(self) -> bool:
+        """Whether somebody else has paused servers that are not this engine's own, or let them sleep."""
+        if self._fleet.own:
+            return False
+        return all(one.get("is_paused") for one in await self._fleet.look("/is_paused"))
+
+    @property
+    def addresses(self) -> list[str]:
+        """Of every server."""
+        return [client.url for client in self._fleet.clients]
+
+    async def adopt(self, version: int) -> None:
+        """Go on with the weights of ``version``, which another process has brought.
+
+        Raises:
+            WeightSyncError: A server says that it has others.
+            ServerError: One does not say.
+        """
+        found = [str(one["weight_version"]) for one in await self._fleet.look("/weight_info")]
+        for url, its in zip(self.addresses, found, strict=True):
+            if its != str(version):
+                raise WeightSyncError(
+                    f"the vLLM server at {url} says that it has policy version {its}, and another process "
+                    f"was to bring it version {version}"
+                )
+        self._updates.adopt(version)
+        self.version = version
 
     async def forget_cache(self) -> None:
         """Drop all keys and values; requests in flight compute theirs again with the weights of now.

@@ -116,6 +116,23 @@ class Fleet:
         except TimeoutError as error:
             raise ServerError(str(error)) from error
 
+    async def look(self, path: str) -> list[Any]:
+        """What each server says of itself.
+
+        Raises:
+            ServerError: One does not say, or is gone.
+        """
+        timeout_s = self.deadlines.control_s
+        asked = (client.ask("GET", path, timeout_s=timeout_s) for client in self.clients)
+        try:
+            return await asyncio.gather(*asked)
+        except Refused as error:
+            raise ServerError(
+                f"the vLLM server at {error.url} failed in {path}: {error}"
+            ) from error
+        except TimeoutError as error:
+            raise ServerError(str(error)) from error
+
     async def check(self, needs: Needs) -> list[str]:
         """See `skyrl_vllm.attached.check`; of every server."""
         asked = [check(one, needs, self.deadlines.control_s) for one in self.clients]

@@ -29,6 +29,7 @@ def check_engine(name: str, settings: Settings) -> Sequence[str] | None:
         return None
     from skyrl_vllm.server import missing
     from skyrl_vllm.settings import more_flags, refuse_decided, refuse_mistyped
+    from skyrl_vllm.transports import native
 
     generator = settings[GeneratorConfig]
     config = generator.inference_engine
@@ -38,7 +39,7 @@ def check_engine(name: str, settings: Settings) -> Sequence[str] | None:
     refuse_mistyped("eval_sampling_params", generator.eval_sampling_params)
     refuse_decided(config.engine_init_kwargs)
     if config.external_server_urls:
-        return []
+        return native.missing(config.weight_sync_backend)
     lacking = missing(config)
     if not lacking:
         more_flags(config.engine_init_kwargs)
@@ -103,7 +104,9 @@ def _needs(config: InferenceEngineConfig, trainer: TrainerConfig, model: Path) -
     return Needs(
         model=model,
         dtype=dtype(config, trainer),
-        backend=server_backend(config.weight_sync_backend, colocated=False),
+        backend=server_backend(
+            config.weight_sync_backend, colocated=trainer.placement.colocate_all
+        ),
         sleeps=config.offload_kv_for_weight_sync,
     )
 

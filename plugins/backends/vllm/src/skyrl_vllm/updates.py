@@ -41,6 +41,8 @@ class Updates:
     ) -> None:
         self.version = version
         self.takes_adapters = takes_adapters
+        self.has_adapter = False
+        """Whether the servers compute with an adapter, for requests that name it."""
         self._adapter: frozenset[str] = frozenset()
         self._fleet = fleet
         self._transport = transport
@@ -142,11 +144,12 @@ class Updates:
         self.version = version
         if self.takes_adapters:
             self._adapter = frozenset(self._names)
+            self.has_adapter = True
 
-    @property
-    def has_adapter(self) -> bool:
-        """Whether the servers compute with an adapter, for requests that name it."""
-        return bool(self._adapter)
+    def adopt(self, version: int) -> None:
+        """Somebody else has brought the servers all of ``version``."""
+        self.version = version
+        self.has_adapter = self.takes_adapters
 
     @property
     def is_broken(self) -> bool:

@@ -4,7 +4,7 @@ from skyrl_kernel.config.generator import GeneratorConfig
 from skyrl_kernel.hookspecs import hookimpl
 from skyrl_kernel.protocols import Settings, SyncWeights
 from skyrl_vllm.transports import Through
-from skyrl_vllm.transports.native import refuse_without_vllm, through_ipc
+from skyrl_vllm.transports.native import through_ipc
 
 
 @hookimpl
@@ -12,5 +12,4 @@ def sync_weights(name: str, settings: Settings) -> SyncWeights | None:
     """For an engine on the trainer's GPU."""
     if name != "cuda_ipc":
         return None
-    refuse_without_vllm(name)
     return Through(through_ipc(settings[GeneratorConfig]))

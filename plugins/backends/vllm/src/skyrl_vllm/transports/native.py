@@ -27,20 +27,22 @@ if TYPE_CHECKING:
 
 Backend = Literal["nccl", "ipc"]
 """``--weight-transfer-config`` of the servers."""
+_NAMES = ("nccl", "cuda_ipc", "ipc")
 
 
-def refuse_without_vllm(name: str) -> None:
-    """The trainer's half is vLLM's code.
+def missing(name: str) -> list[str]:
+    """What a weight sync of that name lacks in this process, where its half is vLLM's code: a sentence.
 
-    Raises:
-        CapabilityError: It is not installed.
+    Args:
+        name: ``generator.inference_engine.weight_sync_backend``, or a `Backend`.
     """
-    if importlib.util.find_spec("vllm") is None:
-        raise CapabilityError(
-            f"generator.inference_engine.weight_sync_backend={name} uses vLLM's own code in the trainer's "
-            "process, and vLLM is not installed here; pip install 'skyrl-vllm[gpu]', or use "
-            "weight_sync_backend=auto"
-        )
+    if name not in _NAMES or importlib.util.find_spec("vllm") is not None:
+        return []
+    return [
+        f"weight sync through {name} uses vLLM's own code in the trainer's process, and vLLM is not "
+        "installed here; pip install 'skyrl-vllm[gpu]', or use "
+        "generator.inference_engine.weight_sync_backend=auto"
+    ]
 
 
 def through_ipc(config: GeneratorConfig) -> "Callable[[], Native]":
@@ -123,6 +125,8 @@ class Native:
         self._weights, self._engine = [], None
 
     def _met(self, client: "SyncClient") -> Any:
+        if lacking := missing(self.backend):
+            raise CapabilityError(lacking[0])
         from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 
         return WeightTransferTrainerFactory.trainer_init(

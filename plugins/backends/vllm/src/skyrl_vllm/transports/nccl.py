@@ -7,7 +7,7 @@ from skyrl_kernel.config.trainer import TrainerConfig
 from skyrl_kernel.hookspecs import hookimpl
 from skyrl_kernel.protocols import Settings, SyncWeights
 from skyrl_vllm.transports import Through
-from skyrl_vllm.transports.native import Native, refuse_without_vllm, through_ipc
+from skyrl_vllm.transports.native import Native, through_ipc
 
 
 @hookimpl
@@ -15,7 +15,6 @@ def sync_weights(name: str, settings: Settings) -> SyncWeights | None:
     """For engines with GPUs of their own; as ``cuda_ipc`` for one on the trainer's."""
     if name != "nccl":
         return None
-    refuse_without_vllm(name)
     if settings[TrainerConfig].placement.colocate_all:
         return Through(through_ipc(settings[GeneratorConfig]))
     return Through(partial(Native, "nccl"))
