@@ -6,10 +6,12 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from skyrl_kernel.errors import CapabilityError
+from skyrl_kernel.logs import RunLogs
 
 pytest.importorskip("ray")
 
@@ -44,8 +46,68 @@ def test_an_address_for_clients_outside_is_refused(
         join(address, monkeypatch)
 
 
+def test_what_rays_core_writes_while_it_connects_goes_into_the_log(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from skyrl_kernel.ray.quiet import warnings_of_ray
+
+    found: list[str] = []
+    with RunLogs(tmp_path) as logs:
+        with warnings_of_ray(found):
+            os.write(2, b"W: no\nW: no again\n")
+        os.write(2, b"heard\n")
+    assert found == ["W: no", "W: no again"]
+    assert "W: no\\nW: no again" in logs.path.read_text()
+    assert capfd.readouterr().err == "heard\n"
+
+
+def first_line(process: "subprocess.Popen[str]") -> str:
+    """The first line that it prints, but for what it waits for."""
+    assert process.stdout is not None
+    return next(line.strip() for line in process.stdout if not line.startswith("waiting for "))
+
+
+JOIN = """
+from skyrl_kernel.errors import CapabilityError
+from skyrl_kernel.ray.cluster import Cluster
+try:
+    Cluster(num_cpus=1)
+except CapabilityError as error:
+    print("refused:", error)
+"""
+
+
+@pytest.mark.slow  # Ray tries for 20 seconds
+def test_a_wrong_token_is_one_line(tmp_path: Path) -> None:
+    head = subprocess.Popen(
+        [sys.executable, "-c", OWN.replace('"begun"', "ray.get_runtime_context().gcs_address")],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={name: text for name, text in os.environ.items() if name != "RAY_ADDRESS"},
+    )
+    try:
+        found = {
+            "RAY_ADDRESS": first_line(head),
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": "0" * 64,
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # it keeps to the loopback interface
+        }
+        done = subprocess.run(
+            [sys.executable, "-c", JOIN], env=os.environ | found, capture_output=True, text=True
+        )
+    finally:
+        head.terminate()
+        head.communicate(timeout=30)
+    assert done.stderr == ""
+    *waits, line = done.stdout.splitlines()
+    assert "does not accept the token of this machine" in line
+    assert all(wait.startswith("waiting for the Ray cluster 127.0.0.1:") for wait in waits)
+
+
 OWN = """
 import time
+
+import ray
 from skyrl_kernel.ray.environment import prepare
 prepare()
 from skyrl_kernel.ray.cluster import Cluster
@@ -65,8 +127,7 @@ def test_sigterm_ends_a_run_at_once_without_a_word_of_ray() -> None:
         env={name: text for name, text in os.environ.items() if name != "RAY_ADDRESS"},
     )
     try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "begun\n"
+        assert first_line(process) == "begun"
         process.send_signal(signal.SIGTERM)
         said, _ = process.communicate(timeout=30)  # ends when Ray's processes have ended too
     finally:

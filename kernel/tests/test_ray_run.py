@@ -60,6 +60,7 @@ def test_one_rank_and_one_engine_give_the_numbers_of_one_process(
     result = run_scripted(tmp_path, RAY)
     assert result.status == "finished"
     assert read_metrics(result) == read_metrics(alone)
+    assert (result.folder / "log.jsonl").read_text().count('"engines made"') == 1  # not once a sync
 
 
 @pytest.mark.parametrize(

@@ -25,12 +25,22 @@ if TYPE_CHECKING:
 
     from skyrl_kernel.progress import Progress
 
-__all__ = ["Logger", "RunLogs", "get_logger", "logging_to", "mask_secrets"]
+__all__ = ["Logger", "RunLogs", "get_logger", "logging_to", "mask_secrets", "process_name"]
 
 FILE_NAME = "log.jsonl"
 
 _TAKEN = frozenset({"time", "level", "logger", "event"})
 """What every line has; a field of that name gets an underscore behind it."""
+
+
+_open: list["RunLogs"] = []
+"""Of this process, outermost first."""
+
+
+def process_name() -> str | None:
+    """What this process is called in the logs of its run, such as ``engine 0``; None of the controller."""
+    name = _open[-1].process if _open else None
+    return None if name is None else str(name)
 
 
 def get_logger(name: str) -> "Logger":
@@ -116,6 +126,7 @@ class RunLogs:
     ) -> None:
         self.path = folder / file
         self._fields = _rename(fields or {})
+        self.process = (fields or {}).get("process")
         self._console = console
         self._level = level
         self._handlers: list[logging.Handler] = []
@@ -136,9 +147,11 @@ class RunLogs:
         self._showwarning = warnings.showwarning
         warnings.showwarning = _log_warning
         self.adopt_libraries()
+        _open.append(self)
         return self
 
     def __exit__(self, *_: object) -> None:
+        _open.remove(self)
         root = logging.getLogger()
         for handler in self._handlers:
             root.removeHandler(handler)

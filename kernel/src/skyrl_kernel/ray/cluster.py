@@ -22,7 +22,8 @@ import ray
 
 from skyrl_kernel.errors import CapabilityError, RunError
 from skyrl_kernel.ray.environment import ADDRESS, address, exported
-from skyrl_kernel.ray.quiet import loud, quieten
+from skyrl_kernel.ray.quiet import loud, quieten, warnings_of_ray
+from skyrl_kernel.ray.waits import waiting_for
 
 _PREFIX = "skyrl-ray-"
 _HELD = "held"
@@ -31,6 +32,8 @@ _MOST_BYTES = 16
 """Of the path of the folder for temporary files; with a longer one, sockets would not fit."""
 _YOUNG_S = 60.0
 """A folder without an owner may only just be made."""
+_WRONG_TOKEN = "InvalidAuthToken"
+"""In what Ray warns of, again and again, before it says that it failed to connect."""
 _ANSWER_S = 10.0
 """Until something listens at a cluster's address; Ray itself would try for minutes."""
 
@@ -68,13 +71,14 @@ class Cluster:
         self.is_own = True
         self._folder = _Folder()
         try:
-            ray.init(
-                num_cpus=num_cpus,
-                include_dashboard=False,
-                log_to_driver=False,
-                configure_logging=False,
-                _temp_dir=str(self._folder.path),
-            )
+            with waiting_for("Ray to start"), warnings_of_ray():
+                ray.init(
+                    num_cpus=num_cpus,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    configure_logging=False,
+                    _temp_dir=str(self._folder.path),
+                )
         except Exception as error:  # Ray raises many types, none of which says more
             self.close()
             raise RunError(f"Ray does not start on this machine: {error}") from error
@@ -95,14 +99,21 @@ class Cluster:
 
 def _join(named: str) -> None:
     listens = _look_for(named)
+    warnings: list[str] = []
     try:
-        ray.init(
-            named,
-            log_to_driver=False,
-            configure_logging=False,
-            runtime_env={"env_vars": found} if (found := exported()) else None,
-        )
+        with waiting_for(f"the Ray cluster {named} to let this run in"), warnings_of_ray(warnings):
+            ray.init(
+                named,
+                log_to_driver=False,
+                configure_logging=False,
+                runtime_env={"env_vars": found} if (found := exported()) else None,
+            )
     except Exception as error:  # a ConnectionError, a RuntimeError or one of Ray's own
+        if any(_WRONG_TOKEN in line for line in warnings):
+            raise CapabilityError(
+                f"the Ray cluster {ADDRESS}={named} does not accept the token of this machine, or it has "
+                "none: give RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN the cluster's, and say RAY_AUTH_MODE=token"
+            ) from error
         raise CapabilityError(
             f"the Ray cluster {ADDRESS}={named} cannot be joined: {error}. {listens}Look whether it runs "
             f"(ray status), with the same Ray ({ray.__version__}) and Python, and whether this machine "

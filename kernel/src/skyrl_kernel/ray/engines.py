@@ -18,6 +18,7 @@ from skyrl_kernel.ray.errors import Process, ProcessDied
 from skyrl_kernel.ray.packets import Rows
 from skyrl_kernel.ray.parcels import parcels
 from skyrl_kernel.ray.trainer import Weights
+from skyrl_kernel.ray.waits import together, waiting_for
 from skyrl_kernel.records import Completion, FloatArray, GenerateRequest, IntArray
 
 if TYPE_CHECKING:
@@ -68,8 +69,11 @@ class RayEngines:
 
     async def started(self) -> None:
         """Return when all are made, and those who bring them weights are attached."""
-        await self._gather(self._made)
-        log.info("engines made")
+        if self._made:
+            with waiting_for(f"{together(self._names)} to load"):
+                await self._gather(self._made)
+            self._made = []
+            log.info("engines made")
         attach, self.attach = self.attach, None
         if attach is not None:
             await attach()

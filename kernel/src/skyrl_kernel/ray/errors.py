@@ -89,7 +89,10 @@ def _why(error: BaseException) -> str:
             "left (dmesg says so), or in a crash"
         )
     if not isinstance(error, ActorDiedError):
-        return f"Ray does not reach it any more ({text})"
+        return (
+            "Ray does not reach it any more, as when Ray's own process on its machine (the raylet) has "
+            f"ended, or the network there ({text})"
+        )
     return text
 
 

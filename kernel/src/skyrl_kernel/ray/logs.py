@@ -2,19 +2,22 @@
 
 ``trainer_rank_0.jsonl`` is to this process what ``log.jsonl`` is to the controller, with the
 process's name in every line. ``trainer_rank_0.out`` has what it printed, libraries in C++ and the
-last words of a crash included. Both are appended to when a run goes on.
+last words of a crash included. Both are appended to when a run goes on. Secrets are masked in both,
+but in what is not written by Python: a library in C++, another program.
 
 Whatever runs on another machine writes there as well, so the folder must be on a file system that
 all of them share; so must checkpoints, of which each rank writes its part.
 """
 
 import faulthandler
+import io
 import os
 import sys
 from pathlib import Path
 
 from skyrl_kernel.errors import CapabilityError
 from skyrl_kernel.logs import RunLogs, get_logger
+from skyrl_kernel.masking import known_secrets, mask_secrets
 
 FOLDER = "logs"
 LAST_BYTES = 4096
@@ -54,6 +57,7 @@ def write_to(folder: Path, name: str, where: str) -> None:
     output.parent.mkdir(exist_ok=True)
     _redirect(output)
     RunLogs(output.parent, file=f"{output.stem}.jsonl", fields={"process": name}).__enter__()
+    sys.stdout, sys.stderr = Masked(1), Masked(2)  # libraries that log to those before are adopted
     log.info("begun", pid=os.getpid(), node=where, python=sys.executable, folder=os.getcwd())
 
 
@@ -66,6 +70,43 @@ def _redirect(output: Path) -> None:
         os.dup2(printed, number)
     os.close(printed)
     faulthandler.enable(file=2)
+
+
+class Masked(io.TextIOWrapper):
+    """What Python writes to a file descriptor, line by line as it comes, without secrets.
+
+    In this process, so that nothing is lost when it is killed.
+
+    Args:
+        number: Of the file descriptor, which stays open when this is closed.
+    """
+
+    def __init__(self, number: int) -> None:
+        raw = io.FileIO(number, "w", closefd=False)
+        super().__init__(
+            io.BufferedWriter(raw), encoding="utf-8", errors="backslashreplace", line_buffering=True
+        )
+        self._known = known_secrets()
+        self._begun = ""
+        """Of the last line."""
+
+    def write(self, text: str) -> int:
+        """Write whole lines; the rest of ``text`` waits for the end of its line, or for `flush`."""
+        lines, newline, self._begun = (self._begun + text).rpartition("\n")
+        if newline:
+            super().write(self._mask(lines + newline))
+        return len(text)
+
+    def flush(self) -> None:
+        """Write what waits."""
+        begun, self._begun = self._begun, ""
+        if begun:
+            super().write(self._mask(begun))
+        super().flush()
+
+    def _mask(self, text: str) -> str:
+        masked: str = mask_secrets(text, self._known)
+        return masked
 
 
 def last_words(output: Path | None) -> str:

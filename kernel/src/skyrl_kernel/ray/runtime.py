@@ -29,6 +29,7 @@ from skyrl_kernel.ray.placement import ENGINES, POLICY, Placement, Seat, demands
 from skyrl_kernel.ray.rank import Rank, torchrun_variables
 from skyrl_kernel.ray.ranks import Ranks
 from skyrl_kernel.ray.trainer import RayTrainer
+from skyrl_kernel.ray.waits import together, waiting_for
 from skyrl_kernel.recipe import EngineRecipe, Recipe, TrainerRecipe
 from skyrl_kernel.run import RunFolder
 from skyrl_kernel.transport import Carried
@@ -94,7 +95,8 @@ class RayRuntime:
     def _wait_for_trainer(self) -> None:
         """What a rank cannot do is to be known before anything is written."""
         if self._trainer is not None:
-            self._trainer.wait()
+            with waiting_for("the trainer to load its models"):
+                self._trainer.wait()
             log.info("trainer made")
 
     def _ranks(self, recipe: TrainerRecipe, seats: Sequence[Seat], what: str) -> Ranks:
@@ -235,7 +237,8 @@ class RayRuntime:
         """The answers of processes that begin. One that cannot, Ray begins anew without end."""
         longest_s = self._config.start_timeout_s
         try:
-            return get_all(machines, processes, longest_s)
+            with waiting_for(f"{together(processes)} to start"):
+                return get_all(machines, processes, longest_s)
         except TimeoutError as error:
             raise CapabilityError(
                 f"{error} (trainer.ray.start_timeout_s): Ray cannot start the process, or still makes what its "

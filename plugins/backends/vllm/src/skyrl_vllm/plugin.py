@@ -11,6 +11,7 @@ from skyrl_kernel.config.generator import GeneratorConfig, InferenceEngineConfig
 from skyrl_kernel.config.trainer import TrainerConfig
 from skyrl_kernel.errors import ConfigError
 from skyrl_kernel.hookspecs import hookimpl
+from skyrl_kernel.logs import process_name
 from skyrl_kernel.progress import say
 from skyrl_kernel.protocols import Engine, Settings
 
@@ -166,9 +167,15 @@ def _start(
 
 
 def _logs(config: TrainerConfig, number: int) -> list[Path]:
-    """Where the servers' output goes: the run's logs, or temporary files where there is no run."""
+    """Where the servers' output goes: the run's logs, or temporary files where there is no run.
+
+    That is ``vllm.log``, or ``logs/engine_0-vllm.log`` of the process ``engine 0``.
+    """
     names = ["vllm"] if number == 1 else [f"vllm-{place}" for place in range(number)]
     folder = Path(config.log_path or config.ckpt_path).expanduser() / config.run_name
+    if process := process_name():
+        folder /= "logs"
+        names = [f"{process.replace(' ', '_')}-{name}" for name in names]
     if folder.is_dir():
         return [folder / f"{name}.log" for name in names]
     return [_temporary(name) for name in names]
