@@ -1,17 +1,26 @@
 """Trainer and engine on one GPU take turns: the loop's order, with fakes that compute in their own turn only."""
 
+import asyncio
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from skyrl_kernel.errors import CapabilityError, HookError
+from skyrl_kernel.errors import CapabilityError, HookError, RunError
 from skyrl_kernel.plan import make_plan
 from skyrl_kernel.plugins import discover
 from skyrl_kernel.slots import BACKENDS, PLUGINS
 from skyrl_kernel.testing.distributions import make_distribution
-from skyrl_kernel.testing.scripted import Script, installed, read_metrics, run_scripted
+from skyrl_kernel.testing.scripted import (
+    Script,
+    ScriptedEngine,
+    ScriptedTrainer,
+    installed,
+    read_metrics,
+    run_scripted,
+)
+from skyrl_kernel.turns import Turns
 
 OFFLOAD = "generator.inference_engine.offload_kv_for_weight_sync=true"
 RAY = "trainer.runtime=ray"
@@ -148,6 +157,24 @@ def test_an_evaluation_that_needs_scores_leaves_the_engine_its_weights(tmp_path:
     first = events(script)[: events(script).index("update")]
     lent = ["sleep 1", "onload", "wake weights", "offload", "wake kv_cache"]
     assert first[-len(lent) - 2 :] == [*lent, "sleep 2", "onload"]
+
+
+@pytest.mark.usefixtures("site", "gpu")
+def test_a_failure_in_the_trainers_turn_wakes_nobody_and_hides_behind_nothing() -> None:
+    script = Script()
+    turns = Turns(make_plan(["scripted"]), ScriptedEngine(script), ScriptedTrainer(script), here)
+
+    async def fail() -> None:
+        async with turns.lent():
+            raise RunError("the scores are not finite")
+
+    with pytest.raises(RunError, match="the scores are not finite"):
+        asyncio.run(fail())
+    assert events(script) == ["sleep 1", "onload"]
+
+
+async def here(method: Callable[[], None]) -> None:
+    method()
 
 
 @pytest.mark.usefixtures("site")

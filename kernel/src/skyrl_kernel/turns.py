@@ -68,7 +68,12 @@ class Turns:
 
     @asynccontextmanager
     async def lent(self) -> AsyncIterator[None]:
-        """The trainer's for a while; the engine goes on with the weights that it has."""
+        """The trainer's for a while; the engine goes on with the weights that it has.
+
+        A failure meanwhile ends the run, as one in `train` does, and nothing is handed back: to
+        wake an engine that nobody will ask takes memory, and could fail with an error that hides
+        the first. Servers that outlive the run are woken by the engine's ``close``.
+        """
         if self._engine is None or not self._moves_trainer:
             yield
             return
