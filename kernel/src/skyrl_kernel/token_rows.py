@@ -12,28 +12,13 @@ from the env, never where it comes from the policy.
 """
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from typing import Protocol
 
 import numpy as np
 
-from skyrl_kernel.errors import ModelError
-from skyrl_kernel.protocols import Tokenizer
-from skyrl_kernel.records import (
-    NOT_SAMPLED,
-    Completion,
-    IntArray,
-    Message,
-    Segment,
-)
-
-_BASE: tuple[Message, ...] = (
-    {"role": "user", "content": "Hello."},
-    {"role": "assistant", "content": "Hello."},
-)
-"""A conversation whose only use is to see how the template continues after an assistant turn."""
-
-_NOTHING: IntArray = np.zeros(0, dtype=np.int32)
+from skyrl_kernel.chat_template import Template
+from skyrl_kernel.merged_rows import merge_rows
+from skyrl_kernel.records import NOT_SAMPLED, Completion, IntArray, Message, Segment
 
 
 class Rows(Protocol):
@@ -60,52 +45,8 @@ class Rows(Protocol):
         ...
 
 
-MakeRows = Callable[[Sequence[Message], "Template", bool, int], Rows]
+MakeRows = Callable[[Sequence[Message], Template, bool, int], Rows]
 """(conversation to start from, template, whether log-probs are kept, longest row to continue) → rows."""
-
-
-class Template:
-    """How a tokenizer's chat template continues after an assistant turn.
-
-    The template is applied to a fixed conversation with and without a reply; what
-    the reply adds after the assistant's end-of-turn token is what stands between
-    two completions. Nothing is found out before it is needed: one turn needs none.
-
-    Args:
-        tokenizer: The policy's.
-    """
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.tokenizer = tokenizer
-        self.eos_token_ids = tokenizer.eos_token_ids
-
-    @cached_property
-    def _before(self) -> IntArray:
-        """[T] the fixed conversation, up to its end-of-turn token."""
-        base = self.tokenizer.encode_chat(_BASE, add_generation_prompt=False)
-        ends = np.flatnonzero(np.isin(base, list(self.eos_token_ids)))
-        return base[: int(ends[-1]) + 1] if ends.size else base
-
-    @cached_property
-    def end(self) -> IntArray:
-        """[1] the end-of-turn token that the template writes; empty if it writes none."""
-        last = self._before[-1:]
-        return last if np.isin(last, list(self.eos_token_ids)).all() else _NOTHING
-
-    def reply(self, observations: Sequence[Message]) -> IntArray:
-        """[T] ids between an ended assistant turn and the next completion.
-
-        Raises:
-            ModelError: The template changes what stands before the reply.
-        """
-        whole = self.tokenizer.encode_chat([*_BASE, *observations], add_generation_prompt=True)
-        if not np.array_equal(self._before, whole[: len(self._before)]):
-            raise ModelError(
-                "the model's chat template rewrites earlier turns when a message follows, so several "
-                "turns cannot be kept token by token in one row; use a template that only appends, "
-                "generator.step_wise_trajectories=true, or generator.max_turns=1"
-            )
-        return whole[len(self._before) :]
 
 
 class _Row:
@@ -334,68 +275,3 @@ class StepRows:
         merged, owners = merge_rows(self._segments)
         self.places = [(owners[row], start, stop) for row, start, stop in self.places]
         return tuple(merged)
-
-
-def merge_rows(rows: Sequence[Segment]) -> tuple[list[Segment], list[int]]:
-    """Join consecutive rows of which each is the beginning of the next one's prompt.
-
-    The joined row is the last one's, with the masks, log-probs and versions of
-    all; what stands between them was not sampled. A row that the next prompt
-    does not begin with starts a joined row of its own.
-
-    Args:
-        rows: In the order of the turns.
-
-    Returns:
-        The joined rows, and for each of ``rows`` the number of the joined row
-        that it went into. Its tokens stand there at the places where they stood.
-
-    Example: prompts [10] and [10, 20, 30], completions [20] and [40, 41]:
-
-        tokens    = [10, 20, 30, 40, 41]
-        loss_mask = [ F,  T,  F,  T,  T]
-    """
-    merged: list[Segment] = []
-    owners: list[int] = []
-    chain: list[Segment] = []
-    for row in rows:
-        if chain and not _begins(chain[-1], row):
-            merged.append(_joined(chain))
-            chain = []
-        chain.append(row)
-        owners.append(len(merged))
-    if chain:
-        merged.append(_joined(chain))
-    return merged, owners
-
-
-def _begins(row: Segment, following: Segment) -> bool:
-    length = len(row.tokens)
-    return (
-        length <= following.num_prompt_tokens
-        and (row.logprobs is None) == (following.logprobs is None)
-        and np.array_equal(row.tokens, following.tokens[:length])
-    )
-
-
-def _joined(chain: Sequence[Segment]) -> Segment:
-    last = chain[-1]
-    if len(chain) == 1:
-        return last
-    loss_mask = last.loss_mask.copy()
-    logprobs = None if last.logprobs is None else last.logprobs.copy()
-    versions = None if last.versions is None else last.versions.copy()
-    for row in chain[:-1]:
-        own = slice(row.num_prompt_tokens, len(row.tokens))
-        loss_mask[own] = row.loss_mask[own]
-        if logprobs is not None and row.logprobs is not None:
-            logprobs[own] = row.logprobs[own]
-        if versions is not None and row.versions is not None:
-            versions[own] = row.versions[own]
-    return Segment(
-        tokens=last.tokens,
-        num_prompt_tokens=chain[0].num_prompt_tokens,
-        loss_mask=loss_mask,
-        logprobs=logprobs,
-        versions=versions,
-    )

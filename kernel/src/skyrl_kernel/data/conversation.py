@@ -11,10 +11,11 @@ from functools import lru_cache
 
 import numpy as np
 
+from skyrl_kernel.chat_template import Template
 from skyrl_kernel.errors import ModelError
 from skyrl_kernel.protocols import Tokenizer
 from skyrl_kernel.records import Completion, Message, Segment
-from skyrl_kernel.token_rows import ConversationRow, Rows, StepRows, Template
+from skyrl_kernel.token_rows import ConversationRow, Rows, StepRows
 
 ASSISTANT = "assistant"
 _NO_LIMIT = 2**31 - 1

@@ -8,6 +8,7 @@ laid out in token rows is `skyrl_kernel.token_rows`'s.
 import time
 from functools import partial
 
+from skyrl_kernel.chat_template import Template
 from skyrl_kernel.config.generator import GeneratorConfig
 from skyrl_kernel.env import EnvStep
 from skyrl_kernel.errors import FailureKind, TrajectoryError
@@ -24,7 +25,7 @@ from skyrl_kernel.records import (
     Turn,
 )
 from skyrl_kernel.rng import derive_seed
-from skyrl_kernel.token_rows import ConversationRow, MakeRows, MessageRow, StepRows, Template
+from skyrl_kernel.token_rows import ConversationRow, MakeRows, MessageRow, StepRows
 
 
 @hookimpl
