@@ -87,6 +87,9 @@ def section(output: str, title: str) -> str:
     return found[1] if found else ""
 
 
+MISSING = "missing here: without --dry-run refused"
+
+
 @each_script
 def test_a_script_ends_in_what_the_user_adds(script: Path) -> None:
     assert os.access(script, os.X_OK)
@@ -107,12 +110,29 @@ def test_every_key_of_a_script_is_accepted_as_written(script: Path, home: Path) 
 
 
 @each_script
-def test_with_skyrls_transport_a_run_is_refused_with_what_to_take(script: Path, home: Path) -> None:
-    done = skyrl(*words_of(f"{script} generator.inference_engine.weight_sync_backend=nccl", home))
-    (line,) = done.complaint.splitlines()
-    assert "SkyRL has it, this project not yet: docs/roadmap.md" in line
-    assert "weight_sync_backend=auto takes the best that there is" in line
+def test_without_gpus_a_script_is_refused_with_the_transport_to_take(
+    script: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    lacking = "'nccl' (skyrl-vllm 0.1.0) needs an NVIDIA GPU"
+    take = "generator.inference_engine.weight_sync_backend=auto takes the best that it has"
+    dry = skyrl(*words_of(f"{script} --dry-run", home))
+    (line,) = [line for line in section(dry.out, MISSING).splitlines() if "nccl" in line]
+    assert lacking in line
+    assert line.endswith(take)
+    assert lacking in skyrl(*words_of(str(script), home)).complaint
     assert not (home / "ckpts").exists()
+
+
+@each_script
+def test_with_gpus_each_rank_brings_its_weights_to_the_engine_on_its_own(
+    script: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    dry = skyrl(*words_of(f"{script} --dry-run", home))
+    assert dry.code == 0, dry.err
+    assert "nccl" not in section(dry.out, MISSING)
+    assert "weights: from each rank to the engine on its own device, through nccl" in dry.out
 
 
 @each_script

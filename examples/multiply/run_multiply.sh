@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
 # GRPO on multiplication with Qwen2.5-1.5B-Instruct: SkyRL's settings, 4 GPUs that train and generate
-# (but weight_sync_backend=auto, where SkyRL has nccl).
 #
 #   skyrl data multiply --output_dir ~/data/multiply --num_digits 4 --train_size 10000 --test_size 200
 #   export WANDB_API_KEY=...
@@ -18,6 +17,7 @@
 #   NUM_GPUS=1 INFERENCE_BACKEND=transformers LOGGER=console \
 #   bash examples/multiply/run_multiply.sh \
 #     trainer.policy.model.path=builtin:tiny trainer.bf16=false trainer.gradient_checkpointing=false \
+#     generator.inference_engine.weight_sync_backend=auto \
 #     trainer.train_batch_size=8 trainer.policy_mini_batch_size=4 trainer.max_training_steps=2 \
 #     generator.sampling_params.max_generate_length=96 generator.max_turns=1 \
 #     trainer.eval_before_train=false trainer.eval_interval=-1
@@ -51,7 +51,7 @@ skyrl run \
   generator.inference_engine.tensor_parallel_size=1 \
   generator.inference_engine.gpu_memory_utilization=0.8 \
   generator.inference_engine.run_engines_locally=true \
-  generator.inference_engine.weight_sync_backend=auto \
+  generator.inference_engine.weight_sync_backend=nccl \
   generator.batched=false \
   generator.n_samples_per_prompt=5 \
   generator.sampling_params.max_generate_length=1024 \

@@ -69,6 +69,9 @@ def _processes(plan: Plan) -> Iterator[str]:
     else:
         where = "on devices of their own"
     yield f"engines: {engine.num_engines}, {where}"
+    if plan.carried is not None:
+        each, first = "each rank to the engine on its own device", "the first rank to all engines"
+        yield f"weights: from {each if plan.carried.by_each else first}, through {plan.carried.name}"
 
 
 def _answers(plan: Plan) -> Iterator[str]:
