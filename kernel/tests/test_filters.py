@@ -268,6 +268,8 @@ def test_ahead_of_training_groups_without_differences_are_replaced_where_a_full_
     for line in replaced:
         assert (line["generate/groups_masked"], line["generate/groups_dropped"]) == (0, 2)
         assert line["reward/num_zero_variance_filtered"] == 4
+        assert line["reward_dropped/zero_variance_groups_frac"] == 1
+        assert line["generate_dropped/batch_num_seq"] == 4
         assert line["loss/trained_tokens"] == 8
         assert line["async/staleness_max"] <= 1
 

@@ -96,6 +96,15 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 pytestmark = pytest.mark.usefixtures("site")
 
 
+def test_a_step_has_skyrls_times_of_a_run_ahead(tmp_path: Path) -> None:
+    lines = read_metrics(run_scripted(tmp_path, *AHEAD, NO_EVALUATION), timings=True)
+    assert len(lines) == 4
+    for line in lines:
+        assert line["timing/wait_for_generation_buffer"] == line["timing/generate"]
+        assert 0 < line["timing/run_training"] < line["timing/step"]
+        assert line["async/gen_buffer_qsize_at_wait_start"] >= 0
+
+
 def rows(result: RunResult, step: int) -> list[dict]:
     return read_trajectories(result.folder / "trajectories" / f"step_{step}.parquet", timings=False)
 

@@ -9,6 +9,7 @@ from skyrl_kernel import metrics
 from skyrl_kernel.credited import Credited
 from skyrl_kernel.defaults.accuracy import accuracy
 from skyrl_kernel.evaluation import by_source
+from skyrl_kernel.measure import dropped_metrics
 from skyrl_kernel.producer import Batch
 from skyrl_kernel.protocols import Evaluate
 from skyrl_kernel.records import (
@@ -127,6 +128,23 @@ def test_failures_are_counted_by_kind_those_of_dropped_groups_too() -> None:
     }
 
 
+def test_what_is_told_of_a_batch_is_told_of_dropped_groups_apart() -> None:
+    dropped = [
+        group(trajectory(1.0, lengths=[2]), trajectory(1.0, lengths=[6])),
+        group(trajectory(0.0, lengths=[4]), trajectory(0.0, lengths=[4]), index=1),
+    ]
+    found = dropped_metrics(dropped)
+    assert found["reward_dropped/avg_raw_reward"] == 0.5
+    assert found["reward_dropped/avg_pass_at_2"] == 0.5
+    assert found["generate_dropped/max_num_tokens"] == 6
+    assert found["generate_dropped/avg_num_tokens"] == 4
+    areas = {"reward_dropped", "generate_dropped"}
+    assert {name.partition("/")[0] for name in found} == areas
+    told = group(trajectory(1.0, lengths=[2], env_metrics={"steps": 3.0}))
+    assert dropped_metrics([told])["environment_dropped/steps"] == 3.0
+    assert dropped_metrics([group(lost=2)]) == {}
+
+
 def test_a_group_that_stands_in_for_another_was_generated_once() -> None:
     one = group(trajectory(1.0), lost=1, index=4)
     batch = Batch(
@@ -207,19 +225,21 @@ def test_staleness_counts_from_the_oldest_token() -> None:
         group(trajectory(1.0, lengths=[2], versions=[6, 6]), index=1),
     )
     dropped = ((group(lost=2, index=2), "why"),)
-    batch = Batch(groups=groups, masked={}, dropped=dropped, rounds=1)
+    batch = Batch(groups=groups, masked={}, dropped=dropped, rounds=1, ready=3)
     assert metrics.async_metrics(batch, 6, 1) == {
         "async/staleness_mean": 1.0,
         "async/staleness_max": 2.0,
         "async/staleness_min": 0.0,
         "async/staleness_ratio": 0.5,
         "async/staleness_violation_count": 1.0,
+        "async/gen_buffer_qsize_at_wait_start": 3.0,
         "async/num_groups_dropped": 1.0,
         "async/keep_rate": pytest.approx(2 / 3),
     }
     assert metrics.async_metrics(batch, 6, 2)["async/staleness_violation_count"] == 0
     nothing = Batch(groups=(), masked={}, dropped=(), rounds=1)
     assert metrics.async_metrics(nothing, 6, 0) == {
+        "async/gen_buffer_qsize_at_wait_start": 0.0,
         "async/num_groups_dropped": 0.0,
         "async/keep_rate": 0.0,
     }

@@ -202,6 +202,28 @@ def test_a_run_that_is_continued_trains_on_what_an_undisturbed_one_does(
     assert names([*first, *rest]) == names(whole)
 
 
+def ready(max_staleness: int) -> list[int]:
+    """Of each batch; every training takes longer than any group."""
+
+    async def train() -> list[int]:
+        producer, admission, _ = World(max_staleness=max_staleness).start()
+        found = []
+        for step in range(1, 5):
+            found.append((await producer.batch(step)).ready)
+            await asyncio.sleep(20)
+            admission.advance()
+        await producer.close()
+        return found
+
+    return run_without_waiting(train())
+
+
+def test_a_batch_tells_how_many_groups_lay_ready() -> None:
+    assert ready(max_staleness=0) == [0, 0, 0, 0]
+    assert ready(max_staleness=1) == [0, 2, 2, 2]  # the next batch of 2
+    assert ready(max_staleness=2) == [0, 4, 4, 4]
+
+
 def test_with_staleness_the_next_groups_run_while_the_consumer_trains() -> None:
     async def main() -> int:
         world = World(max_staleness=2)

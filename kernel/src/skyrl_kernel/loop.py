@@ -66,7 +66,10 @@ async def train(run: Session) -> int:
         if run.eval_due(step):
             with clock("eval"):
                 numbers |= await evaluate(run, step=step, clock=clock)
-        times = metrics.timing_metrics(saving.seconds | clock.seconds)
+        seconds = saving.seconds | clock.seconds
+        if run.config.max_staleness:
+            seconds |= metrics.ahead_timing(seconds)
+        times = metrics.timing_metrics(seconds)
         run.report(step, batch, credited, results, numbers | times)
         saving = Clock()
         await run.save(step, saving)

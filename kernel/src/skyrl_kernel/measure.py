@@ -7,7 +7,7 @@ from skyrl_kernel import metrics
 from skyrl_kernel.clock import Clock
 from skyrl_kernel.credited import Credited
 from skyrl_kernel.producer import Batch
-from skyrl_kernel.records import UpdateResult
+from skyrl_kernel.records import Group, UpdateResult
 from skyrl_kernel.rollout_metrics import generation_metrics, group_time_metrics, merge_metrics
 from skyrl_kernel.score_metrics import (
     MISMATCH,
@@ -17,6 +17,8 @@ from skyrl_kernel.score_metrics import (
 )
 from skyrl_kernel.session import Session
 
+_AREAS = frozenset({"reward", "generate", "environment"})
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Measured:
@@ -25,13 +27,16 @@ class Measured:
     numbers: Mapping[str, float]
     num_tokens: int
     """Of all rows, prompts included."""
+    num_devices: int
+    """That train the policy."""
 
     def complete(self, results: Sequence[UpdateResult], clock: Clock) -> dict[str, float]:
         """Everything that is told of the step, the evaluation and the seconds of its stages aside."""
         is_known = f"{MISMATCH}_mean" in self.numbers
         return {
             **self.numbers,
-            "trainer/tokens_per_second_per_gpu": self.num_tokens / clock.seconds["step"],
+            "trainer/tokens_per_second_per_gpu": self.num_tokens
+            / (clock.seconds["train_critic_and_policy"] * self.num_devices),
             **metrics.update_metrics(results),
             **({} if is_known else mismatch_of_update(results[0])),
         }
@@ -62,4 +67,30 @@ def measure(run: Session, step: int, batch: Batch, credited: Credited) -> Measur
         numbers |= metrics.filter_metrics(batch)
     if run.plan.tree.generator.merge_stepwise_output:
         numbers |= merge_metrics(trajectories)
-    return Measured(numbers=numbers, num_tokens=sum(credited.lengths))
+    if batch.dropped:
+        numbers |= dropped_metrics([group for group, _ in batch.dropped])
+    placement = run.config.placement
+    return Measured(
+        numbers=numbers,
+        num_tokens=sum(credited.lengths),
+        num_devices=placement.policy_num_nodes * placement.policy_num_gpus_per_node,
+    )
+
+
+def dropped_metrics(groups: Sequence[Group]) -> dict[str, float]:
+    """``reward_dropped/…``, ``generate_dropped/…``, ``environment_dropped/…``: of groups not trained on.
+
+    Args:
+        groups: Those that the stage `select` refused.
+
+    Returns:
+        What is told of the batch under the same names without ``_dropped``.
+    """
+    trajectories = [one for group in groups for one in group.trajectories]
+    numbers = {
+        **metrics.reward_metrics(groups),
+        **generation_metrics(trajectories),
+        **group_time_metrics(groups),
+    }
+    parts = ((*name.partition("/"), value) for name, value in numbers.items())
+    return {f"{area}_dropped/{name}": value for area, _, name, value in parts if area in _AREAS}

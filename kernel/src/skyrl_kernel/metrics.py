@@ -103,6 +103,25 @@ def timing_metrics(seconds: Mapping[str, float]) -> dict[str, float]:
     return {f"timing/{name}": value for name, value in seconds.items()}
 
 
+def ahead_timing(seconds: Mapping[str, float]) -> dict[str, float]:
+    """Seconds by the names that SkyRL gives some of a step where generation runs ahead.
+
+    Example:
+        >>> stages = "generate", "fwd_logprobs_values_reward", "compute_advantages_and_returns"
+        >>> ahead_timing({**dict.fromkeys(stages, 1.0), "train_critic_and_policy": 2.0})
+        {'wait_for_generation_buffer': 1.0, 'run_training': 4.0}
+    """
+    training = (
+        "fwd_logprobs_values_reward",
+        "compute_advantages_and_returns",
+        "train_critic_and_policy",
+    )
+    return {
+        "wait_for_generation_buffer": seconds["generate"],
+        "run_training": sum(seconds[name] for name in training),
+    }
+
+
 def is_wall_clock(name: str) -> bool:
     """True for numbers that no two runs share.
 
@@ -112,7 +131,9 @@ def is_wall_clock(name: str) -> bool:
         [True, True, False]
     """
     return (
-        name.startswith(("timing/", "ray/", "vllm/")) or "_time_" in name or "_per_second_" in name
+        name.startswith(("timing/", "ray/", "vllm/", "async/gen_buffer_"))
+        or "_time_" in name
+        or "_per_second_" in name
     )
 
 
@@ -126,6 +147,7 @@ def async_metrics(batch: Batch, version: int, max_staleness: int) -> dict[str, f
     """
     kept = len({group.index for group in batch.groups})  # one that stands in was generated once
     out = {
+        "async/gen_buffer_qsize_at_wait_start": float(batch.ready),
         "async/num_groups_dropped": float(len(batch.dropped)),
         "async/keep_rate": kept / max(kept + len(batch.dropped), 1),
     }

@@ -48,6 +48,8 @@ class Batch:
     """Groups that `select` refused, with its reason."""
     rounds: int
     """Times `select` was asked."""
+    ready: int = 0
+    """Groups that were whole when the step began to wait for its batch."""
 
     @property
     def failures(self) -> list[Failure]:
@@ -128,6 +130,7 @@ class Producer:
         """
         if self._task is None:
             self._task = asyncio.create_task(self._begin_groups())
+        ready = sum(task.done() for _, task in self._running)
         target = self._admission.target
         candidates: list[Group] = []
         dropped: list[tuple[Group, str]] = []
@@ -181,6 +184,7 @@ class Producer:
             masked=masked,
             dropped=tuple(dropped),
             rounds=rounds,
+            ready=ready,
         )
 
     def _check_budget(self, step: int, groups: Sequence[Group]) -> None:
