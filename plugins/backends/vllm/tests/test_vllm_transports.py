@@ -1,5 +1,6 @@
 """The trainer's half of each transport alone: layout, files, addresses, and which one a run takes."""
 
+import asyncio
 import importlib.util
 import json
 import os
@@ -7,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,14 @@ from safetensors.torch import load_file
 from skyrl_kernel.errors import CapabilityError, WeightSyncError
 from skyrl_kernel.plan import make_plan
 from skyrl_kernel.transport import Carried
+from skyrl_vllm.fleet import Fleet
 from skyrl_vllm.layout import Layout, copy_bytes, in_order
 from skyrl_vllm.network import own_address
+from skyrl_vllm.testing import NOWHERE
 from skyrl_vllm.transports import files as files_module
-from skyrl_vllm.transports import server_flags, server_variables
+from skyrl_vllm.transports import parcels, server_flags, server_variables
 from skyrl_vllm.transports.files import Files
+from skyrl_vllm.transports.parcels import Parcels
 from skyrl_vllm.updates import _is_finite
 
 HAS_VLLM = importlib.util.find_spec("vllm") is not None
@@ -136,6 +141,33 @@ def test_a_file_is_written_over_while_its_size_stays(tmp_path: Path) -> None:
     assert other["path"] != first["path"]
     assert not Path(first["path"]).exists()
     transport.close()
+
+
+def test_no_more_tensors_than_one_parcel_are_whole_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of 4 bytes each in parcels of 8: a trainer of several ranks makes each when it is read."""
+    made: list[str] = []
+    sent: list[tuple[list[str], int]] = []
+
+    class Noting(Parcels):
+        async def send(self, tensors: Sequence[tuple[str, torch.Tensor]]) -> None:
+            sent.append(([name for name, _ in tensors], len(made)))
+
+    def weights() -> Iterator[tuple[str, torch.Tensor]]:
+        for name in "abcde":
+            made.append(name)
+            yield name, torch.zeros(1)
+
+    async def main() -> None:
+        noting = Noting()
+        await noting.open(Fleet([NOWHERE]))
+        await noting.move(weights())
+        noting.close()
+
+    monkeypatch.setattr(parcels, "PARCEL_BYTES", 8)
+    asyncio.run(main())
+    assert sent == [(["a", "b"], 2), (["c", "d"], 4), (["e"], 5)]
 
 
 def test_what_a_killed_run_left_is_removed_and_what_a_live_one_has_is_not(tmp_path: Path) -> None:

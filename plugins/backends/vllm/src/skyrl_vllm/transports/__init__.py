@@ -69,8 +69,8 @@ class Transport(Protocol):
     async def move(self, weights: "Iterable[tuple[str, torch.Tensor]]") -> None:
         """Bring some or all tensors on their way; generation goes on.
 
-        ``weights`` is iterated once, in any thread, and may raise: then none of
-        its tensors is offered.
+        ``weights`` is iterated once, in any thread, and may raise: then the update is
+        given up.
         """
         ...
 

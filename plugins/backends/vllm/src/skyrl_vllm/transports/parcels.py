@@ -3,7 +3,7 @@
 import contextlib
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,12 @@ from skyrl_vllm.layout import in_order
 
 if TYPE_CHECKING:
     import torch
+
+
+PARCEL_BYTES = 2**30
+"""Of one parcel, unless a single tensor has more. A trainer of several ranks makes each tensor whole when
+it is read: no more of them than this exist, and moving 1 GiB takes so long that the calls around it
+do not count."""
 
 
 class Parcels(ABC):
@@ -44,8 +50,9 @@ class Parcels(ABC):
             await self._tell("/start_weight_update")
 
     async def move(self, weights: "Iterable[tuple[str, torch.Tensor]]") -> None:
-        """Send one parcel. Its tensors are held until it is on its way."""
-        if tensors := await self.in_thread(in_order, weights):
+        """Send one parcel after the other. Its tensors are held until it is on its way."""
+        rest = iter(weights)
+        while tensors := await self.in_thread(_taken, rest):
             await self.send(tensors)
             self._sent += 1
 
@@ -107,3 +114,14 @@ class Parcels(ABC):
 
     async def _tell(self, path: str, body: Mapping[str, Any] | None = None) -> None:
         await self._fleet.ask(path, body, timeout_s=self._fleet.deadlines.update_s)
+
+
+def _taken(rest: "Iterator[tuple[str, torch.Tensor]]") -> "list[tuple[str, torch.Tensor]]":
+    """The tensors of the next parcel, in the order in which it has them; empty after the last."""
+    tensors, size = [], 0
+    for name, tensor in rest:
+        tensors.append((name, tensor))
+        size += tensor.numel() * tensor.element_size()
+        if size >= PARCEL_BYTES:
+            break
+    return in_order(tensors)
