@@ -14,6 +14,7 @@ import numpy as np
 
 from skyrl_kernel.records import Scores, TrainingSample
 from skyrl_kernel.testing.ranks import on_ranks
+from skyrl_kernel.testing.samples import policy_gradient
 
 ROWS, TOKENS, UPDATES = 16, 192, 3
 """Of each process and update; updates that count, after one that does not."""
@@ -21,19 +22,20 @@ ROWS, TOKENS, UPDATES = 16, 192, 3
 
 def make_model(folder: Path) -> None:
     """A Llama of 12 million random parameters."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from skyrl_transformers.testing import write_random_model
 
-    torch.manual_seed(0)
-    shape = LlamaConfig(
+    write_random_model(
+        folder,
         vocab_size=4096,
         hidden_size=384,
         intermediate_size=1152,
         num_hidden_layers=6,
         num_attention_heads=6,
+        num_key_value_heads=6,
+        max_position_embeddings=TOKENS,
+        initializer_range=0.02,
         tie_word_embeddings=True,
     )
-    LlamaForCausalLM(shape).save_pretrained(folder)
 
 
 def samples(share: int) -> list[TrainingSample]:
@@ -65,10 +67,6 @@ def speed(folder: str, layout: str) -> float:
     from skyrl_fsdp.trainer import FsdpTrainer
     from skyrl_kernel.config.trainer import TrainerConfig
     from skyrl_kernel.protocols import Loss
-    from skyrl_kernel.torch import LossInputs, LossTerms
-
-    def terms(inputs: LossInputs) -> LossTerms:
-        return LossTerms(terms={"policy": -inputs.advantages * inputs.logprobs})
 
     torch.set_num_threads(1)
     core = int(os.environ["RANK"])
@@ -83,7 +81,7 @@ def speed(folder: str, layout: str) -> float:
         policy={"optimizer_config": {"lr": 1e-5}},
     )
     trainer = FsdpTrainer({"policy": Path(folder)}, config, device="cpu", timeout_s=100)
-    batch, loss = samples(core), Loss(fn=terms)
+    batch, loss = samples(core), Loss(fn=policy_gradient)
     trainer.update(batch, loss, temperature=1.0)
     began = time.perf_counter()
     for _ in range(UPDATES):

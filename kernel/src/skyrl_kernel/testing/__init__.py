@@ -4,6 +4,7 @@
 - `scripted`: fakes that run the whole stack without torch or a model.
 - `byte_tokenizer`: a token per byte.
 - `groups`: judged trajectories, for algorithms.
+- `samples`: rows to train on, for trainers.
 - `distributions`: installed packages made in a folder.
 - `clock`: an event loop in which waiting takes no time.
 - `ranks`: processes that are the ranks of one job, for trainers that are sharded.

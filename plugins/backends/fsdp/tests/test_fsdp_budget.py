@@ -17,7 +17,7 @@ from skyrl_fsdp.trainer import FsdpTrainer
 from skyrl_kernel.config.trainer import TrainerConfig
 from skyrl_kernel.protocols import Loss
 from skyrl_kernel.records import Scores, TrainingSample
-from skyrl_kernel.torch import LossInputs, LossTerms
+from skyrl_kernel.testing.samples import policy_gradient
 from skyrl_transformers.testing import write_random_model
 
 atoms = st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=3), min_size=1, max_size=30)
@@ -66,10 +66,6 @@ def rows() -> Iterator[TrainingSample]:
             scores=Scores(),
             loss_weights={"policy": weights},
         )
-
-
-def policy_gradient(inputs: LossInputs) -> LossTerms:
-    return LossTerms(terms={"policy": -inputs.advantages * inputs.logprobs})
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ from skyrl_kernel.config.roles import OptimizerConfig, PolicyConfig
 from skyrl_kernel.config.trainer import TrainerConfig
 from skyrl_kernel.errors import CheckpointError, ConfigError, ModelError, ResumeError
 from skyrl_kernel.protocols import Loss, Trainer
-from skyrl_kernel.records import Scores, TrainingSample
-from skyrl_kernel.torch import LossInputs, LossTerms
+from skyrl_kernel.records import TrainingSample
+from skyrl_kernel.testing.samples import policy_gradient, random_sample
 from skyrl_transformers.loading import no_progress_bars
 
 
@@ -32,29 +32,9 @@ def trainer(model: Path, *, roles: tuple[str, ...] = ("policy",), **optimizer) -
 
 
 def batch(update: int) -> list[TrainingSample]:
-    rng = np.random.default_rng(update)
-    rows = []
-    for number in range(3):
-        length = int(rng.integers(3, 9))
-        rows.append(
-            TrainingSample(
-                trajectory_id=f"p/{number}",
-                group=0,
-                trajectory=number,
-                tokens=rng.integers(0, 256, length).astype(np.int32),
-                loss_mask=np.arange(length) > 1,
-                advantages=rng.normal(size=length).astype(np.float32),
-                returns=None,
-                sampler_logprobs=None,
-                scores=Scores(),
-                loss_weights={"policy": np.full(length, 0.1, dtype=np.float32)},
-            )
-        )
-    return rows
-
-
-def policy_gradient(inputs: LossInputs) -> LossTerms:
-    return LossTerms(terms={"policy": -inputs.advantages * inputs.logprobs})
+    lengths = np.random.default_rng(update).integers(3, 9, 3)
+    masks = [np.arange(length) > 1 for length in lengths]
+    return [random_sample(i, mask, seed=update) for i, mask in enumerate(masks)]
 
 
 def train(one: FsdpTrainer, updates: range) -> list[dict[str, float]]:

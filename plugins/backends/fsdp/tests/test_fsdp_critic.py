@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
 from skyrl_fsdp.critic import Critic, load_critic
+from skyrl_fsdp.testing import first_gradients
 from skyrl_fsdp.trainer import FsdpTrainer
 from skyrl_kernel.config.trainer import TrainerConfig
 from skyrl_kernel.errors import (
@@ -24,6 +25,7 @@ from skyrl_kernel.errors import (
 )
 from skyrl_kernel.protocols import Loss
 from skyrl_kernel.records import Scores, TrainingSample, UpdateResult
+from skyrl_kernel.testing.samples import policy_gradient, random_sample
 from skyrl_kernel.torch import LossInputs, LossTerms, ValueInputs
 from skyrl_transformers.loading import no_progress_bars
 
@@ -64,33 +66,11 @@ def trainer(model: Path, *, critic: Path | None = None, **config: object) -> Fsd
 
 
 def batch(*masks: Sequence[bool], seed: int = 0) -> list[TrainingSample]:
-    rows = []
-    for number, mask in enumerate(masks):
-        length, rng = len(mask), np.random.default_rng([seed, number])
-        rows.append(
-            TrainingSample(
-                trajectory_id=f"prompt/{number}",
-                group=0,
-                trajectory=number,
-                tokens=rng.integers(0, 256, length).astype(np.int32),
-                loss_mask=np.array(mask),
-                advantages=rng.normal(size=length).astype(np.float32),
-                returns=rng.normal(size=length).astype(np.float32),
-                sampler_logprobs=None,
-                scores=Scores(values=rng.normal(size=length).astype(np.float32)),
-                loss_weights={
-                    name: rng.random(length).astype(np.float32) for name in ("policy", "value")
-                },
-            )
-        )
-    return rows
+    terms = ("policy", "value")
+    return [random_sample(i, mask, seed=seed, terms=terms) for i, mask in enumerate(masks)]
 
 
 MASKS = ([False, True, True], [False, False, True, False, True, False], [False] + [True] * 8)
-
-
-def gradient(inputs: LossInputs) -> LossTerms:
-    return LossTerms(terms={"policy": -inputs.advantages * inputs.logprobs})
 
 
 def squares(inputs: ValueInputs) -> LossTerms:
@@ -99,7 +79,7 @@ def squares(inputs: ValueInputs) -> LossTerms:
 
 
 BOTH = Loss(
-    fn=gradient,
+    fn=policy_gradient,
     critic=squares,
     needs=frozenset({"values"}),
     coefficients={"policy": 1.0, "value": 1.0},
@@ -111,13 +91,11 @@ def update(one: FsdpTrainer, rows: Sequence[TrainingSample]) -> UpdateResult:
 
 
 def gradients(one: FsdpTrainer, role: str) -> dict[str, torch.Tensor]:
-    """AdamW's first moments after one update: 0.1 × the gradient, by name."""
-    model = one._trained[role]
-    names = model._names()
+    """Of the first update, by name."""
     return {
-        names[p]: state["exp_avg"] / 0.1
-        for optimizer in model.optimizers
-        for p, state in optimizer.state.items()
+        name.removeprefix(f"{role}/"): torch.from_numpy(found)
+        for name, found in first_gradients(one).items()
+        if name.startswith(f"{role}/")
     }
 
 
@@ -271,7 +249,7 @@ def test_the_split_into_micro_batches_changes_neither_model(valued: Path) -> Non
 def test_the_policy_moves_as_it_does_without_a_critic(valued: Path) -> None:
     rows = batch(*MASKS)
     one, other = trainer(valued), trainer(valued)
-    alone = Loss(fn=gradient)
+    alone = Loss(fn=policy_gradient)
     update(one, rows)
     critic = state(other)
     result = other.update(rows, alone, temperature=1.0)
@@ -342,7 +320,7 @@ def test_values_that_are_not_finite_name_the_trajectory_and_leave_both_models(
         token = int(next(t for t in rows[1].tokens if t not in [*rows[0].tokens, *rows[2].tokens]))
         critic.body.embed_tokens.weight[token] = float("nan")
     before = {role: state(one, role) for role in ("policy", "value")}
-    with pytest.raises(NonFiniteError, match=r"values of \d tokens .* trajectories prompt/1; the"):
+    with pytest.raises(NonFiniteError, match=r"values of \d tokens .* trajectories p/1; the"):
         update(one, rows)
     assert same_bits(state(one, "policy"), before["policy"])
     assert all(p.grad is None for p in one.module().parameters())
@@ -442,8 +420,8 @@ def test_where_the_critic_is_changes_nothing_of_a_checkpoint(valued: Path, tmp_p
         if role == "policy":
             update(together, rows)
         assert same_bits(state(again, role), state(together, role))
+    policy.save(tmp_path / "policy alone")
     with pytest.raises(CheckpointError, match=r"trains a critic, and the checkpoint .* has none"):
-        policy.save(tmp_path / "policy alone")
         alone(valued, "value").load(tmp_path / "policy alone")
 
 

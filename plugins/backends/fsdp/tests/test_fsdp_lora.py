@@ -22,9 +22,10 @@ from skyrl_kernel.config.roles import LoraConfig
 from skyrl_kernel.config.trainer import TrainerConfig
 from skyrl_kernel.errors import CheckpointError, ConfigError, NonFiniteError, ResumeError
 from skyrl_kernel.protocols import Loss
-from skyrl_kernel.records import GenerateRequest, Sampling, Scores, TrainingSample
+from skyrl_kernel.records import GenerateRequest, Sampling, TrainingSample
 from skyrl_kernel.testing.ranks import on_ranks
-from skyrl_kernel.torch import LossInputs, LossTerms, ValueInputs
+from skyrl_kernel.testing.samples import policy_gradient, random_sample
+from skyrl_kernel.torch import LossTerms, ValueInputs
 from skyrl_transformers.engine import TransformersEngine
 from skyrl_transformers.loading import load_causal_lm, no_progress_bars
 
@@ -58,29 +59,9 @@ def trainer(
 
 
 def batch(seed: int = 0, *, roles: tuple[str, ...] = ("policy",)) -> list[TrainingSample]:
-    rows = []
-    for number in range(4):
-        rng = np.random.default_rng([seed, number])
-        length = int(rng.integers(4, 12))
-        rows.append(
-            TrainingSample(
-                trajectory_id=f"p/{number}",
-                group=0,
-                trajectory=number,
-                tokens=rng.integers(0, 256, length).astype(np.int32),
-                loss_mask=np.arange(length) > 1,
-                advantages=rng.normal(size=length).astype(np.float32),
-                returns=rng.normal(size=length).astype(np.float32),
-                sampler_logprobs=None,
-                scores=Scores(values=rng.normal(size=length).astype(np.float32)),
-                loss_weights={name: rng.random(length).astype(np.float32) for name in roles},
-            )
-        )
-    return rows
-
-
-def policy_gradient(inputs: LossInputs) -> LossTerms:
-    return LossTerms(terms={"policy": -inputs.advantages * inputs.logprobs})
+    lengths = np.random.default_rng(seed).integers(4, 12, 4)
+    masks = [np.arange(length) > 1 for length in lengths]
+    return [random_sample(i, mask, seed=seed, terms=roles) for i, mask in enumerate(masks)]
 
 
 def train(one: FsdpTrainer, updates: range) -> list[dict[str, float]]:
@@ -358,13 +339,10 @@ def test_an_export_is_a_whole_model_with_the_adapter_beside_it(
 
 
 def test_the_critic_trains_adapters_and_its_whole_head(llama: Path, tmp_path: Path) -> None:
-    def policy(inputs: LossInputs) -> LossTerms:
-        return LossTerms(terms={"policy": -inputs.advantages * inputs.logprobs})
-
     def critic_of(inputs: ValueInputs) -> LossTerms:
         return LossTerms(terms={"value": (inputs.values - inputs.returns) ** 2})
 
-    loss = Loss(fn=policy, critic=critic_of, coefficients={"policy": 1.0, "value": 1.0})
+    loss = Loss(fn=policy_gradient, critic=critic_of, coefficients={"policy": 1.0, "value": 1.0})
     one = trainer(llama, "value")
     rows = batch(roles=("policy", "value"))
     critic = dict(one._modules["value"].named_parameters())

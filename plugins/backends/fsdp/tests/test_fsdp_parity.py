@@ -8,10 +8,9 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from skyrl_fsdp.sharding import whole
+from skyrl_fsdp.testing import first_gradients
 from skyrl_fsdp.trainer import FsdpTrainer
 from skyrl_kernel.config.trainer import TrainerConfig
-from skyrl_kernel.records import FloatArray
 from skyrl_kernel.testing.contracts.parity import (
     LEARNING_RATE,
     ROLES,
@@ -22,17 +21,6 @@ from skyrl_kernel.testing.contracts.parity import (
 )
 from skyrl_kernel.testing.ranks import on_ranks
 from skyrl_transformers.testing import write_random_model
-
-
-def gradients(trainer: FsdpTrainer) -> dict[str, FloatArray]:
-    """AdamW's first moments after one update are 0.1 × the gradient."""
-    found = {}
-    for role, model in trainer._trained.items():
-        names = model._names()
-        for optimizer in model.optimizers:
-            for parameter, state in optimizer.state.items():
-                found[f"{role}/{names[parameter]}"] = whole(state["exp_avg"]).numpy() / 0.1
-    return found
 
 
 def on_a_rank(model: Path, precision: str, options: Mapping[str, Any]) -> Recording:
@@ -53,7 +41,7 @@ def on_a_rank(model: Path, precision: str, options: Mapping[str, Any]) -> Record
     )
     trainer = FsdpTrainer(dict.fromkeys(ROLES, model), config, device="cpu", timeout_s=60)
     try:
-        return record(trainer, gradients)
+        return record(trainer, first_gradients)
     finally:
         trainer.close()
 

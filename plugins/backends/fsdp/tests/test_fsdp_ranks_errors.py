@@ -18,6 +18,7 @@ from skyrl_kernel.errors import ConfigError, NonFiniteError, RankError, is_disk_
 from skyrl_kernel.protocols import Loss
 from skyrl_kernel.records import Scores, TrainingSample, UpdateResult
 from skyrl_kernel.testing.ranks import RankEnded, RankPool, RanksFailed, on_ranks
+from skyrl_kernel.testing.samples import policy_gradient
 from skyrl_kernel.torch import LossInputs, LossTerms
 
 SAMPLE = TrainingSample(
@@ -44,12 +45,8 @@ def trainer(model: Path, *, timeout_s: float = 60, **sharding: object) -> FsdpTr
     return FsdpTrainer({"policy": model}, config, device="cpu", timeout_s=timeout_s)
 
 
-def plain(inputs: LossInputs) -> LossTerms:
-    return LossTerms(terms={"policy": -inputs.advantages * inputs.logprobs})
-
-
 def updated(one: FsdpTrainer, sample: TrainingSample) -> UpdateResult:
-    return one.update([sample], Loss(fn=plain), temperature=1.0)
+    return one.update([sample], Loss(fn=policy_gradient), temperature=1.0)
 
 
 def update_with_nan_on_rank_1(model: Path) -> tuple[str, bool, bool]:
@@ -131,7 +128,7 @@ class Dying:
             os.kill(os.getpid(), signal.SIGKILL)
         if self.here and self.how == "hangs":
             time.sleep(30)
-        return plain(inputs)
+        return policy_gradient(inputs)
 
 
 def update_that_rank_2_does_not_survive(model: Path, how: str) -> tuple[float, str]:

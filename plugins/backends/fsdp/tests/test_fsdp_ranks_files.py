@@ -23,7 +23,8 @@ from skyrl_kernel.errors import CheckpointError
 from skyrl_kernel.protocols import Loss
 from skyrl_kernel.records import Scores, TrainingSample
 from skyrl_kernel.testing.ranks import RanksFailed, on_ranks
-from skyrl_kernel.torch import LossInputs, LossTerms, ValueInputs
+from skyrl_kernel.testing.samples import policy_gradient
+from skyrl_kernel.torch import LossTerms, ValueInputs
 from skyrl_transformers.loading import load_causal_lm, no_progress_bars
 from skyrl_transformers.stored import StoredTensors, empty_causal_lm
 from skyrl_transformers.testing import write_random_model
@@ -40,10 +41,6 @@ def trainer(models: Mapping[str, Path], **sharding: Any) -> FsdpTrainer:
     return FsdpTrainer(models, config, device="cpu", timeout_s=60)
 
 
-def gradient(inputs: LossInputs) -> LossTerms:
-    return LossTerms(terms={"policy": -inputs.advantages * inputs.logprobs})
-
-
 def squares(inputs: ValueInputs) -> LossTerms:
     return LossTerms(terms={"value": (inputs.values - 1) ** 2})
 
@@ -51,7 +48,7 @@ def squares(inputs: ValueInputs) -> LossTerms:
 def train(one: FsdpTrainer, updates: Sequence[int]) -> list[dict[str, float]]:
     coefficients = {"policy": 1.0, "value": 1.0}
     critic = squares if "value" in one._modules else None
-    loss = Loss(fn=gradient, critic=critic, coefficients=coefficients)
+    loss = Loss(fn=policy_gradient, critic=critic, coefficients=coefficients)
     metrics = []
     for update in updates:
         rng = np.random.default_rng(update)

@@ -12,11 +12,10 @@ import torch
 import torch.distributed as dist
 
 from skyrl_fsdp.packing import lay_out
-from skyrl_fsdp.sharding import whole as whole_tensor
+from skyrl_fsdp.testing import first_gradients
 from skyrl_fsdp.trainer import FsdpTrainer
 from skyrl_fsdp.ulysses import Part, Partners
 from skyrl_kernel.config.trainer import TrainerConfig
-from skyrl_kernel.records import FloatArray
 from skyrl_kernel.testing.contracts.parity import (
     LEARNING_RATE,
     ROLES,
@@ -152,18 +151,6 @@ def test_layers_that_look_along_a_row_by_themselves_are_refused(tmp_path: Path) 
     )
     with pytest.raises(RanksFailed, match=r"Lfm2ForCausalLM computes other numbers when its rows"):
         on_ranks(2, whole, tmp_path)
-
-
-def first_gradients(trainer: FsdpTrainer) -> dict[str, FloatArray]:
-    """AdamW's first moments after one update are 0.1 × the gradient."""
-    found = {}
-    for role, model in trainer._trained.items():
-        names = model._names()
-        for optimizer in model.optimizers:
-            for parameter, state in optimizer.state.items():
-                name = f"{role}/{names[parameter]}"
-                found[name] = whole_tensor(state["exp_avg"]).numpy() / 0.1
-    return found
 
 
 def on_a_rank(model: Path, precision: str, options: Mapping[str, Any]) -> Recording:
