@@ -8,7 +8,8 @@ from skyrl_kernel.config import InferenceEngineConfig
 from skyrl_kernel.config.trainer import PlacementConfig
 from skyrl_kernel.errors import ConfigError
 from skyrl_kernel.processes import alone
-from skyrl_kernel.ray.placement import TIMEOUT, Demand, demands, needs_of, timeout
+from skyrl_kernel.ray.demands import Demand, demands, needs_of
+from skyrl_kernel.ray.placement import TIMEOUT, timeout
 from skyrl_kernel.ray.rank import torchrun_variables
 
 GPU = {"GPU": 1.0, "CPU": 1.0}

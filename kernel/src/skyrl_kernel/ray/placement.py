@@ -1,11 +1,4 @@
-"""Which process computes where: SkyRL's layouts, on GPUs or, with the same shape, on processors.
-
-======================  ==========================================================================
-``colocate_all=true``   each of the policy's devices has a rank, which holds all roles, and an engine
-``colocate_all=false``  ranks have devices of their own, and so have engines and the critic; the
-                        reference is with the policy, or with ``colocate_policy_ref=false`` on devices
-                        of its own
-======================  ==========================================================================
+"""The devices of a run, reserved, and a seat on each for an actor.
 
 A device is one bundle of one of Ray's placement groups: a GPU and a processor, or a processor
 alone. (Ray would put two actors that ask for a fifth of a GPU each on the same GPU of a larger
@@ -13,7 +6,7 @@ bundle.) Those who share one take a fifth each, as in SkyRL.
 """
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,90 +20,18 @@ from ray.util.placement_group import (
 )
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from skyrl_kernel.config import InferenceEngineConfig
-from skyrl_kernel.config.generator import NO_ENGINE
-from skyrl_kernel.config.trainer import PlacementConfig
 from skyrl_kernel.errors import CapabilityError, ConfigError
 from skyrl_kernel.logs import get_logger
-from skyrl_kernel.processes import ALONE, ranks_of
+from skyrl_kernel.ray.demands import Demand
 
 TIMEOUT = "SKYRL_RAY_PG_TIMEOUT_IN_S"
 DEFAULT_TIMEOUT_S = 180.0
 SHARED = 0.2
 """Part of a device that each of those takes who share it; SkyRL's."""
-POLICY, ENGINES = "policy", "engines"
 _ANNOUNCED_S = 5.0
 """A wait for devices that takes longer is spoken of."""
 
 log = get_logger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Demand:
-    """Devices that are given out together."""
-
-    name: str
-    """`POLICY`, `ENGINES`, or of a role in `ALONE`."""
-    bundles: tuple[Mapping[str, float], ...]
-    """Resources of each device."""
-    strategy: str
-    """Ray's: ``STRICT_PACK`` is one node."""
-    why: str
-    """The keys that ask for them."""
-
-
-def demands(
-    config: PlacementConfig,
-    engine: InferenceEngineConfig,
-    *,
-    alone: Collection[str],
-    gpus: bool,
-) -> list[Demand]:
-    """All devices of a run.
-
-    Args:
-        config: ``trainer.placement``.
-        engine: ``generator.inference_engine``.
-        alone: Roles of the run that have devices of their own.
-        gpus: Whether a device is a GPU.
-    """
-    names = [POLICY, *(ALONE[role] for role in alone)]
-    found = [_of_role(name, config, gpus) for name in names]
-    starts = engine.backend != NO_ENGINE and not engine.external_server_urls
-    if starts and not config.colocate_all:
-        size = (
-            engine.tensor_parallel_size * engine.pipeline_parallel_size * engine.data_parallel_size
-        )
-        bundle = {"GPU": float(size), "CPU": 1.0} if gpus else {"CPU": 1.0}
-        found.append(
-            Demand(
-                name=ENGINES,
-                bundles=(bundle,) * engine.num_engines,
-                strategy="PACK",
-                why="generator.inference_engine.num_engines × tensor × pipeline × data parallel size",
-            )
-        )
-    return found
-
-
-def _of_role(name: str, config: PlacementConfig, gpus: bool) -> Demand:
-    bundle = {"GPU": 1.0, "CPU": 1.0} if gpus else {"CPU": 1.0}
-    key = f"trainer.placement.{name}_"
-    nodes, per_node = ranks_of(config, name)
-    return Demand(
-        name=name,
-        bundles=(bundle,) * (nodes * per_node),
-        strategy="STRICT_PACK" if nodes == 1 else "PACK",
-        why=f"{key}num_nodes={nodes} × {key}num_gpus_per_node={per_node}",
-    )
-
-
-def needs_of(
-    config: PlacementConfig, engine: InferenceEngineConfig, *, alone: Collection[str]
-) -> int:
-    """Processors that all devices of a run have together, where a device is one."""
-    wanted = demands(config, engine, alone=alone, gpus=False)
-    return sum(len(demand.bundles) for demand in wanted)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -140,7 +61,7 @@ class Placement:
     """The devices of a run, reserved.
 
     Args:
-        wanted: See `demands`.
+        wanted: See `skyrl_kernel.ray.demands`.
         grows: Whether the cluster may get more nodes, so that what it lacks is waited for.
 
     Raises:

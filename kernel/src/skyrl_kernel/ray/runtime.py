@@ -3,7 +3,6 @@
 import os
 import pickle
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import ray
 
@@ -14,23 +13,21 @@ from skyrl_kernel.logs import get_logger
 from skyrl_kernel.place import num_gpus
 from skyrl_kernel.processes import ALONE, TOLD, alone
 from skyrl_kernel.protocols import Engine, Settings, SyncWeights, Trainer
-from skyrl_kernel.ray.attest import require_same
+from skyrl_kernel.ray.actors import Actors
 from skyrl_kernel.ray.calls import get_all
 from skyrl_kernel.ray.carriers import Carriers
 from skyrl_kernel.ray.cluster import Cluster
 from skyrl_kernel.ray.config import RayConfig
+from skyrl_kernel.ray.demands import ENGINES, POLICY, demands, needs_of
 from skyrl_kernel.ray.engines import RayEngines
-from skyrl_kernel.ray.errors import Process
 from skyrl_kernel.ray.host import Host
-from skyrl_kernel.ray.interpreter import require_python
-from skyrl_kernel.ray.logs import output_file
 from skyrl_kernel.ray.monitor import Monitor
-from skyrl_kernel.ray.placement import ENGINES, POLICY, Placement, Seat, demands, needs_of
+from skyrl_kernel.ray.placement import Placement, Seat
 from skyrl_kernel.ray.rank import Rank, torchrun_variables
 from skyrl_kernel.ray.ranks import Ranks
 from skyrl_kernel.ray.trainer import RayTrainer
-from skyrl_kernel.ray.waits import together, waiting_for
-from skyrl_kernel.recipe import EngineRecipe, Recipe, TrainerRecipe
+from skyrl_kernel.ray.waits import waiting_for
+from skyrl_kernel.recipe import EngineRecipe, TrainerRecipe
 from skyrl_kernel.run import RunFolder
 from skyrl_kernel.transport import Carried
 
@@ -51,16 +48,18 @@ class RayRuntime:
         self._config = settings[RayConfig]
         self._trainer_config = settings[TrainerConfig]
         self._generator = settings[GeneratorConfig]
-        self._folder = RunFolder.of(self._trainer_config).logs.absolute()
         self._cluster: Cluster | None = None
         self._placement: Placement | None = None
         self._trainer: RayTrainer | None = None
         self._engines: RayEngines | None = None
         self._carried: Carried | None = None
         self._carriers: Carriers | None = None
-        self._actors: list[Any] = []
-        self._nodes: dict[str, str] = {}
         self._monitor = Monitor() if self._trainer_config.enable_ray_gpu_monitor else None
+        self._actors = Actors(
+            RunFolder.of(self._trainer_config).logs.absolute(),
+            start_timeout_s=self._config.start_timeout_s,
+            monitor=self._monitor,
+        )
 
     # --- trainer -----------------------------------------------------------------------
 
@@ -85,9 +84,9 @@ class RayRuntime:
             )
             for role in apart
         }
-        together = recipe.with_roles(*(role for role in recipe.models if role not in others))
+        shared = recipe.with_roles(*(role for role in recipe.models if role not in others))
         seats = devices.seats(POLICY, shared=placement.colocate_all)
-        self._trainer = RayTrainer(self._ranks(together, seats, "trainer rank"), others)
+        self._trainer = RayTrainer(self._ranks(shared, seats, "trainer rank"), others)
         if self._engines is not None:
             self._wait_for_trainer()
         return self._trainer
@@ -101,7 +100,10 @@ class RayRuntime:
 
     def _ranks(self, recipe: TrainerRecipe, seats: Sequence[Seat], what: str) -> Ranks:
         names = [f"{what} {rank}" for rank in range(len(seats))]
-        actors, processes = self._start(Rank, names, seats, recipe, self._config.trainer_env)
+        environment = self._config.trainer_env
+        actors, processes = self._actors.start(
+            Rank, names, seats, recipe, environment, is_here=self._is_here
+        )
         [(address, port)] = get_all([actors[0].meeting_place.remote()], processes[:1])
         made = [
             actor.make.remote(pickle.dumps(recipe), environment)
@@ -136,7 +138,10 @@ class RayRuntime:
             seats = found[: config.num_engines]
             recipe = self._of_one(recipe)
         names = [f"engine {place}" for place in range(len(seats))]
-        actors, processes = self._start(Host, names, seats, recipe, self._config.engine_env)
+        environment = self._config.engine_env
+        actors, processes = self._actors.start(
+            Host, names, seats, recipe, environment, is_here=self._is_here, max_concurrency=_CALLS
+        )
         made = [actor.make.remote(pickle.dumps(recipe)) for actor in actors]
         in_process = "in_process" in recipe.offers
         self._engines = RayEngines(
@@ -150,7 +155,7 @@ class RayRuntime:
         if self._carried is not None and self._trainer is not None:
             policy = self._trainer.policy
             self._carriers = Carriers(
-                self._carried, policy.actors, policy.names, self._engines, whole, self._nodes
+                self._carried, policy.actors, policy.names, self._engines, whole, self._actors.nodes
             )
             self._engines.attach = self._carriers.attach
         return self._engines
@@ -190,61 +195,10 @@ class RayRuntime:
             log.info("devices reserved")
         return self._placement
 
-    def _start(
-        self,
-        kind: type,
-        names: Sequence[str],
-        seats: Sequence[Seat | None],
-        recipe: Recipe,
-        environment: Mapping[str, Any],
-    ) -> tuple[list[Any], list[Process]]:
-        """An actor in each seat, held to the plugins of its recipe before it loads any.
-
-        Raises:
-            CapabilityError: A machine does not see the run's folder, or has no such environment.
-            PluginLoadError: A process has other plugins than the run.
-        """
-        more: dict[str, Any] = {"max_concurrency": _CALLS} if kind is Host else {}
-        if env := {**recipe.runtime_env, **environment}:
-            assert self._cluster is not None, "reserves the seats"
-            if self._cluster.is_own:
-                require_python(env, names[0])
-            more["runtime_env"] = env
-        actors: list[Any] = [
-            ray.remote(kind)
-            .options(**(seat.options if seat else {"num_cpus": 0}), **more)
-            .remote(name)
-            for name, seat in zip(names, seats, strict=True)
-        ]
-        self._actors += actors
-        self._nodes |= {name: seat.node for name, seat in zip(names, seats, strict=True) if seat}
-        folder = self._folder if self._folder.is_dir() else None
-        processes = [Process(name=name) for name in names]
-        machines = self._begun([actor.begin.remote(folder) for actor in actors], processes)
-        outputs = [None if folder is None else output_file(folder, name) for name in names]
-        processes = [
-            Process(name=name, where=machine, output=output)
-            for name, machine, output in zip(names, machines, outputs, strict=True)
-        ]
-        reports = get_all([actor.report.remote(recipe.lock) for actor in actors], processes)
-        for name, found in zip(names, reports, strict=True):
-            require_same(recipe.lock, found, name)
-        if self._monitor is not None:
-            self._monitor.watch([seat.node for seat in seats if seat is not None], env)
-        return actors, processes
-
-    def _begun(self, machines: Sequence[Any], processes: Sequence[Process]) -> list[Any]:
-        """The answers of processes that begin. One that cannot, Ray begins anew without end."""
-        longest_s = self._config.start_timeout_s
-        try:
-            with waiting_for(f"{together(processes)} to start"):
-                return get_all(machines, processes, longest_s)
-        except TimeoutError as error:
-            raise CapabilityError(
-                f"{error} (trainer.ray.start_timeout_s): Ray cannot start the process, or still makes what its "
-                "runtime_env asks for. Look at trainer.ray.trainer_env, trainer.ray.engine_env and Ray's own "
-                "logs, /tmp/ray/session_latest/logs on its node; raise the key if it only takes longer"
-            ) from error
+    @property
+    def _is_here(self) -> bool:
+        """Whether Ray is the run's own, and so on this machine alone."""
+        return self._cluster is not None and self._cluster.is_own
 
     def _num_cpus(self, needed: int) -> int:
         """Of a Ray of the run's own: on processors alone, processes may take turns."""
@@ -262,8 +216,7 @@ class RayRuntime:
             self._monitor.close()
         if self._trainer is not None:
             self._trainer.close()
-        for actor in self._actors:
-            ray.kill(actor)
+        self._actors.end()
         if self._placement is not None:
             self._placement.close()
         if self._cluster is not None:
