@@ -12,6 +12,7 @@ from skyrl_kernel.errors import PluginError, TrajectoryError
 from skyrl_kernel.plan import make_plan
 from skyrl_kernel.plugins import discover
 from skyrl_kernel.ray.host import Host
+from skyrl_kernel.ray.packets import Requests
 from skyrl_kernel.recipe import EngineRecipe
 from skyrl_kernel.slots import BACKENDS
 from skyrl_kernel.testing.distributions import make_distribution
@@ -83,7 +84,7 @@ def test_one_that_generates_costs_its_requests_alone(recipe: bytes) -> None:
     async def ask() -> None:
         host = Host("engine 1")
         await host.make(recipe)
-        await host.generate([])
+        await host.generate(Requests.of([]))
 
     with pytest.raises(TrajectoryError, match=r"plugin 'brittle' .* in hook 'generate'") as raised:
         asyncio.run(ask())

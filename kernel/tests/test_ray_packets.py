@@ -1,12 +1,14 @@
 """Rows, samples and weights as few large arrays, and back."""
 
+import pickle
+
 import numpy as np
 import torch
 
 from skyrl_kernel.ray import parcels as module
-from skyrl_kernel.ray.packets import Rows, Samples
+from skyrl_kernel.ray.packets import Completions, Requests, Rows, Samples
 from skyrl_kernel.ray.parcels import parcels, tensors
-from skyrl_kernel.records import Scores, TrainingSample
+from skyrl_kernel.records import Completion, GenerateRequest, Sampling, Scores, TrainingSample
 
 
 def test_rows_come_back_as_they_were_and_may_be_written_to() -> None:
@@ -28,6 +30,34 @@ def test_nothing_is_a_packet_too() -> None:
     assert Rows.of([]).unpack() == []
     assert Rows.of([None]).unpack() == [None]
     assert Samples.of([]).unpack() == []
+
+
+def test_requests_and_completions_come_back_and_not_an_array_for_each() -> None:
+    how = Sampling(max_tokens=7, stop=("</answer>",))
+    asked = [
+        GenerateRequest(tokens=np.arange(length, dtype=np.int32), sampling=how, seed=2**63 + length)
+        for length in (3, 1, 5)
+    ]
+    buffers: list[pickle.PickleBuffer] = []
+    sent = pickle.dumps(Requests.of(asked), protocol=5, buffer_callback=buffers.append)
+    assert len(buffers) == 2  # tokens, and how many of each
+    received: Requests = pickle.loads(sent, buffers=buffers)
+    for one, back in zip(asked, received.unpack(), strict=True):
+        assert (back.sampling, back.seed) == (one.sampling, one.seed)
+        assert_same(back.tokens, one.tokens)
+    given = [
+        Completion(
+            tokens=np.arange(length, dtype=np.int32),
+            logprobs=-np.ones(length, np.float32),
+            versions=np.full(length, 4, np.int32),
+            finish_reason=reason,
+        )
+        for length, reason in ((2, "stop"), (0, "abort"), (3, "length"))
+    ]
+    for one, back in zip(given, Completions.of(given).unpack(), strict=True):
+        assert back.finish_reason == one.finish_reason
+        for name in ("tokens", "logprobs", "versions"):
+            assert_same(getattr(back, name), getattr(one, name))
 
 
 def sample(number: int, *, returns: bool) -> TrainingSample:

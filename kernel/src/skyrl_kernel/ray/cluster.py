@@ -109,7 +109,7 @@ def _join(named: str) -> None:
                 runtime_env={"env_vars": found} if (found := exported()) else None,
             )
     except Exception as error:  # a ConnectionError, a RuntimeError or one of Ray's own
-        if any(_WRONG_TOKEN in line for line in warnings):
+        if any(_WRONG_TOKEN in line for line in (str(error), *warnings)):
             raise CapabilityError(
                 f"the Ray cluster {ADDRESS}={named} does not accept the token of this machine, or it has "
                 "none: give RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN the cluster's, and say RAY_AUTH_MODE=token"

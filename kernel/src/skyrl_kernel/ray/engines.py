@@ -15,7 +15,7 @@ from skyrl_kernel.errors import WeightSyncError
 from skyrl_kernel.logs import get_logger
 from skyrl_kernel.ray.calls import answer
 from skyrl_kernel.ray.errors import Process, ProcessDied
-from skyrl_kernel.ray.packets import Rows
+from skyrl_kernel.ray.packets import Completions, Requests, Rows
 from skyrl_kernel.ray.parcels import parcels
 from skyrl_kernel.ray.trainer import Weights
 from skyrl_kernel.ray.waits import together, waiting_for
@@ -126,15 +126,16 @@ class RayEngines:
         found: dict[int, Completion] = {}
 
         async def ask(place: int, numbers: list[int]) -> None:
-            asked = self._actors[place].generate.remote([requests[number] for number in numbers])
+            wanted = Requests.of([requests[number] for number in numbers])
+            asked = self._actors[place].generate.remote(wanted)
             try:
-                completions = await answer(asked, self._names[place])
+                packed: Completions = await answer(asked, self._names[place])
             except asyncio.CancelledError:
                 ray.cancel(asked)
                 raise
             finally:
                 self._running[place] -= len(numbers)
-            found.update(zip(numbers, completions, strict=True))
+            found.update(zip(numbers, packed.unpack(), strict=True))
 
         await asyncio.gather(*(ask(place, numbers) for place, numbers in parts.items()))
         return [found[number] for number in range(len(requests))]

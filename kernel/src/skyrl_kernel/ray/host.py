@@ -1,6 +1,6 @@
 """One engine: an actor. Its methods are async, so that it generates while weights arrive."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Literal
 
 from skyrl_kernel.counts import Count
@@ -14,10 +14,9 @@ from skyrl_kernel.errors import (
 from skyrl_kernel.logs import get_logger
 from skyrl_kernel.protocols import Counts, Engine, Forgets, Served, Sleeps, Starts
 from skyrl_kernel.ray.member import Member
-from skyrl_kernel.ray.packets import Rows
+from skyrl_kernel.ray.packets import Completions, Requests, Rows
 from skyrl_kernel.ray.parcels import Parcel, tensors
 from skyrl_kernel.recipe import EngineRecipe
-from skyrl_kernel.records import Completion, GenerateRequest
 
 log = get_logger(__name__)
 
@@ -40,7 +39,7 @@ class Host(Member[EngineRecipe]):
                 await self._engine.started()
         return self._engine.lockstep
 
-    async def generate(self, requests: Sequence[GenerateRequest]) -> list[Completion]:
+    async def generate(self, requests: Requests) -> Completions:
         """See `Engine.generate`.
 
         Raises:
@@ -48,7 +47,7 @@ class Host(Member[EngineRecipe]):
         """
         try:
             with self._named("generate"):
-                return await self._made.generate(requests)
+                return Completions.of(await self._made.generate(requests.unpack()))
         except PluginError as error:
             raise TrajectoryError(FailureKind.INFRASTRUCTURE, str(error), error.plugin) from error
 

@@ -1,7 +1,8 @@
 """Rows of numbers on their way between processes: few large arrays in place of many small ones.
 
 Ray moves an array's memory without pickling it, and lets its reader use it where it lies; each
-array costs some microseconds, though, and a mini-batch has a dozen for every row.
+array costs some microseconds, though, a mini-batch has a dozen for every row, and a round of
+completions four for every request.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from skyrl_kernel.records import Scores, TrainingSample
+from skyrl_kernel.records import Completion, GenerateRequest, Sampling, Scores, TrainingSample
 
 _MISSING = -1
 """Length of a row that is None."""
@@ -50,6 +51,59 @@ class Rows:
         return [
             None if length == _MISSING else own[stop - length : stop]
             for length, stop in zip(self.lengths.tolist(), stops, strict=True)
+        ]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Requests:
+    """What one call asks of an engine."""
+
+    tokens: Rows
+    samplings: Sequence[Sampling]
+    """Of each; where it is one object for all, that is pickled once."""
+    seeds: Sequence[int]
+
+    @classmethod
+    def of(cls, requests: Sequence[GenerateRequest]) -> "Requests":
+        """Pack them."""
+        return cls(
+            tokens=Rows.of(one.tokens for one in requests),
+            samplings=[one.sampling for one in requests],
+            seeds=[one.seed for one in requests],
+        )
+
+    def unpack(self) -> list[GenerateRequest]:
+        """What was packed."""
+        rows = zip(self.tokens.unpack(), self.samplings, self.seeds, strict=True)
+        return [GenerateRequest(tokens=row, sampling=how, seed=seed) for row, how, seed in rows]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Completions:
+    """What an engine answers to it."""
+
+    tokens: Rows
+    logprobs: Rows
+    versions: Rows
+    reasons: Sequence[Any]
+    """``finish_reason`` of each."""
+
+    @classmethod
+    def of(cls, completions: Sequence[Completion]) -> "Completions":
+        """Pack them."""
+        return cls(
+            tokens=Rows.of(one.tokens for one in completions),
+            logprobs=Rows.of(one.logprobs for one in completions),
+            versions=Rows.of(one.versions for one in completions),
+            reasons=[one.finish_reason for one in completions],
+        )
+
+    def unpack(self) -> list[Completion]:
+        """What was packed."""
+        columns = [rows.unpack() for rows in (self.tokens, self.logprobs, self.versions)]
+        return [
+            Completion(tokens=tokens, logprobs=logprobs, versions=versions, finish_reason=reason)
+            for tokens, logprobs, versions, reason in zip(*columns, self.reasons, strict=True)
         ]
 
 
