@@ -134,6 +134,8 @@ def test_a_run_over_two_nodes_names_the_one_that_is_unplugged_and_goes_on_with_a
     cluster.replace_worker()
     out, err = start().communicate(timeout=300)
     assert "finished at step 10" in out, err
+    measured = {name for name in lab.at().read_metrics()[-1] if name.endswith("cpu_ram_used_gb")}
+    assert measured == {f"ray/node.{number}.cpu_ram_used_gb" for number in (0, 1)}
     begun = [json.loads(file.read_text().splitlines()[-1]) for file in log_files(tmp_path)]
     assert {one["node"].partition("(")[2] for one in begun} == {f"{HEAD})", f"{WORKER})"}
     assert all("working_dir_files" in one["folder"] for one in begun)  # shipped by uv run
