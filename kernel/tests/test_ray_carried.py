@@ -5,7 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from skyrl_kernel.cli import skyrl
 from skyrl_kernel.errors import CapabilityError, WeightSyncError
 from skyrl_kernel.plan import make_plan
 from skyrl_kernel.plugins import discover
@@ -212,3 +214,14 @@ def test_an_engine_without_a_server_is_refused() -> None:
     words = ["trainer.runtime=ray", "trainer.strategy=fsdp", f"{ENGINE}.weight_sync_backend=shared"]
     with pytest.raises(CapabilityError, match=r"=shared needs .*; use .*=auto, which pushes"):
         make_plan(["scripted"], overrides=[*words, f"{ENGINE}.backend=transformers"])
+
+
+@pytest.mark.slow
+def test_a_checkpoint_is_evaluated_with_weights_that_a_rank_has_brought(
+    site: Path, tmp_path: Path
+) -> None:
+    trained = run(tmp_path, "put")
+    heard_by_engines(site)
+    done = CliRunner().invoke(skyrl, ["eval", str(trained.folder), "--json"])
+    assert done.exit_code == 0, done.output
+    assert heard_by_engines(site) == [["version 2 from rank 0"]]

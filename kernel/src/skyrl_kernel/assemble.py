@@ -321,6 +321,19 @@ def make_trainer(plan: Plan, runtime: Runtime, models: dict[str, Path], updates:
     return runtime.start_trainer(TrainerRecipe.of(plan, models, updates))
 
 
+def make_sync(plan: Plan, runtime: Runtime) -> SyncWeights:
+    """Stage 6, or what stands here for that of the trainer's processes, which were started."""
+    if plan.carried is None:
+        stage: SyncWeights = plan.stages["sync_weights"].value
+        return stage
+    if not isinstance(runtime, Carries):
+        raise HookError(
+            f"the runtime '{plan.tree.trainer.runtime}' offers 'separate_processes' and has no method "
+            "carry; see skyrl_kernel.protocols.Carries"
+        )
+    return runtime.carry()
+
+
 def make_session(
     prepared: Prepared, *, folder: RunFolder, progress: Progress, runtime: Runtime, start: Start
 ) -> Session:
@@ -409,7 +422,7 @@ def make_session(
             temperature=algorithm.temperature or 1.0,
         ),
         reduction=plan.manager.make("make_reduction", name, name=name, settings=plan.config),
-        sync_weights=_sync_weights(plan, runtime),
+        sync_weights=make_sync(plan, runtime),
         evaluate=plan.stages["evaluate"].value,
         tokenizer=prepared.tokenizer,
         val_prompts=prepared.data.val.prompts,
@@ -426,19 +439,6 @@ def make_session(
         saved_step=first_step - 1,
         first_eval=dict(state["first_eval"]) if state else {},
     )
-
-
-def _sync_weights(plan: Plan, runtime: Runtime) -> SyncWeights:
-    """Stage 6, or what stands here for that of the trainer's processes."""
-    if plan.carried is None:
-        stage: SyncWeights = plan.stages["sync_weights"].value
-        return stage
-    if not isinstance(runtime, Carries):
-        raise HookError(
-            f"the runtime '{plan.tree.trainer.runtime}' offers 'separate_processes' and has no method "
-            "carry; see skyrl_kernel.protocols.Carries"
-        )
-    return runtime.carry()
 
 
 def _samples_as_trained(plan: Plan) -> bool:

@@ -13,7 +13,7 @@ from skyrl_kernel.errors import CheckpointError, RunError, SkyrlError, UsageErro
 if TYPE_CHECKING:
     from skyrl_kernel.plan import Plan
     from skyrl_kernel.progress import Progress
-    from skyrl_kernel.protocols import Engine, Trainer
+    from skyrl_kernel.protocols import Engine, SyncWeights, Trainer
     from skyrl_kernel.records import Failure, Trajectory
     from skyrl_kernel.run import Checkpoint, RunFolder
 
@@ -218,6 +218,7 @@ def _play(
     from skyrl_kernel import assemble, event_loop
     from skyrl_kernel.batch import Scorer
     from skyrl_kernel.evaluation import by_source, play
+    from skyrl_kernel.protocols import Starts
     from skyrl_kernel.records import Scored
     from skyrl_kernel.rollout.deadline import all_ended
     from skyrl_kernel.run.atomic import write_folder_atomically
@@ -257,7 +258,10 @@ def _play(
         async def run() -> "tuple[list[Trajectory], list[Failure]]":
             try:
                 if trainer is not None:
-                    await in_time(_sync(plan, trainer, engine, step), plan, step)
+                    if isinstance(engine, Starts):
+                        await engine.started()
+                    stage = assemble.make_sync(plan, runtime)
+                    await in_time(_sync(plan, stage, trainer, engine, step), plan, step)
                 return await play(
                     rollouts,
                     data.val.prompts,
@@ -304,7 +308,9 @@ def _play(
     return numbers, failures
 
 
-async def _sync(plan: "Plan", trainer: "Trainer", engine: "Engine", version: int) -> None:
+async def _sync(
+    plan: "Plan", stage: "SyncWeights", trainer: "Trainer", engine: "Engine", version: int
+) -> None:
     from skyrl_kernel.turns import Turns
 
     async def call(method: Callable[[], None]) -> None:
@@ -312,7 +318,7 @@ async def _sync(plan: "Plan", trainer: "Trainer", engine: "Engine", version: int
 
     turns = Turns(plan, engine, trainer, call)
     await turns.begin_sync()
-    await plan.stages["sync_weights"].value(trainer, engine, version)
+    await stage(trainer, engine, version)
     await turns.end_sync()
 
 
