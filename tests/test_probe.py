@@ -11,11 +11,12 @@ from running import Lab, probe_installed
 from sabotage import install_stale
 
 from skyrl_fsdp.trainer import FsdpTrainer
-from skyrl_kernel.assemble import _probe_rows, prepare
+from skyrl_kernel.assemble import _probe_rows
 from skyrl_kernel.config import TrainerConfig
 from skyrl_kernel.errors import WeightSyncError
 from skyrl_kernel.plan import make_plan
 from skyrl_kernel.plugins import discover
+from skyrl_kernel.prepared import prepare
 from skyrl_kernel.probe import MAX_TOKENS, probe
 from skyrl_kernel.records import FloatArray
 from skyrl_transformers.engine import TransformersEngine

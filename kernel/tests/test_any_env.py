@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from skyrl_kernel.assemble import load_data, make_tokenizer
 from skyrl_kernel.errors import DataError, PluginError, PluginSelectionError, UsageError
 from skyrl_kernel.plan import Plan, make_plan
 from skyrl_kernel.plugins import discover
+from skyrl_kernel.prepared import load_data, make_tokenizer
 from skyrl_kernel.slots import ENVS
 from skyrl_kernel.testing.distributions import make_distribution
 from skyrl_kernel.testing.scripted import installed

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from skyrl_kernel import event_loop
-from skyrl_kernel.assemble import make_session, prepare
+from skyrl_kernel.assemble import make_session
 from skyrl_kernel.errors import (
     CapabilityError,
     FailureBudgetError,
@@ -23,6 +23,7 @@ from skyrl_kernel.logs import RunLogs
 from skyrl_kernel.loop import train
 from skyrl_kernel.masking import mask_secrets
 from skyrl_kernel.plan import Plan, make_plan
+from skyrl_kernel.prepared import prepare
 from skyrl_kernel.progress import Progress
 from skyrl_kernel.protocols import RunEnd, RunInfo, Runtime
 from skyrl_kernel.resume import Start, find_start, hold, make_room, undo

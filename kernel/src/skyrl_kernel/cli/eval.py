@@ -215,7 +215,7 @@ def _play(
     subject: _Subject, progress: "Progress", dump: Path | None
 ) -> "tuple[dict[str, float], Sequence[Failure]]":
     """Everything between a plan and its held-out numbers; nothing is written but ``dump``."""
-    from skyrl_kernel import assemble, event_loop
+    from skyrl_kernel import assemble, event_loop, prepared
     from skyrl_kernel.batch import Scorer
     from skyrl_kernel.evaluation import by_source, play
     from skyrl_kernel.protocols import Starts
@@ -234,11 +234,11 @@ def _play(
     evaluator = plan.stages["evaluate"].value
     needs = set(evaluator.needs)
     if checkpoint is not None:  # which a trainer of other parts does not load
-        needs |= assemble.score_needs(plan) & {"values"}
-    models = assemble.load_models(plan, needs)
+        needs |= prepared.score_needs(plan) & {"values"}
+    models = prepared.load_models(plan, needs)
     model = models["policy"]
-    tokenizer = assemble.make_tokenizer(plan, model)
-    data = assemble.load_data(plan, tokenizer, training=False)
+    tokenizer = prepared.make_tokenizer(plan, model)
+    data = prepared.load_data(plan, tokenizer, training=False)
     for note in data.notes:
         click.echo(f"warning: {note}", err=True)
     name = config.trainer.runtime

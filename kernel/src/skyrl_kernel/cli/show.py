@@ -2,12 +2,12 @@
 
 from collections.abc import Iterable, Iterator
 
-from skyrl_kernel.assemble import SCORED_BY, score_needs
 from skyrl_kernel.config import Answer, unread_variables
 from skyrl_kernel.config.sources import flatten
 from skyrl_kernel.feed.feed import sink_plugins
 from skyrl_kernel.masking import mask_secrets
 from skyrl_kernel.plan import Plan
+from skyrl_kernel.prepared import SCORED_BY, score_needs
 from skyrl_kernel.processes import ALONE, TOLD, alone, ranks_of
 from skyrl_kernel.ray.environment import ADDRESS, address
 from skyrl_kernel.slots import STAGES

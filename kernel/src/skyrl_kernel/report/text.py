@@ -76,7 +76,7 @@ def find_pieces(folder: RunFolder) -> tuple[Pieces | None, str]:
     Nothing is downloaded: a model on the hub is looked for where the run has
     put it.
     """
-    from skyrl_kernel import assemble
+    from skyrl_kernel import prepared
     from skyrl_kernel.models import locate_model
     from skyrl_kernel.plan import make_plan
 
@@ -87,7 +87,7 @@ def find_pieces(folder: RunFolder) -> tuple[Pieces | None, str]:
         root, name = plan.tree.trainer.export_path, plan.tree.trainer.run_name
         exports = Path(root).expanduser() / name if root else folder.export
         model = _local_model(path, exports) or locate_model(path, key, plan.manager, plan.config)
-        return Pieces(assemble.make_tokenizer(plan, model)), ""
+        return Pieces(prepared.make_tokenizer(plan, model)), ""
     except Exception as error:  # plugins of another machine or version may raise anything
         reason = str(error).strip().splitlines()
         return None, reason[0] if reason else type(error).__name__

@@ -14,10 +14,10 @@ from skyrl_dpo.config import DpoConfig
 from skyrl_dpo.evaluation import preferences
 from skyrl_dpo.pairs import measure, pair_rows, prompt_of, sides
 from skyrl_dpo.plugin import prompt_tokens, read_side
-from skyrl_kernel.assemble import load_data
 from skyrl_kernel.batch import credit
 from skyrl_kernel.errors import ConfigError, DataError, FailureKind, TrajectoryError
 from skyrl_kernel.plan import make_plan
+from skyrl_kernel.prepared import load_data
 from skyrl_kernel.protocols import Advantage, RolloutContext
 from skyrl_kernel.records import (
     Message,

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from skyrl_kernel.assemble import load_data
 from skyrl_kernel.errors import DataError
 from skyrl_kernel.plan import make_plan
+from skyrl_kernel.prepared import load_data
 from skyrl_kernel.testing.scripted import CharTokenizer
 
 CHAT = [{"role": "user", "content": "6 * 7"}, {"role": "assistant", "content": "42"}]
