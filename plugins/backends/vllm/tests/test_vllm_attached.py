@@ -8,15 +8,16 @@ from urllib.request import urlopen
 
 import pytest
 from aiohttp import web
+from safetensors.torch import load_file
 
-from skyrl_kernel.errors import ConfigError
+from skyrl_kernel.errors import ConfigError, WeightSyncError
 from skyrl_kernel.plan import make_plan
 from skyrl_transformers.testing import write_random_model
 from skyrl_vllm.attached import Needs, compare
 from skyrl_vllm.client import ServerError
 from skyrl_vllm.engine import VllmEngine
 from skyrl_vllm.fleet import Deadlines
-from skyrl_vllm.testing import Handler, against
+from skyrl_vllm.testing import Handler, Shelf, against
 from skyrl_vllm.wire import GENERATE
 
 
@@ -145,6 +146,48 @@ def test_a_server_as_the_readme_starts_it_is_what_a_run_needs(servers: Any, mode
         asyncio.run(use("bfloat16"))
     with urlopen(f"{server.url}/server_info?config_format=json", timeout=60) as answer:
         assert compare(json.load(answer), needs(models["tied"])) == ([], [])
+
+
+def test_an_engine_goes_on_with_what_another_process_has_brought_its_server(model: Path) -> None:
+    async def use(engine: VllmEngine) -> None:
+        await engine.adopt(3)
+        assert engine.version == 3
+        with pytest.raises(
+            WeightSyncError, match=r"says that it has policy version 3, and .* version 4"
+        ):
+            await engine.adopt(4)
+        assert engine.version == 3
+        with pytest.raises(WeightSyncError, match="versions never go back"):
+            await engine.begin_update(2)
+
+    async def server(asked: web.Request) -> web.StreamResponse:
+        return web.json_response({"weight_version": "3"} if asked.path == "/weight_info" else {})
+
+    against(server, model, use)
+
+
+@pytest.mark.parametrize("is_paused", [True, False])
+def test_a_server_that_another_process_has_paused_stays_so_through_an_update(
+    model: Path, is_paused: bool
+) -> None:
+    """As the engine's own process holds it until the cache is forgotten, or while it sleeps."""
+    asked: list[str] = []
+
+    async def use(engine: VllmEngine) -> None:
+        engine.carry(Shelf)
+        await engine.begin_update(1)
+        await engine.apply_update(load_file(model / "model.safetensors").items())
+        asked.clear()
+        await engine.finish_update(1)
+
+    async def server(request: web.Request) -> web.StreamResponse:
+        asked.append(request.path)
+        return web.json_response({"is_paused": is_paused})
+
+    against(server, model, use)
+    assert [path for path in asked if path in ("/pause", "/resume")] == (
+        [] if is_paused else ["/pause", "/resume"]
+    )
 
 
 def answers(
