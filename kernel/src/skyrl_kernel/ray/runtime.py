@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import ray
 
-from skyrl_kernel.config import GeneratorConfig, TrainerConfig
+from skyrl_kernel.config import GeneratorConfig, InferenceEngineConfig, TrainerConfig
 from skyrl_kernel.config.generator import NO_ENGINE
 from skyrl_kernel.errors import CapabilityError
 from skyrl_kernel.logs import get_logger
@@ -33,6 +33,8 @@ from skyrl_kernel.transport import Carried
 
 _CALLS = 10_000
 """Of one engine at a time: more than any run has."""
+_WAYS = ("tensor", "pipeline", "data")
+"""An engine may be divided over several GPUs."""
 
 log = get_logger(__name__)
 
@@ -135,7 +137,8 @@ class RayRuntime:
         seats: Sequence[Seat | None] = [None]  # of engines that run elsewhere
         if not config.external_server_urls:
             found = devices.seats(POLICY if colocated else ENGINES, shared=colocated)
-            seats = found[: config.num_engines]
+            size = 1 if not colocated else len(found) // config.num_engines
+            seats = found[::size][: config.num_engines]
             recipe = self._of_one(recipe)
         names = [f"engine {place}" for place in range(len(seats))]
         environment = self._config.engine_env
@@ -188,6 +191,8 @@ class RayRuntime:
                 gpus = ray.cluster_resources().get("GPU", 0) > 0
                 if gpus and placement.colocate_all:
                     _refuse_unforeseen_gpus()
+            if gpus and placement.colocate_all:
+                _refuse_several_gpus(engine)
             self._placement = Placement(
                 demands(placement, engine, alone=apart, gpus=gpus),
                 grows=not self._cluster.is_own,
@@ -230,4 +235,18 @@ def _refuse_unforeseen_gpus() -> None:
             "the cluster has GPUs, and this machine, where the run was planned, has none: say "
             "trainer.ray.use_gpus=true, so that trainer and engines take turns on them, or false to "
             "compute on processors"
+        )
+
+
+def _refuse_several_gpus(engine: InferenceEngineConfig) -> None:
+    """Ray gives a process a part of one bundle, and a bundle is one GPU: see `placement`."""
+    sizes = {key: getattr(engine, key) for key in (f"{way}_parallel_size" for way in _WAYS)}
+    several = [
+        f"generator.inference_engine.{key}={size}" for key, size in sizes.items() if size > 1
+    ]
+    if several and engine.backend != NO_ENGINE and not engine.external_server_urls:
+        raise CapabilityError(
+            f"{' and '.join(several)} with trainer.placement.colocate_all=true: an engine beside a rank of "
+            "the trainer has the one GPU of that rank. Give engines GPUs of their own with "
+            "trainer.placement.colocate_all=false, or set 1"
         )

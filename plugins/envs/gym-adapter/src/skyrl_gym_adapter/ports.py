@@ -33,12 +33,14 @@ class Ports:
     """
 
     def __init__(self, ports: Iterable[int]) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="skyrl-ports-"))
-        self._folder.chmod(0o711)
+        self._folder: Path | None = None
         self._listeners: list[socket.socket] = []
         self.files: dict[int, Path] = {}
         """Port → its socket file."""
         for port in ports:
+            if self._folder is None:  # without ports there is none, which a kill would leave behind
+                self._folder = Path(tempfile.mkdtemp(prefix="skyrl-ports-"))
+                self._folder.chmod(0o711)
             self.files[port] = self._folder / str(port)
             listener = socket.socket(socket.AF_UNIX)
             listener.bind(str(self.files[port]))
@@ -50,7 +52,8 @@ class Ports:
         """Nothing gets through any more."""
         for listener in self._listeners:
             _shut(listener)
-        shutil.rmtree(self._folder, ignore_errors=True)
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def __enter__(self) -> "Ports":
         return self
