@@ -2,8 +2,8 @@
 
 The same runs of the demo in one process and under Ray, in turns; what the controller's process
 hands over and gets back; two ranks beside two processes that know nothing of each other; and how
-long it takes until a run's processes are there. Seconds are the least of several, which other users
-of the machine disturb least.
+long it takes until a run's processes are there. Seconds are the least of several, of a step the least
+of each of its stages: other users of the machine disturb those least.
 """
 
 import json
@@ -26,9 +26,14 @@ from text import to_json
 
 HERE = Path(__file__).parent
 RESULTS = report.RAY
-REPEATS = 2
+REPEATS = 3
 STEPS = 5
 """Of each run; the first, in which everything is touched for the first time, does not count."""
+STAGES = (
+    *("generate", "fwd_logprobs_values_reward", "compute_advantages_and_returns"),
+    *("convert_to_training_input", "train_critic_and_policy", "sync_weights"),
+)
+"""Of a step: all that it does."""
 PROMPTS = 32
 DEMO = {
     "trainer.max_training_steps": STEPS,
@@ -69,7 +74,7 @@ def main(only: str | None) -> None:
 def steps_and_start(scratch: Path) -> dict[str, Any]:
     """Seconds of a step in one process and under Ray, and where the seconds of a start go."""
     env = commands.environment()
-    seconds: dict[str, list[list[float]]] = {"local": [], "ray": []}
+    seconds: dict[str, list[list[dict[str, float]]]] = {"local": [], "ray": []}
     starts = []
     for repeat in range(REPEATS):
         for runtime, found in seconds.items():
@@ -77,12 +82,14 @@ def steps_and_start(scratch: Path) -> dict[str, Any]:
             click.echo(f"{STEPS} steps of the demo, runtime {runtime}")
             began_at = time.time()
             commands.train(["demo"], {**DEMO, "trainer.runtime": runtime}, env, folder)
-            lines = [line for line in commands.read_metrics(folder) if line["step"] > 1]
-            found.append([line["timing/step"] for line in lines])
+            found.append([line for line in commands.read_metrics(folder) if line["step"] > 1])
             if runtime == "ray":
                 starts.append(start_up(folder, began_at))
     least = {
-        runtime: [min(step) for step in zip(*found, strict=True)]
+        runtime: [
+            sum(min(line.get(f"timing/{stage}", 0.0) for line in step) for stage in STAGES)
+            for step in zip(*found, strict=True)
+        ]
         for runtime, found in seconds.items()
     }
     extra = statistics.median(
