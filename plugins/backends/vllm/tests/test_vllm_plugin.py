@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from skyrl_kernel.config.generator import GeneratorConfig
-from skyrl_kernel.config.trainer import TrainerConfig
+from skyrl_kernel.config.generator import GeneratorConfig, InferenceEngineConfig
+from skyrl_kernel.config.trainer import PlacementConfig, TrainerConfig
 from skyrl_kernel.config.tree import Config
 from skyrl_kernel.errors import ConfigError
 from skyrl_kernel.protocols import Engine
@@ -31,6 +31,19 @@ def test_an_address_is_attached_to_and_nothing_is_started(model: Path) -> None:
     assert isinstance(two, VllmEngine)
     with pytest.raises(ConfigError, match="weights must reach all; name them in"):
         plugin.check_engine("vllm", settings(external_proxy_url=NOWHERE))
+
+
+@pytest.mark.parametrize(
+    ("runtime", "visible", "given"), [("local", "3,4,5", "4,5"), ("ray", "4,5", "4,5")]
+)
+def test_a_gpu_is_left_to_a_trainer_in_the_same_process_alone(
+    monkeypatch: pytest.MonkeyPatch, runtime: str, visible: str, given: str
+) -> None:
+    """Ray shows an engine's process the GPUs of that engine."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    trainer = TrainerConfig(runtime=runtime, placement=PlacementConfig(colocate_all=False))
+    engine = InferenceEngineConfig(tensor_parallel_size=2)
+    assert plugin._gpus(engine, trainer) == [{"CUDA_VISIBLE_DEVICES": given}]
 
 
 def test_a_server_has_as_many_requests_as_it_computes_at_once() -> None:

@@ -135,17 +135,13 @@ def _start(
     config: InferenceEngineConfig, trainer: TrainerConfig, model: Path
 ) -> "Sequence[Server]":
     """All servers, none of them ready yet; if one cannot be started the others end."""
-    from skyrl_vllm import devices
     from skyrl_vllm.adapters import adapter_flags, adapter_variables
     from skyrl_vllm.server import Server
-    from skyrl_vllm.settings import flags, more_flags, size, sleep_flags
+    from skyrl_vllm.settings import flags, more_flags, sleep_flags
     from skyrl_vllm.transports import server_flags, server_variables
     from skyrl_vllm.updates import stored_shapes
 
-    number = config.num_engines
-    variables = devices.shares(
-        devices.visible(), number, size(config), apart=not trainer.placement.colocate_all
-    )
+    number, variables = config.num_engines, _gpus(config, trainer)
     transport, colocated = config.weight_sync_backend, trainer.placement.colocate_all
     all_flags = [*flags(config, trainer), *server_flags(transport, colocated=colocated)]
     all_flags += [
@@ -164,6 +160,18 @@ def _start(
             server.close()
         raise
     return servers
+
+
+def _gpus(config: InferenceEngineConfig, trainer: TrainerConfig) -> list[dict[str, str]]:
+    """Those of each server, as its environment has them.
+
+    A runtime of several processes gives the engine's none of the trainer's.
+    """
+    from skyrl_vllm import devices
+    from skyrl_vllm.settings import size
+
+    beside_trainer = trainer.runtime == "local" and not trainer.placement.colocate_all
+    return devices.shares(devices.visible(), config.num_engines, size(config), apart=beside_trainer)
 
 
 def _logs(config: TrainerConfig, number: int) -> list[Path]:
