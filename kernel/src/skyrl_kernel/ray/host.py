@@ -10,6 +10,7 @@ from skyrl_kernel.errors import (
     HookError,
     PluginError,
     TrajectoryError,
+    WeightSyncError,
 )
 from skyrl_kernel.logs import get_logger
 from skyrl_kernel.protocols import Counts, Engine, Forgets, Served, Sleeps, Starts
@@ -88,7 +89,10 @@ class Host(Member[EngineRecipe]):
     async def adopt(self, version: int) -> int:
         """See `Served`; the version that the engine says it has."""
         with self._named("adopt"):
-            await self._served.adopt(version)
+            try:
+                await self._served.adopt(version)
+            except WeightSyncError as error:
+                raise WeightSyncError(f"{self._process}: {error}") from error
             return self._made.version
 
     @property
