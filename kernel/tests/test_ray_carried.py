@@ -25,6 +25,7 @@ TWO_RANKS = f"{PLACEMENT}.policy_num_gpus_per_node=2"
 SHELF = '''
 """An engine whose server is a folder: whoever has its address may put a weight there, and a version."""
 
+import asyncio
 import json
 import os
 import tempfile
@@ -81,6 +82,8 @@ class Put:
     async def __call__(self, trainer, engine, version):
         if self.name == "full" and version == 1:
             raise WeightSyncError("the shelf is full")
+        if self.name == "hangs":
+            await asyncio.sleep(3600)
         if self.name == "lazy":
             engine.version = version  # and nothing is put there
             return
@@ -92,10 +95,13 @@ class Put:
 
 @hookimpl
 def sync_weights(name):
-    return Put(name) if name in ("put", "full", "lazy", "wrong", "put_each") else None
+    return Put(name) if name in ("put", "full", "lazy", "wrong", "hangs", "put_each") else None
 '''
 _OFFERS = ["served", "receives_weights", "takes_shelves", "exact_logprobs", "sleeps"]
-_NEEDS = {name: ["receives_weights", "takes_shelves"] for name in ("put", "full", "lazy", "wrong")}
+_NEEDS = {
+    name: ["receives_weights", "takes_shelves"]
+    for name in ("put", "full", "lazy", "wrong", "hangs")
+}
 _NEEDS["put_each"] = [*_NEEDS["put"], "same_gpu"]
 MANIFEST = f"""
 [shelf]
@@ -200,6 +206,14 @@ def test_what_a_rank_cannot_bring_ends_the_run_with_its_name(site: Path, tmp_pat
 def test_weights_that_were_not_brought_are_noticed_by_their_version(tmp_path: Path) -> None:
     with pytest.raises(WeightSyncError, match=r"^engine 0 on .*: it has version 0, not 1"):
         run(tmp_path, "lazy")
+
+
+@pytest.mark.slow
+def test_a_rank_that_hangs_ends_the_run_at_the_deadline(tmp_path: Path) -> None:
+    with pytest.raises(
+        WeightSyncError, match=r"by 'hangs' was not done within .*weight_sync_timeout_s=2 s"
+    ):
+        run(tmp_path, "hangs", f"{ENGINE}.weight_sync_timeout_s=2")
 
 
 @pytest.mark.slow
