@@ -248,8 +248,10 @@ def loss(name: str, settings: "Settings") -> "Loss | None":
 def sync_weights(name: str, settings: "Settings") -> "SyncWeights | None":
     """Stage 6, slot ``generator.inference_engine.weight_sync_backend``: weights to the engine (async).
 
-    The callable runs before the first rollout and after every step. Raising
-    stops the run.
+    The callable runs before the first rollout and after every step: in the controller, or, if its
+    plugin needs more than ``receives_weights`` and the runtime has processes of their own, in a
+    process of the trainer with an engine that is attached to servers. There it reads ``weights()``
+    once, as the other ranks do. Raising stops the run.
     """
 
 
