@@ -1,5 +1,6 @@
 """A rank that carries weights, without Ray around it: the others wait in each tensor for all."""
 
+import contextlib
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -9,10 +10,14 @@ import pytest
 
 pytest.importorskip("ray")
 
-from skyrl_kernel.errors import WeightSyncError
+from skyrl_kernel.errors import CapabilityError, WeightSyncError
 from skyrl_kernel.protocols import Engine, Trainer
 from skyrl_kernel.ray.carrier import Carrier, go_along
+from skyrl_kernel.ray.carriers import Carriers
+from skyrl_kernel.ray.engines import RayEngines
+from skyrl_kernel.ray.errors import Process
 from skyrl_kernel.testing.scripted import Script, ScriptedEngine
+from skyrl_kernel.transport import Carried
 
 TENSORS = 4
 
@@ -113,3 +118,34 @@ def test_where_an_adapter_is_brought_all_compute_that() -> None:
 def test_a_stage_that_fails_leaves_no_rank_waiting(stage: Any, message: str) -> None:
     with pytest.raises(WeightSyncError, match=message):
         carried(stage)
+
+
+@pytest.mark.parametrize(
+    ("node", "address", "is_refused"),
+    [
+        ("a", "http://127.0.0.1:8000", False),
+        ("b", "http://10.0.0.2:8000", False),
+        ("b", "http://127.0.0.1:8000", True),
+        ("b", "http://localhost:8000", True),
+        (None, "http://127.0.0.1:8000", False),  # of the user's own, wherever it is
+    ],
+)
+def test_a_server_on_another_machine_is_not_looked_for_on_this_one(
+    node: str | None, address: str, is_refused: bool
+) -> None:
+    nodes = {"trainer rank 0": "a"} | ({} if node is None else {"engine 0": node})
+    engine = Process(name="engine 0", where="gpu-2")
+    carriers = Carriers(
+        Carried(name="gloo", by_each=False, is_adapter=False),
+        [None],
+        [Process(name="trainer rank 0", where="gpu-1")],
+        RayEngines([None], [engine], [], batches=False, lockstep=False),
+        None,  # type: ignore[arg-type]  # nobody is attached
+        nodes,
+    )
+    refused = pytest.raises(
+        CapabilityError,
+        match=r"=gloo has trainer rank 0 on gpu-1 bring .* engine 0 on gpu-2, which .* use .*=auto",
+    )
+    with refused if is_refused else contextlib.nullcontext():
+        carriers._refuse_far(0, 0, [address])
