@@ -212,9 +212,29 @@ def test_whatever_happens_to_a_process_is_told_and_the_same_command_loses_nothin
     assert runs.steps() == runs.steps("undisturbed")
 
 
-def wait_for_step(runs: Runs, process: Any) -> None:
+@pytest.mark.timeout(400)
+def test_a_ray_that_ends_under_a_run_is_told_in_a_line(runs: Runs) -> None:
+    process = runs.start("without_ray")
+    wait_for_step(runs, process, "without_ray")
+    os.kill(raylet_of(process.pid), signal.SIGKILL)
+    done = ended(process)
+    assert done.code == 1
+    assert "Traceback" not in done.out + done.err
+    assert "the raylet" in complaint(done)
+    runs.check_nothing_is_left()
+
+
+def raylet_of(pid: int) -> int:
+    """The process of Ray's that manages this machine, of the Ray that the command has started."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    names = {int(child): Path(f"/proc/{child}/comm").read_text() for child in children}
+    (found,) = [child for child, name in names.items() if name.startswith("raylet")]
+    return found
+
+
+def wait_for_step(runs: Runs, process: Any, name: str = "run") -> None:
     """Return when the run has done one more step than before."""
-    before = len(runs.steps())
-    while len(runs.steps()) <= before:
+    before = len(runs.steps(name))
+    while len(runs.steps(name)) <= before:
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)

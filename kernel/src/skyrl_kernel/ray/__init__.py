@@ -17,6 +17,7 @@ Start with `runtime`, which makes the parts; each of the others is one idea::
     parcels      weights as such arrays, a bounded number of bytes at a time
     carrier      a rank that brings weights to engines past Ray;  carriers  all of them, as a stage here
     calls        waiting for actors, several at a time
+    guard        the last word of a run that Ray's core has ended
     waits        what the start waits for, on the screen
     errors       what Ray says of a process, as errors of the run
     begin        what each process does first: logs, network

@@ -22,6 +22,7 @@ import ray
 
 from skyrl_kernel.errors import CapabilityError, RunError
 from skyrl_kernel.ray.environment import ADDRESS, address, exported
+from skyrl_kernel.ray.guard import Guard
 from skyrl_kernel.ray.quiet import loud, quieten, warnings_of_ray
 from skyrl_kernel.ray.waits import waiting_for
 
@@ -51,6 +52,7 @@ class Cluster:
 
     def __init__(self, num_cpus: int) -> None:
         self._folder: _Folder | None = None
+        self._guard: Guard | None = None
         self.is_own = False
         """True if it ends with the run, so that it has no more than it has now."""
         if ray.is_initialized():  # by whoever called this run
@@ -82,6 +84,7 @@ class Cluster:
         except Exception as error:  # Ray raises many types, none of which says more
             self.close()
             raise RunError(f"Ray does not start on this machine: {error}") from error
+        self._guard = Guard()
 
     @property
     def logs(self) -> Path | None:
@@ -90,9 +93,13 @@ class Cluster:
 
     def close(self) -> None:
         """Leave it; end it if it was started here."""
+        if self._guard is not None and self._guard.raylet_lives():
+            self._guard.close()
         if self._joined:
-            ray.shutdown()
+            ray.shutdown()  # without a raylet, this process may end here
             loud(self._printed)
+        if self._guard is not None:
+            self._guard.close()
         if self._folder is not None:
             self._folder.remove()
 
