@@ -100,7 +100,8 @@ def test_killed_in_the_middle_it_goes_on_to_the_numbers_of_one_process_and_leave
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    assert wait_until(lambda: not processes_with(mark), 60), processes_with(mark)
+    # Ray's own agent looks for its parent every now and then, on a busy machine after a minute.
+    assert wait_until(lambda: not processes_with(mark), 180), processes_with(mark)
 
     assert finish(there, RAY) == expected  # bit for bit
 
