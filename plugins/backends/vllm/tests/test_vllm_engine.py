@@ -99,6 +99,26 @@ def test_an_update_that_hangs_or_is_refused_says_which_weights_are_there(
     against(only(path, reply), model, use)
 
 
+def test_an_update_is_refused_in_its_own_words_where_the_server_dies_in_it(model: Path) -> None:
+    """Neither pausing nor going on works any more; the version that was lost is still told."""
+    weights = {name: torch.zeros(shape) for name, shape in (stored_shapes(model) or {}).items()}
+    is_dead = False
+
+    async def handler(asked: web.Request) -> web.StreamResponse:
+        nonlocal is_dead
+        is_dead = is_dead or asked.path == "/pause"
+        return await refuse() if is_dead else web.json_response({})
+
+    async def use(engine: VllmEngine) -> None:
+        await engine.begin_update(1)
+        await engine.apply_update(weights.items())
+        with pytest.raises(WeightSyncError, match="policy version 1 was lost: the vLLM server at"):
+            await engine.finish_update(1)
+        assert engine.version == 0
+
+    against(handler, model, use)
+
+
 def test_an_abort_that_does_not_stop_is_an_error(model: Path) -> None:
     async def use(engine: VllmEngine) -> None:
         engine._fleet.deadlines = Deadlines(request_s=5, control_s=0.3)
@@ -131,7 +151,8 @@ def test_an_abort_names_requests_as_the_server_registered_them(model: Path) -> N
     async def use(engine: VllmEngine) -> None:
         engine._fleet.deadlines = Deadlines(request_s=5, control_s=5)
         task = asyncio.ensure_future(engine.generate([request()]))
-        await asyncio.sleep(0.1)
+        while not asked:
+            await asyncio.sleep(0.01)
         await engine.abort()
         assert (await task)[0].finish_reason == "abort"
         assert told == [f"generate-tokens-{asked[0]}"]

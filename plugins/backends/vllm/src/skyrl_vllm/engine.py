@@ -306,18 +306,27 @@ class VllmEngine:
                 "that were begun without one and would end without it; the engine keeps its old weights. "
                 "Bring the first adapter before the first request"
             )
-        # A sleeping server computes nothing, and would without a cache if it were resumed.
-        was_paused = self._is_paused or bool(self._asleep)
         try:
-            was_paused = was_paused or await self._is_held()
+            await self._commit(version)
+        except ServerError as error:
+            raise WeightSyncError(f"policy version {version} was lost: {error}") from error
+
+    async def _commit(self, version: int) -> None:
+        """Load what has arrived while nothing computes.
+
+        Raises:
+            WeightSyncError: Nobody knows which weights there are; the server stays paused.
+            ServerError: A server is gone, or could not pause or go on.
+        """
+        # A sleeping server computes nothing, and would without a cache if it were resumed.
+        was_paused = self._is_paused or bool(self._asleep) or await self._is_held()
+        try:
             if not was_paused:
                 await self.pause()
             await self._updates.load()
             self.version = version
             if not self._is_salted and not self._asleep:
                 await self.forget_cache()
-        except ServerError as error:
-            raise WeightSyncError(f"policy version {version} was lost: {error}") from error
         finally:
             # Not where nobody knows which weights there are: nothing may be sampled from them.
             if not was_paused and not self._updates.is_broken:
