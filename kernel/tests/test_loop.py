@@ -27,6 +27,7 @@ from skyrl_kernel.runner import RunResult
 from skyrl_kernel.slots import PLUGINS
 from skyrl_kernel.testing.distributions import make_distribution
 from skyrl_kernel.testing.scripted import Ask, Script, installed, read_metrics, run_scripted
+from skyrl_kernel.testing.scripted.engine import ScriptedEngine
 
 ASYNC = ("trainer.fully_async.enabled=true", "trainer.fully_async.max_staleness_steps=2")
 NO_EVALUATION = "data.val_data=[]"
@@ -504,6 +505,27 @@ def test_too_many_failures_end_the_run_and_name_the_most_common(tmp_path: Path) 
 def test_a_sync_that_brings_no_new_weights_ends_the_run(tmp_path: Path) -> None:
     with pytest.raises(WeightSyncError, match=r"policy version 1 the engine says .* version 0"):
         run_scripted(tmp_path, NO_EVALUATION, plugins=["forgets"])
+
+
+@pytest.mark.usefixtures("site")
+def test_an_engine_that_fails_in_a_paused_sync_is_not_asked_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its next failure would hide the first, and tokens of unknown weights would come."""
+    asked: list[str] = []
+
+    async def fail(engine: ScriptedEngine) -> None:
+        raise WeightSyncError("the weights are lost")
+
+    async def resume(engine: ScriptedEngine) -> None:
+        asked.append("resume")
+
+    monkeypatch.setattr(ScriptedEngine, "forget_cache", fail)
+    monkeypatch.setattr(ScriptedEngine, "resume", resume)
+    clear = "trainer.fully_async.clear_kv_cache_on_weight_sync=true"
+    with pytest.raises(WeightSyncError, match="the weights are lost"):
+        run_scripted(tmp_path, NO_EVALUATION, *ASYNC, clear)
+    assert asked == []
 
 
 MISMATCH = "policy/rollout_train_logprobs_abs_diff_mean"

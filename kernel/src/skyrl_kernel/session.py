@@ -189,13 +189,12 @@ class Session:
         if self.forgets is None:
             await self.sync_weights(self.trainer, self.engine, version)
         else:
-            # Paused as a whole: no token may come from new weights on old keys and values.
+            # Paused as a whole: no token may come from new weights on old keys and values. A sync that
+            # fails ends the run: nothing more is sampled, and its error is the one that is told.
             await self.engine.pause()
-            try:
-                await self.sync_weights(self.trainer, self.engine, version)
-                await self.forgets.forget_cache()
-            finally:
-                await self.engine.resume()
+            await self.sync_weights(self.trainer, self.engine, version)
+            await self.forgets.forget_cache()
+            await self.engine.resume()
         if self.engine.version != version:
             raise WeightSyncError(
                 f"after the sync of policy version {version} the engine says that it has version "
