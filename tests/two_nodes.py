@@ -68,7 +68,8 @@ class Node:
             out = subprocess.PIPE if output is None else files.enter_context(output.open("w"))
             return subprocess.Popen(
                 ["ip", "netns", "exec", self.namespace, *map(str, words)],
-                env=os.environ | dict(env),
+                # What a test before has set for a Ray of its own is not a node's.
+                env={k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | dict(env),
                 stdin=subprocess.PIPE,
                 stdout=out,
                 stderr=subprocess.PIPE if output is None else subprocess.STDOUT,

@@ -35,8 +35,8 @@ def test_the_trainer_is_made_by_its_name_alone(llama: Path) -> None:
     sections = Sections()
     sections[TrainerConfig] = TrainerConfig(bf16=False)
     sections[FsdpConfig] = FsdpConfig(device="cpu")
-    assert plugin.make_trainer("megatron", sections, {}, 10) is None
-    trainer = plugin.make_trainer("fsdp", sections, {"policy": llama}, 10)
+    assert plugin.make_trainer("megatron", sections, {}, 10, ()) is None
+    trainer = plugin.make_trainer("fsdp", sections, {"policy": llama}, 10, ())
     assert isinstance(trainer, FsdpTrainer)
     assert trainer.module("policy").device.type == "cpu"
 

@@ -160,7 +160,7 @@ def test_the_slope_along_the_gradient_is_its_norm(llama: Path) -> None:
                 total += weight * float(logprobs[t - 1, row.tokens[t]])
         return total
 
-    value, _ = one._backward([batch], Loss(fn=policy_gradient), 1.0)
+    value, _ = one._backward([batch], ["policy"], Loss(fn=policy_gradient), 1.0)
     assert value == pytest.approx(objective(), rel=1e-5)
     gradients = {p: p.grad.clone() for p in module.parameters() if p.grad is not None}
     norm = float(sum((g**2).sum() for g in gradients.values()) ** 0.5)
