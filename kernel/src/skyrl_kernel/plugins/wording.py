@@ -7,13 +7,16 @@ from collections.abc import Iterable
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A question with a leading space if something known is close to ``name``, else nothing.
 
+    Of several that are close, one with the same letters goes first: letters are often swapped.
+
     Example:
-        >>> did_you_mean("grop", ["grpo", "sft"])
+        >>> did_you_mean("gpro", ["grpo", "gspo", "sft"])
         " Did you mean 'grpo'?"
         >>> did_you_mean("zzz", ["grpo", "sft"])
         ''
     """
-    close = difflib.get_close_matches(name, sorted(set(known)), n=1)
+    close = difflib.get_close_matches(name, sorted(set(known)))
+    close.sort(key=lambda one: sorted(one) != sorted(name))
     return f" Did you mean '{close[0]}'?" if close else ""
 
 
