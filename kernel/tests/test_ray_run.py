@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from skyrl_kernel.config import InferenceEngineConfig
+from skyrl_kernel.config.trainer import PlacementConfig
 from skyrl_kernel.errors import CapabilityError, PluginLoadError
 from skyrl_kernel.plugins import discover
 from skyrl_kernel.ray.environment import prepare
@@ -163,6 +165,19 @@ def test_what_ray_does_not_have_is_refused_with_what_it_has(
         "waiting for devices, at most SKYRL_RAY_PG_TIMEOUT_IN_S=1 s: 20 × (CPU 1) for eng" in said
     )
     assert not list(tmp_path.iterdir())
+
+
+def test_a_ray_of_the_runs_own_with_too_few_processors_names_the_key_that_counts_them() -> None:
+    """It has as many as the run needs, unless that key says less."""
+    from skyrl_kernel.ray.demands import demands
+    from skyrl_kernel.ray.placement import Placement
+
+    config, engine = PlacementConfig(colocate_all=False), InferenceEngineConfig(num_engines=20)
+    wanted = demands(config, engine, alone=(), gpus=False)
+    with pytest.raises(
+        CapabilityError, match=r"CPU 8; .* or add nodes\. Or leave trainer\.ray\.num_cpus out$"
+    ):
+        Placement(wanted, grows=False)
 
 
 def test_a_process_that_ray_cannot_start_is_refused_within_a_deadline(tmp_path: Path) -> None:

@@ -160,7 +160,12 @@ def _refuse_too_much(wanted: Sequence[Demand]) -> None:
         if sum(sums.values()) > there.get(kind, 0):
             worst = max(wanted, key=lambda demand: sums[demand.name])
             together = "" if len(wanted) == 1 else f"; {_sum(sums, kind)} in all"
-            raise CapabilityError(_lacking(worst, together=together))
+            raise CapabilityError(_lacking(worst, together=together) + _counted(kind))
+
+
+def _counted(kind: str) -> str:
+    """Of processors such a Ray has what the run needs, unless it was told a number."""
+    return ". Or leave trainer.ray.num_cpus out" if kind == "CPU" else ""
 
 
 def _sum(sums: Mapping[str, float], kind: str) -> str:

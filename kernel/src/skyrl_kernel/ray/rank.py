@@ -157,10 +157,12 @@ class Rank(Member[TrainerRecipe]):
 
     def close(self) -> None:
         """Let go of engines, and leave the process group, if there is one."""
-        if self._carrier is not None:
-            self._carrier.close()
-        if isinstance(self._trainer, Ranked):
-            self._trainer.close()
+        try:
+            if self._carrier is not None:
+                self._carrier.close()
+        finally:
+            if isinstance(self._trainer, Ranked):
+                self._trainer.close()
 
     @property
     def _carried(self) -> Carried:
