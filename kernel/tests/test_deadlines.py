@@ -267,3 +267,43 @@ def test_threads_of_a_loop_give_results_and_errors() -> None:
     seven, error = event_loop.run(main(), 1)
     assert seven == 7
     assert isinstance(error, ValueError)
+
+
+def test_ctrl_c_is_answered_where_nothing_comes_of_it_soon() -> None:
+    code = (
+        "import time; from skyrl_kernel import event_loop\n"
+        "async def main():\n"
+        "    print('computing', flush=True)\n"
+        "    time.sleep(60)\n"
+        "event_loop.run(main(), 1)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    with process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "computing\n"
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.readline() == event_loop.HEARD.decode()
+        process.send_signal(signal.SIGINT)
+        assert "KeyboardInterrupt" in process.stderr.read()
+
+
+def test_ctrl_c_that_ends_a_run_at_once_is_not_talked_about() -> None:
+    code = (
+        "import asyncio; from skyrl_kernel import event_loop\n"
+        "async def main():\n"
+        "    print('waiting', flush=True)\n"
+        "    await asyncio.sleep(60)\n"
+        "try: event_loop.run(main(), 1)\n"
+        "except KeyboardInterrupt: print('ended')"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "waiting\n"
+        process.send_signal(signal.SIGINT)
+        assert process.communicate() == ("ended\n", "")

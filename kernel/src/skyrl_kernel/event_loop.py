@@ -1,12 +1,18 @@
 """An event loop that ends although something in it does not."""
 
 import asyncio
+import contextlib
+import os
+import signal
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+HEARD = b"Ctrl-C: the run ends when what it computes now is done; Ctrl-C again ends it at once\n"
+HEARD_AFTER_S = 1.0
 
 
 def run(main: Coroutine[Any, Any, T], patience_s: float) -> T:
@@ -23,7 +29,7 @@ def run(main: Coroutine[Any, Any, T], patience_s: float) -> T:
     runner = asyncio.Runner()
     runner.get_loop().set_default_executor(_Daemons())
     try:
-        return runner.run(main)
+        return runner.run(_answering(main))
     finally:
         left = runner.run(_cancel_others(patience_s))
         for task in left:
@@ -33,6 +39,35 @@ def run(main: Coroutine[Any, Any, T], patience_s: float) -> T:
             asyncio.set_event_loop(None)
         else:
             runner.close()
+
+
+async def _answering(main: Coroutine[Any, Any, T]) -> T:
+    with _ctrl_c_is_answered():
+        return await main
+
+
+@contextlib.contextmanager
+def _ctrl_c_is_answered() -> Iterator[None]:
+    """Say that Ctrl-C was heard, where nothing comes of it soon: an update may compute for minutes."""
+    inner = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(inner):
+        yield
+        return
+    # Past the buffers, whose lock the interrupted line may hold.
+    told = threading.Timer(HEARD_AFTER_S, os.write, (2, HEARD))
+    told.daemon = True
+
+    def answer(number: int, frame: Any) -> None:
+        if told.ident is None:
+            told.start()
+        inner(number, frame)
+
+    signal.signal(signal.SIGINT, answer)
+    try:
+        yield
+    finally:
+        told.cancel()
+        signal.signal(signal.SIGINT, inner)
 
 
 async def _cancel_others(patience_s: float) -> "set[asyncio.Task[Any]]":

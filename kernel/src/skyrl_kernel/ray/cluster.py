@@ -83,7 +83,10 @@ class Cluster:
                 )
         except Exception as error:  # Ray raises many types, none of which says more
             self.close()
-            raise RunError(f"Ray does not start on this machine: {error}") from error
+            raise RunError(
+                f"Ray does not start on this machine: {error}\nIf it has much else to do, the same command "
+                "may start later"
+            ) from error
         self._guard = Guard()
 
     @property
