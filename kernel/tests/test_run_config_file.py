@@ -20,6 +20,9 @@ TREES = st.recursive(
 
 @settings(max_examples=50, deadline=None)
 @example(tree={"_": "\xa0"}, origin="")
+@example(tree={"_": ["\x85"]}, origin="")
+@example(tree={"_": "\u2028 and \u2029"}, origin="")
+@example(tree={"_": "\r"}, origin="")
 @given(TREES, st.text(max_size=20))
 def test_the_file_reads_back_as_the_tree_whatever_the_values(tree, origin):
     origins = {key: origin for key, value in tree.items() if not isinstance(value, dict)}
