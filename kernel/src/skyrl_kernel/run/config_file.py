@@ -76,9 +76,8 @@ def _inline(value: Any) -> str:
     options: dict[str, Any] = {"default_flow_style": True, "allow_unicode": True, "width": 2**30}
     text: str = yaml.safe_dump(_plain(value), sort_keys=False, **options)
     text = text.removesuffix("...\n").rstrip("\n")
-    if (
-        len(text.splitlines()) > 1
-    ):  # line breaks of any kind in a string: only double quotes keep it on one line
+    if len(text.splitlines()) > 1:
+        # Line breaks of any kind in a string: only double quotes keep it on one line.
         text = yaml.safe_dump(_plain(value), sort_keys=False, default_style='"', **options)
     return text.strip(" \n")  # and no other blank: a no-break space may be the value
 
