@@ -61,15 +61,11 @@ async def train(run: Session) -> int:
                 await run.sync(step)
         numbers = measured.complete(results, clock)
         numbers |= await run.counted("train", clock.seconds["generate"])
-        if run.machines is not None:
-            numbers |= run.machines.measure()
+        numbers |= run.machine_numbers()
         if run.eval_due(step):
             with clock("eval"):
                 numbers |= await evaluate(run, step=step, clock=clock)
-        seconds = saving.seconds | clock.seconds
-        if run.config.max_staleness:
-            seconds |= metrics.ahead_timing(seconds)
-        times = metrics.timing_metrics(seconds)
+        times = metrics.timing_metrics(saving.seconds | clock.seconds, ahead=run.is_ahead)
         run.report(step, batch, credited, results, numbers | times)
         saving = Clock()
         await run.save(step, saving)

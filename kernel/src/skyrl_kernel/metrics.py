@@ -98,17 +98,18 @@ def update_metrics(results: Sequence[UpdateResult]) -> dict[str, float]:
     }
 
 
-def timing_metrics(seconds: Mapping[str, float]) -> dict[str, float]:
-    """``timing/…``: seconds by stage."""
-    return {f"timing/{name}": value for name, value in seconds.items()}
+def timing_metrics(seconds: Mapping[str, float], *, ahead: bool) -> dict[str, float]:
+    """``timing/…``: seconds by stage; where generation runs ``ahead``, some by a second name too."""
+    named = {**seconds, **(_ahead_timing(seconds) if ahead else {})}
+    return {f"timing/{name}": value for name, value in named.items()}
 
 
-def ahead_timing(seconds: Mapping[str, float]) -> dict[str, float]:
+def _ahead_timing(seconds: Mapping[str, float]) -> dict[str, float]:
     """Seconds by the names that SkyRL gives some of a step where generation runs ahead.
 
     Example:
         >>> stages = "generate", "fwd_logprobs_values_reward", "compute_advantages_and_returns"
-        >>> ahead_timing({**dict.fromkeys(stages, 1.0), "train_critic_and_policy": 2.0})
+        >>> _ahead_timing({**dict.fromkeys(stages, 1.0), "train_critic_and_policy": 2.0})
         {'wait_for_generation_buffer': 1.0, 'run_training': 4.0}
     """
     training = (

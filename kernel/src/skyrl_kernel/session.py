@@ -156,6 +156,11 @@ class Session:
         """``trainer``."""
         return self.plan.tree.trainer
 
+    @property
+    def is_ahead(self) -> bool:
+        """Whether generation runs ahead of training."""
+        return self.config.max_staleness > 0
+
     # --- calls -----------------------------------------------------------------------
 
     async def compute(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
@@ -233,10 +238,14 @@ class Session:
         if self._counts is None:
             return {}
         before, self._counted_at = self._counted_at, time.monotonic()
-        is_ahead = self.config.max_staleness > 0
-        found = await self._counts.counts(self._counted_at - before if is_ahead else generating_s)
+        waited_s = self._counted_at - before if self.is_ahead else generating_s
+        found = await self._counts.counts(waited_s)
         prefix = f"{self.plan.tree.generator.inference_engine.backend}/{phase}"
         return {f"{prefix}/{name}": count.value for name, count in found.items()}
+
+    def machine_numbers(self) -> Mapping[str, float]:
+        """What the runtime measures of the run's machines; nothing where it does not."""
+        return {} if self.machines is None else self.machines.measure()
 
     async def close(self) -> list[str]:
         """End all that runs beside the loop, whatever of it fails or hangs; what did, in words."""
