@@ -205,9 +205,8 @@ class VllmEngine:
     async def pause(self) -> None:
         """Stop computing after the current step; requests stay, with what they have computed."""
         await self._connected()
-        self._is_paused = (
-            True  # also where one server of several, or the caller, does not wait for it
-        )
+        # Before it is done: one server of several, or the caller, may not wait for it.
+        self._is_paused = True
         await self._fleet.order("/pause?mode=keep&clear_cache=false")
 
     async def resume(self) -> None:

@@ -107,14 +107,8 @@ class Fleet:
         Raises:
             ServerError: One cannot, or is gone.
         """
-        try:
+        with _must(path):
             await self.ask(path, body, timeout_s=timeout_s or self.deadlines.control_s)
-        except Refused as error:
-            raise ServerError(
-                f"the vLLM server at {error.url} failed in {path}: {error}"
-            ) from error
-        except TimeoutError as error:
-            raise ServerError(str(error)) from error
 
     async def look(self, path: str) -> list[Any]:
         """What each server says of itself.
@@ -124,14 +118,8 @@ class Fleet:
         """
         timeout_s = self.deadlines.control_s
         asked = (client.ask("GET", path, timeout_s=timeout_s) for client in self.clients)
-        try:
+        with _must(path):
             return await asyncio.gather(*asked)
-        except Refused as error:
-            raise ServerError(
-                f"the vLLM server at {error.url} failed in {path}: {error}"
-            ) from error
-        except TimeoutError as error:
-            raise ServerError(str(error)) from error
 
     async def check(self, needs: Needs) -> list[str]:
         """See `skyrl_vllm.attached.check`; of every server."""
@@ -196,3 +184,14 @@ class Fleet:
         for client in {*self.clients, *self._lanes}:
             await client.close()
         await asyncio.gather(*(asyncio.to_thread(one.close) for one in self.own))
+
+
+@contextlib.contextmanager
+def _must(path: str) -> Iterator[None]:
+    """A server that refuses ``path``, or does not answer in time, is of no more use."""
+    try:
+        yield
+    except Refused as error:
+        raise ServerError(f"the vLLM server at {error.url} failed in {path}: {error}") from error
+    except TimeoutError as error:
+        raise ServerError(str(error)) from error
