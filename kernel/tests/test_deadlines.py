@@ -269,41 +269,37 @@ def test_threads_of_a_loop_give_results_and_errors() -> None:
     assert isinstance(error, ValueError)
 
 
+@contextlib.contextmanager
+def interrupted(main: str, after: str) -> "Iterator[subprocess.Popen[str]]":
+    """A process that was sent Ctrl-C when the coroutine ``main`` had begun; then it does ``after``."""
+    code = f"""
+import asyncio, time
+from skyrl_kernel import event_loop
+async def main():
+    print("begun", flush=True)
+    {main}
+{after}"""
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", code], stdout=pipe, stderr=pipe, text=True) as one:
+        assert one.stdout is not None
+        assert one.stdout.readline() == "begun\n"
+        one.send_signal(signal.SIGINT)
+        yield one
+
+
 def test_ctrl_c_is_answered_where_nothing_comes_of_it_soon() -> None:
-    code = (
-        "import time; from skyrl_kernel import event_loop\n"
-        "async def main():\n"
-        "    print('computing', flush=True)\n"
-        "    time.sleep(60)\n"
-        "event_loop.run(main(), 1)"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    with process:
-        assert process.stdout is not None
+    with interrupted("time.sleep(60)", "event_loop.run(main(), 1)") as process:
         assert process.stderr is not None
-        assert process.stdout.readline() == "computing\n"
-        process.send_signal(signal.SIGINT)
         assert process.stderr.readline() == event_loop.HEARD.decode()
         process.send_signal(signal.SIGINT)
         assert "KeyboardInterrupt" in process.stderr.read()
 
 
 def test_ctrl_c_that_ends_a_run_at_once_is_not_talked_about() -> None:
-    code = (
-        "import asyncio; from skyrl_kernel import event_loop\n"
-        "async def main():\n"
-        "    print('waiting', flush=True)\n"
-        "    await asyncio.sleep(60)\n"
-        "try: event_loop.run(main(), 1)\n"
-        "except KeyboardInterrupt: print('ended')"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    with process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "waiting\n"
-        process.send_signal(signal.SIGINT)
+    after = """
+try:
+    event_loop.run(main(), 1)
+except KeyboardInterrupt:
+    print("ended")"""
+    with interrupted("await asyncio.sleep(60)", after) as process:
         assert process.communicate() == ("ended\n", "")
