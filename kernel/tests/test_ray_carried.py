@@ -1,7 +1,5 @@
 """Weights that go from a trainer's processes to engines past Ray, with fakes whose servers are folders."""
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,11 +9,10 @@ from skyrl_kernel.cli import skyrl
 from skyrl_kernel.errors import CapabilityError, WeightSyncError
 from skyrl_kernel.plan import make_plan
 from skyrl_kernel.plugins import discover
-from skyrl_kernel.ray.environment import prepare
 from skyrl_kernel.runner import RunResult
 from skyrl_kernel.slots import BACKENDS, PLUGINS
 from skyrl_kernel.testing.distributions import make_distribution
-from skyrl_kernel.testing.scripted import installed, read_metrics, run_scripted
+from skyrl_kernel.testing.scripted import read_metrics, run_scripted
 
 ENGINE = "generator.inference_engine"
 RAY = ("trainer.runtime=ray", f"{ENGINE}.backend=shelf")
@@ -120,33 +117,20 @@ needs = {needs}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The fakes, in processes of Ray too; and a Ray that all runs here find and leave alone."""
-    prepare()
-    from skyrl_kernel.ray.cluster import Cluster
-
-    with (
-        installed(tmp_path_factory.mktemp("site")) as folder,
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        make_distribution(
-            folder,
-            "skyrl-shelf",
-            modules={"skyrl_shelf.plugin": SHELF},
-            files={"skyrl_shelf/plugin.toml": MANIFEST},
-            entry_points={
-                BACKENDS: {"shelf": "skyrl_shelf.plugin"},
-                PLUGINS: dict.fromkeys(_NEEDS, "skyrl_shelf.plugin"),
-            },
-        )
-        discover(refresh=True)
-        path = os.environ.get("PYTHONPATH", "")
-        patch.setenv("PYTHONPATH", f"{folder}{os.pathsep}{path}".rstrip(os.pathsep))
-        cluster = Cluster(num_cpus=8)
-        try:
-            yield folder
-        finally:
-            cluster.close()
+def site(fakes_on_ray: Path) -> Path:
+    """Where the shelf stands beside the other fakes."""
+    make_distribution(
+        fakes_on_ray,
+        "skyrl-shelf",
+        modules={"skyrl_shelf.plugin": SHELF},
+        files={"skyrl_shelf/plugin.toml": MANIFEST},
+        entry_points={
+            BACKENDS: {"shelf": "skyrl_shelf.plugin"},
+            PLUGINS: dict.fromkeys(_NEEDS, "skyrl_shelf.plugin"),
+        },
+    )
+    discover(refresh=True)
+    return fakes_on_ray
 
 
 def run(tmp_path: Path, sync: str, *words: str) -> RunResult:

@@ -12,11 +12,10 @@ from skyrl_kernel.config import InferenceEngineConfig
 from skyrl_kernel.config.trainer import PlacementConfig
 from skyrl_kernel.errors import CapabilityError, PluginLoadError
 from skyrl_kernel.plugins import discover
-from skyrl_kernel.ray.environment import prepare
 from skyrl_kernel.runner import RunResult
 from skyrl_kernel.slots import ALGORITHMS
 from skyrl_kernel.testing.distributions import make_distribution, on_path
-from skyrl_kernel.testing.scripted import installed, read_metrics, run_scripted
+from skyrl_kernel.testing.scripted import read_metrics, run_scripted
 
 if TYPE_CHECKING:
     from skyrl_kernel.ray.monitor import Monitor
@@ -29,23 +28,7 @@ WIDE = "generator.inference_engine.tensor_parallel_size"
 APART = f"{PLACEMENT}.colocate_all=false"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The fakes, in processes of Ray too; and a Ray that all runs here find and leave alone."""
-    prepare()
-    from skyrl_kernel.ray.cluster import Cluster
-
-    with (
-        installed(tmp_path_factory.mktemp("site")) as folder,
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        path = os.environ.get("PYTHONPATH", "")
-        patch.setenv("PYTHONPATH", f"{folder}{os.pathsep}{path}".rstrip(os.pathsep))
-        cluster = Cluster(num_cpus=8)
-        try:
-            yield folder
-        finally:
-            cluster.close()
+pytestmark = pytest.mark.usefixtures("fakes_on_ray")
 
 
 @pytest.fixture(scope="module")
