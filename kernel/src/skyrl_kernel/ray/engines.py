@@ -37,7 +37,7 @@ class RayEngines:
     Args:
         actors: Of `skyrl_kernel.ray.host.Host`, being made.
         names: Of each, for messages.
-        made: References to what each says when it is made.
+        made: References to whether each counts its work, which it says when it is made.
         batches: Whether requests of one moment are sent as one call: for engines that gain
             from nothing that comes later.
         lockstep: Whether the kernel hands over whole rounds, so that numbers repeat.
@@ -55,6 +55,7 @@ class RayEngines:
         self.lockstep = lockstep
         self.version = 0
         self._actors, self._names, self._made = list(actors), list(names), list(made)
+        self._counting = False
         self._batches = batches
         self._running = [0] * len(actors)
         self._waiting: list[_Waiting] = []
@@ -71,7 +72,7 @@ class RayEngines:
         """Return when all are made, and those who bring them weights are attached."""
         if self._made:
             with waiting_for(f"{together(self._names)} to load"):
-                await self._gather(self._made)
+                self._counting = any(await self._gather(self._made))
             self._made = []
             log.info("engines made")
         attach, self.attach = self.attach, None
@@ -163,7 +164,7 @@ class RayEngines:
 
     async def counts(self, seconds: float) -> dict[str, Count]:
         """What all count together; nothing of engines that do not."""
-        return joined(await self._all("counts", seconds))
+        return joined(await self._all("counts", seconds)) if self._counting else {}
 
     async def abort(self) -> None:
         """End all running requests."""

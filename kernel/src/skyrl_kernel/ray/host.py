@@ -30,7 +30,7 @@ class Host(Member[EngineRecipe]):
         self._engine: Engine | None = None
 
     async def make(self, recipe: bytes) -> bool:
-        """Make the engine and wait until it may be asked; whether it computes in lockstep."""
+        """Make the engine and wait until it may be asked; whether it counts its work: see `Counts`."""
         with self._named("make_engine"):
             made_by = self._read(recipe)
             if missing := made_by.missing():
@@ -38,7 +38,7 @@ class Host(Member[EngineRecipe]):
             self._engine = made_by.make()
             if isinstance(self._engine, Starts):
                 await self._engine.started()
-        return self._engine.lockstep
+        return isinstance(self._engine, Counts)
 
     async def generate(self, requests: Requests) -> Completions:
         """See `Engine.generate`.
@@ -58,9 +58,10 @@ class Host(Member[EngineRecipe]):
             return Rows.of(await self._made.logprobs(rows.unpack(), temperature=temperature))
 
     async def counts(self, seconds: float) -> Mapping[str, Count]:
-        """See `Counts`; empty of an engine that does not count."""
+        """See `Counts`; asked of an engine that counts."""
         with self._named("counts"):
-            return await self._made.counts(seconds) if isinstance(self._made, Counts) else {}
+            assert isinstance(self._made, Counts), "so `make` has said"
+            return await self._made.counts(seconds)
 
     async def begin_update(self, version: int) -> None:
         """See `Engine.begin_update`."""
