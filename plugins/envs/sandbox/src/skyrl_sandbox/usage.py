@@ -55,17 +55,17 @@ class Usage:
 
     def _sockets_kb(self) -> int:
         """Of those too that nobody has open: connections that wait to be accepted keep what was sent."""
-        words = _read(
-            f"/proc/{self.root}/net/sockstat"
-        ).split()  # sockets: used 12 TCP: inuse 3 ...
-        if len(words) < 6:
-            return 0
+        sockets = _counts(f"/proc/{self.root}/net/sockstat")
         queued = 0
-        for family in ("tcp", "tcp6") if words[5] != "0" else ():  # these hold more than others
-            for line in _read(f"/proc/{self.root}/net/{family}").splitlines()[1:]:
+        # TCP's hold more than others. Those of each family are counted in a file of their own.
+        for family, in_use in (
+            ("tcp", sockets.get("TCP", 0)),
+            ("tcp6", _counts(f"/proc/{self.root}/net/sockstat6").get("TCP6", 0)),
+        ):
+            for line in _read(f"/proc/{self.root}/net/{family}").splitlines()[1:] if in_use else ():
                 sent, _, received = line.split()[4].partition(":")
                 queued += int(sent, 16) + int(received, 16)
-        return int(words[2]) * _SOCKET_KB + queued // 1024
+        return sockets.get("sockets", 0) * _SOCKET_KB + queued // 1024
 
     def _num_files(self) -> int:
         most = 0
@@ -93,6 +93,12 @@ def _read(path: str) -> str:
         return Path(path).read_text()
     except OSError:
         return ""
+
+
+def _counts(path: str) -> dict[str, int]:
+    """The first number of every line: ``TCP: inuse 3 orphan 0 …`` is 3 of TCP."""
+    lines = (line.split() for line in _read(path).splitlines())
+    return {words[0].rstrip(":"): int(words[2]) for words in lines}
 
 
 def _cpu_s(processes: list[str]) -> float:
