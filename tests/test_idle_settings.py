@@ -170,6 +170,64 @@ def test_gpus_of_a_critic_alone_ask_for_processes() -> None:
         make_plan(["demo"], overrides=[CRITIC_GPUS, GAE, APART[0], "trainer.runtime=local"])
 
 
+RANKS = f"{PLACEMENT}.{{}}_num_gpus_per_node=2"
+COPIES = "trainer.{}.fsdp_config.fsdp_size=1"
+TEACHER = [
+    f"{ALGORITHM}.advantage_estimator=distillation",
+    "trainer.teacher.model.path=builtin:tiny",
+]
+
+
+WITH_ENGINES = [RANKS.format("policy"), "generator.inference_engine.num_engines=2"]
+
+
+@pytest.mark.parametrize(
+    ("role", "words", "more"),
+    [
+        pytest.param("policy", [], WITH_ENGINES, id="policy"),
+        pytest.param("critic", [GAE, RANKS.format("critic")], WITH_ENGINES, id="critic-colocated"),
+        pytest.param("critic", [GAE, APART[0]], [RANKS.format("critic")], id="critic-apart"),
+        pytest.param(
+            "critic",
+            [GAE, APART[0], RANKS.format("policy")],
+            [RANKS.format("critic")],
+            id="critic-apart-from-two",
+        ),
+        pytest.param("ref", [KL], [*WITH_ENGINES, RANKS.format("ref")], id="reference-colocated"),
+        pytest.param("ref", [KL, *APART], [RANKS.format("ref")], id="reference-apart"),
+        pytest.param(
+            "ref",
+            [KL, *APART, RANKS.format("policy")],
+            [RANKS.format("ref")],
+            id="reference-apart-from-two",
+        ),
+    ],
+)
+def test_how_weights_are_spread_changes_nothing_where_one_rank_has_them(
+    role: str, words: list[str], more: list[str]
+) -> None:
+    copies = COPIES.format(role)
+
+    def why(*others: str) -> str | None:
+        plan = make_plan(["demo"], overrides=[copies, "trainer.runtime=ray", *words, *others])
+        found = {one.name: one.row.text for one in plan.config.not_read}
+        return found.get(copies.partition("=")[0])
+
+    key = more[0].partition("=")[0]
+    assert str(why()).endswith(f"there is one: {key} above 1 makes more")
+    assert why(*more) is None
+    assert why(f"trainer.{role}.fsdp_config.cpu_offload=true") is None
+
+
+def test_a_teacher_is_spread_over_the_policys_ranks_as_a_reference_would_be() -> None:
+    copies = COPIES.format("ref")
+    words = [copies, *TEACHER, *APART, "trainer.runtime=ray"]
+    for ranks, is_idle in (([], True), ([RANKS.format("policy")], False)):
+        plan = make_plan(["demo"], overrides=[*words, *ranks])
+        idle = {one.name for one in plan.config.not_read}
+        assert (copies.partition("=")[0] in idle) is is_idle
+
+
 def test_nothing_is_said_of_defaults_presets_and_what_was_asked_for() -> None:
     assert make_plan(["demo", "ppo"]).notes == []
     assert make_plan(["demo"], overrides=["trainer.algorithm.gamma=1.0"]).notes == []

@@ -1,5 +1,6 @@
 """Settings that are read, but not in this run: whoever sets them in vain is told."""
 
+import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
@@ -12,7 +13,9 @@ from skyrl_kernel.config.rules import (
     ENGINE,
     PLACEMENT,
     are_numbers,
+    gpus_of,
     is_on,
+    ranks_with,
 )
 
 
@@ -35,9 +38,13 @@ class Idle:
 
 _ESTIMATOR = f"{ALGORITHM}.advantage_estimator"
 
-_OF_POLICY = ("policy_num_nodes", "policy_num_gpus_per_node")
 _OF_REFERENCE = (f"{PLACEMENT}.ref_num_nodes", f"{PLACEMENT}.ref_num_gpus_per_node")
 _OF_CRITIC = (f"{PLACEMENT}.critic_num_nodes", f"{PLACEMENT}.critic_num_gpus_per_node")
+_SPREAD = re.compile(
+    r"trainer\.(?P<role>policy|critic|ref)\.fsdp_config\."
+    r"(fsdp_size|reshard_after_forward|mixed_precision\..+)"
+)
+"""How the weights of a role are spread over ranks."""
 
 IDLE: tuple[Idle, ...] = (
     Idle(
@@ -143,25 +150,6 @@ IDLE: tuple[Idle, ...] = (
         unless="ref_logprobs",
         text="of a reference, which no stage asks for",
     ),
-    *(
-        Idle(
-            keys=tuple(
-                f"trainer.{role}.fsdp_config.{key}"
-                for key in ("fsdp_size", "reshard_after_forward", "mixed_precision.")
-            ),
-            where=(
-                *(f"{PLACEMENT}.{count}=1" for count in counts),
-                f"trainer.{role}.fsdp_config.cpu_offload=false",
-            ),
-            text=f"of weights that are spread over ranks, and there is one: {PLACEMENT}.{counts[-1]} "
-            "above 1 makes more",
-        )
-        for role, counts in (
-            ("policy", _OF_POLICY),
-            ("critic", (*_OF_POLICY, "critic_num_nodes", "critic_num_gpus_per_node")),
-            ("ref", (*_OF_POLICY, "ref_num_nodes", "ref_num_gpus_per_node")),
-        )
-    ),
     Idle(
         keys=("trainer.ref.model.path",),
         unless="ref_logprobs",
@@ -198,7 +186,25 @@ def _idle(key: str, layers: Layers, needs: Collection[str]) -> str | None:
             continue
         if idle.unless not in needs and all(is_on(one, layers) for one in idle.where):
             return idle.text
+    if spread := _SPREAD.fullmatch(key):
+        return _on_one_rank(spread["role"], layers, needs)
     return _more_than_begin(layers) if key == f"{AHEAD}.num_parallel_generation_workers" else None
+
+
+def _on_one_rank(role: str, layers: Layers, needs: Collection[str]) -> str | None:
+    """Weights that are whole where they are."""
+    asked = layers.asked
+    whose = ranks_with(asked, role)
+    # A teacher, which is always with the policy, has the settings of a reference.
+    with_it = {"policy"} if role == "ref" and "teacher_logprobs" in needs else set()
+    if asked(f"trainer.{role}.fsdp_config.cpu_offload") or any(
+        gpus_of(asked, one) > 1 for one in {whose, *with_it}
+    ):
+        return None
+    return (
+        f"of weights that are spread over ranks, and there is one: {PLACEMENT}.{whose}_num_gpus_per_node "
+        "above 1 makes more"
+    )
 
 
 def _more_than_begin(layers: Layers) -> str | None:

@@ -110,7 +110,7 @@ def _loader(asked: Asked) -> Iterator[str]:
 
 def _rows_for_all_ranks(asked: Asked) -> Iterator[str]:
     ranks = {
-        role: _gpus(asked, _ranks_with(asked, role)) // _ranks_per_copy(asked, role)
+        role: gpus_of(asked, ranks_with(asked, role)) // _ranks_per_copy(asked, role)
         for role in _trained_roles(asked)
     }
     if 0 in ranks.values():
@@ -128,8 +128,8 @@ def _rows_for_all_ranks(asked: Asked) -> Iterator[str]:
 
 def _copies(asked: Asked) -> Iterator[str]:
     for role in _trained_roles(asked):
-        whose, ranks = _ranks_with(asked, role), _ranks_per_copy(asked, role)
-        gpus = _gpus(asked, whose)
+        whose, ranks = ranks_with(asked, role), _ranks_per_copy(asked, role)
+        gpus = gpus_of(asked, whose)
         if gpus % ranks:
             keys = " × ".join(_keys_of_copy(asked, role))
             yield (
@@ -142,7 +142,7 @@ def _same_rows(asked: Asked) -> Iterator[str]:
     """Ranks that compute parts of the policy's rows have the same rows for every model of theirs."""
     policy = asked(f"{POLICY}.sequence_parallel_size")
     for role in ("ref", "critic"):
-        if _ranks_with(asked, role) == role:
+        if ranks_with(asked, role) == role:
             continue
         size = asked(f"trainer.{role}.sequence_parallel_size")
         if are_numbers(policy, size) and size > 0 and policy % size:
@@ -160,7 +160,7 @@ def _spread(asked: Asked) -> Iterator[str]:
     for role in _trained_roles(asked):
         key = f"trainer.{role}.fsdp_config.fsdp_size"
         size = asked(key)
-        ranks = _gpus(asked, _ranks_with(asked, role))
+        ranks = gpus_of(asked, ranks_with(asked, role))
         if are_numbers(size) and size != -1 and (size < 1 or ranks % size):
             yield (
                 f"{key}={size} does not divide the {ranks} ranks that have the model; set it to a divisor, "
@@ -178,13 +178,14 @@ def _trained_roles(asked: Asked) -> list[str]:
     return roles
 
 
-def _ranks_with(asked: Asked, role: str) -> str:
+def ranks_with(asked: Asked, role: str) -> str:
     """Whose ranks have the model of a role: its own, or the policy's."""
     keys = ("colocate_all", "colocate_policy_ref") if role == "ref" else ("colocate_all",)
     return "policy" if any(asked(f"{PLACEMENT}.{key}") for key in keys) else role
 
 
-def _gpus(asked: Asked, role: str) -> int:
+def gpus_of(asked: Asked, role: str) -> int:
+    """How many devices, and so ranks, a role has where it has its own; of the policy, all of its."""
     return _product(
         asked, *(f"{PLACEMENT}.{role}_{of}" for of in ("num_nodes", "num_gpus_per_node"))
     )
@@ -217,7 +218,7 @@ def are_numbers(*values: Any) -> bool:
 
 
 def _colocation(asked: Asked) -> Iterator[str]:
-    policy = _gpus(asked, "policy")
+    policy = gpus_of(asked, "policy")
     if asked(f"{PLACEMENT}.colocate_all"):
         if asked(f"{ENGINE}.backend") == NO_ENGINE:
             return
