@@ -164,10 +164,40 @@ def test_gpus_of_a_critic_alone_ask_for_processes() -> None:
     plan = make_plan(["demo"], overrides=[CRITIC_GPUS, GAE, APART[0]])
     assert plan.tree.trainer.runtime == "ray"
     assert CRITIC_GPUS.partition("=")[0] not in {one.name for one in plan.config.not_read}
+    served = "generator.inference_engine.backend=vllm"
     with pytest.raises(
         CapabilityError, match=r"critic_num_gpus_per_node = 2 ranks needs 'separate"
     ):
-        make_plan(["demo"], overrides=[CRITIC_GPUS, GAE, APART[0], "trainer.runtime=local"])
+        make_plan(["demo"], overrides=[CRITIC_GPUS, GAE, *APART, served, "trainer.runtime=local"])
+
+
+@pytest.mark.parametrize(
+    ("words", "who"),
+    [pytest.param([GAE], "critic", id="critic"), pytest.param([KL], "reference", id="reference")],
+)
+def test_a_model_of_one_rank_of_its_own_asks_for_a_process(words: list[str], who: str) -> None:
+    assert make_plan(["demo"], overrides=words).tree.trainer.runtime == "local"
+    plan = make_plan(["demo"], overrides=[*words, *APART])
+    assert plan.tree.trainer.runtime == "ray"
+    told = f"auto, for a {who} of its own, trainer.placement.colocate_all=false"
+    assert plan.config.origins["trainer.runtime"] == told
+
+
+@pytest.mark.parametrize("key", [CRITIC_GPUS, REF_GPUS])
+def test_gpus_of_a_model_that_nobody_asks_for_ask_for_nothing(key: str) -> None:
+    """And their number is told as one that is not read."""
+    served = "generator.inference_engine.backend=vllm"
+    for runtime in ([], ["trainer.runtime=local"]):
+        plan = make_plan(["demo"], overrides=[key, served, *APART, *runtime])
+        assert plan.tree.trainer.runtime == "local"
+        assert key.partition("=")[0] in {one.name for one in plan.config.not_read}
+
+
+def test_an_engine_in_the_trainers_process_has_no_device_of_its_own() -> None:
+    with pytest.raises(
+        CapabilityError, match=r"colocate_all=false with trainer\.runtime=local needs 'served'"
+    ):
+        make_plan(["demo"], overrides=APART)
 
 
 RANKS = f"{PLACEMENT}.{{}}_num_gpus_per_node=2"

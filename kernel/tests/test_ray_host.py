@@ -69,7 +69,7 @@ def test_an_error_of_an_engine_names_plugin_hook_and_process(
 ) -> None:
     async def ask() -> None:
         host = Host("engine 1")
-        await host.make(recipe)
+        await host.make(recipe, {})
         await getattr(host, method)(*arguments)
 
     with pytest.raises(
@@ -83,7 +83,7 @@ def test_an_error_of_an_engine_names_plugin_hook_and_process(
 def test_one_that_generates_costs_its_requests_alone(recipe: bytes) -> None:
     async def ask() -> None:
         host = Host("engine 1")
-        await host.make(recipe)
+        await host.make(recipe, {})
         await host.generate(Requests.of([]))
 
     with pytest.raises(TrajectoryError, match=r"plugin 'brittle' .* in hook 'generate'") as raised:

@@ -24,7 +24,6 @@ RAY = "trainer.runtime=ray"
 PLACEMENT = "trainer.placement"
 ENGINES = "generator.inference_engine.num_engines"
 TWO_RANKS = (f"{PLACEMENT}.policy_num_gpus_per_node=2", f"{ENGINES}=2")
-WIDE = "generator.inference_engine.tensor_parallel_size"
 APART = f"{PLACEMENT}.colocate_all=false"
 
 
@@ -104,15 +103,6 @@ def test_a_critic_on_devices_of_its_own_learns_what_it_does_beside_the_policy(
     for found, expected in zip(steps, same, strict=True):
         assert found == pytest.approx(expected, rel=1e-9, abs=1e-12)
     assert steps[0]["critic/old_values_mean"] < steps[1]["critic/old_values_mean"]
-
-
-def test_an_engine_over_several_gpus_beside_ranks_is_refused(tmp_path: Path) -> None:
-    """Each rank's GPU is a bundle of its own, of which Ray gives a process one."""
-    wide = (f"{PLACEMENT}.policy_num_gpus_per_node=2", f"{ENGINES}=1", f"{WIDE}=2")
-    with pytest.raises(
-        CapabilityError, match=rf"{WIDE}=2 with .*colocate_all=true: .*colocate_all=false"
-    ):
-        run_scripted(tmp_path, RAY, *wide, "trainer.ray.use_gpus=true")
 
 
 def test_generation_runs_ahead_in_a_process_of_its_own(tmp_path: Path) -> None:

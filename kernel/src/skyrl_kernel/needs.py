@@ -68,7 +68,7 @@ def engine_needs(
     if ahead.enabled and ahead.clear_kv_cache_on_weight_sync:
         needs["trainer.fully_async.clear_kv_cache_on_weight_sync=true"] = (FORGETS,)
     if not config.trainer.placement.colocate_all and not apart:
-        needs["trainer.placement.colocate_all=false"] = (SERVED,)
+        needs[f"{COLOCATED_KEY}=false with trainer.runtime=local"] = (SERVED,)
     if not engine.run_engines_locally:
         needs["generator.inference_engine.run_engines_locally=false"] = (SERVED,)
     if engine.external_server_urls:

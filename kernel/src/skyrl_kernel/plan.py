@@ -174,7 +174,7 @@ def make_plan(
         slots={entry.name: entry.manifest.slots for entry in named},
     )
     layers = _with_env(_with_loggers(layers, named), named)
-    layers = with_runtime(layers)
+    layers = with_runtime(layers, catalog)
     apart = is_apart(layers, catalog)
     layers = settle_names(layers, partial(_is_installed, catalog, apart))
     layers = with_transport(layers, catalog, apart=apart)
@@ -206,7 +206,6 @@ def make_plan(
         extra_needs={
             **(trainer_needs(config.config) if training else {}),
             **(engine_needs(config, offers, apart=apart) if asks_engine else {}),
-            **process_needs(config.config),
         },
     )
     here = run_places(layers, apart=apart)
@@ -230,6 +229,7 @@ def make_plan(
     needs = {
         score for stage in stages.values() for score in getattr(stage.value, "needs", frozenset())
     }
+    check_capabilities(entries, catalog, extra_needs=process_needs(config.config, needs))
     refuse_missing_teacher(config, needs)
     if training:
         refuse_several_rows(config, stages)

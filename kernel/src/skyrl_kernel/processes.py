@@ -6,13 +6,15 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from skyrl_kernel.config import Config, Layers
 from skyrl_kernel.config.trainer import PlacementConfig
 from skyrl_kernel.errors import CapabilityError
-from skyrl_kernel.needs import SERVED
+from skyrl_kernel.needs import COLOCATED_KEY, SERVED
 from skyrl_kernel.plugins import Catalog, PluginEntry
-from skyrl_kernel.slots import PLUGINS
+from skyrl_kernel.slots import PLUGINS, STAGES
 
 RUNTIME_KEY = "trainer.runtime"
 APART = "separate_processes"
 """Offered by a runtime that gives trainer and engines processes of their own."""
+CRITIC = "trains_values"
+"""Needed by a stage that has a critic trained, and offered by a trainer that can."""
 SEVERAL_RANKS = "several_ranks"
 """Offered by a trainer that is a `skyrl_kernel.protocols.Ranked`."""
 PUSHED = frozenset({"receives_weights"})
@@ -23,14 +25,17 @@ ALONE = {"value": "critic", "reference": "ref"}
 """Role that may have processes of its own → its name in keys."""
 TOLD = {"value": "critic", "reference": "reference"}
 """The same role → what messages call it."""
+_SCORES = {"value": "values", "reference": "ref_logprobs"}
+"""The same role → what stages ask of it."""
+_KL_KEYS = ("trainer.algorithm.use_kl_loss", "trainer.algorithm.use_kl_in_reward")
 _PLACEMENT = "trainer.placement"
 
 
-def with_runtime(layers: Layers) -> Layers:
-    """``auto`` is this process, unless the trainer has several ranks or devices of its own."""
+def with_runtime(layers: Layers, catalog: Catalog) -> Layers:
+    """``auto`` is this process, unless the run's models ask for more than one."""
     if layers.get(RUNTIME_KEY) != "auto":
         return layers
-    why = _asks_for_processes(layers)
+    why = _asks_for_processes(layers, catalog)
     name = "ray" if why else "local"
     origin = f"auto, for {why}" if why else "auto, for one process"
     return Layers(
@@ -40,14 +45,26 @@ def with_runtime(layers: Layers) -> Layers:
     )
 
 
-def _asks_for_processes(layers: Layers) -> str:
-    """The first key that one process could not do; empty if there is none."""
-    for role in _with_ranks(lambda key: bool(layers.asked(f"{_PLACEMENT}.{key}"))):
-        for key in (f"{_PLACEMENT}.{role}_num_nodes", f"{_PLACEMENT}.{role}_num_gpus_per_node"):
-            value = layers.get(key)
-            if isinstance(value, int) and value > 1:
-                return f"{key}={value}"
+def _asks_for_processes(layers: Layers, catalog: Catalog) -> str:
+    """What one process could not do; empty if there is nothing."""
+    for key in (f"{_PLACEMENT}.policy_num_nodes", f"{_PLACEMENT}.policy_num_gpus_per_node"):
+        value = layers.get(key)
+        if isinstance(value, int) and value > 1:
+            return f"{key}={value}"
+    models = _models_beside(layers, catalog)
+    for role in _alone(lambda key: bool(layers.asked(f"{_PLACEMENT}.{key}"))):
+        if role in models:
+            return f"a {TOLD[role]} of its own, {COLOCATED_KEY}=false"
     return ""
+
+
+def _models_beside(layers: Layers, catalog: Catalog) -> set[str]:
+    """Roles of `ALONE` that the run has, as far as plugins and switches say before they are imported."""
+    found = {"reference"} if any(layers.asked(key) is True for key in _KL_KEYS) else set()
+    chosen = [
+        entry for slot in STAGES for entry in catalog.named(str(layers.get(slot.key)), slot.groups)
+    ]
+    return found | ({"value"} if any(CRITIC in entry.manifest.needs for entry in chosen) else set())
 
 
 def alone(placement: PlacementConfig) -> list[str]:
@@ -71,15 +88,6 @@ def _alone(is_set: Callable[[str], bool]) -> Iterator[str]:
             yield "reference"
 
 
-def _with_ranks(is_set: Callable[[str], bool]) -> list[str]:
-    """Names in keys of the policy, and of who would have processes of its own.
-
-    Args:
-        is_set: Whether a key of ``trainer.placement`` is true.
-    """
-    return ["policy", *(ALONE[role] for role in _alone(is_set))]
-
-
 def is_apart(layers: Layers, catalog: Catalog) -> bool:
     """True if the runtime puts trainer and engines into processes of their own."""
     found = catalog.named(str(layers.get(RUNTIME_KEY)), (PLUGINS,))
@@ -97,10 +105,15 @@ def is_elsewhere(layers: Layers, engine: Sequence[PluginEntry]) -> bool:
     return set_by_user or any(entry.manifest.runtime_env for entry in engine)
 
 
-def process_needs(config: Config) -> dict[str, tuple[str, ...]]:
-    """What placement asks of the trainer and the runtime: key → capabilities."""
+def process_needs(config: Config, needs: Collection[str]) -> dict[str, tuple[str, ...]]:
+    """What placement asks of the trainer and the runtime: key → capabilities.
+
+    Args:
+        config: Of the run.
+        needs: Scores that its stages ask for.
+    """
     placement = config.trainer.placement
-    roles = _with_ranks(lambda key: bool(getattr(placement, key)))
+    roles = ["policy", *(ALONE[role] for role in alone(placement) if _SCORES[role] in needs)]
     ranks = {role: math.prod(ranks_of(placement, role)) for role in roles}
     return {
         f"{_PLACEMENT}.{role}_num_nodes × {role}_num_gpus_per_node = {number} ranks": (

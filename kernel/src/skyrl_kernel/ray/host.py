@@ -1,5 +1,6 @@
 """One engine: an actor. Its methods are async, so that it generates while weights arrive."""
 
+import os
 from collections.abc import Mapping
 from typing import Literal
 
@@ -29,8 +30,9 @@ class Host(Member[EngineRecipe]):
         super().__init__(name)
         self._engine: Engine | None = None
 
-    async def make(self, recipe: bytes) -> bool:
+    async def make(self, recipe: bytes, environment: Mapping[str, str]) -> bool:
         """Make the engine and wait until it may be asked; whether it counts its work: see `Counts`."""
+        os.environ.update(environment)
         with self._named("make_engine"):
             made_by = self._read(recipe)
             if missing := made_by.missing():

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import ray
 
-from skyrl_kernel.config import GeneratorConfig, InferenceEngineConfig, TrainerConfig
+from skyrl_kernel.config import GeneratorConfig, TrainerConfig
 from skyrl_kernel.config.generator import NO_ENGINE
 from skyrl_kernel.errors import CapabilityError
 from skyrl_kernel.logs import get_logger
@@ -27,14 +27,13 @@ from skyrl_kernel.ray.rank import Rank, torchrun_variables
 from skyrl_kernel.ray.ranks import Ranks
 from skyrl_kernel.ray.trainer import RayTrainer
 from skyrl_kernel.ray.waits import waiting_for
+from skyrl_kernel.ray.wide import seats_of_engines
 from skyrl_kernel.recipe import EngineRecipe, TrainerRecipe
 from skyrl_kernel.run import RunFolder
 from skyrl_kernel.transport import Carried
 
 _CALLS = 10_000
 """Of one engine at a time: more than any run has."""
-_WAYS = ("tensor", "pipeline", "data")
-"""An engine may be divided over several GPUs."""
 
 log = get_logger(__name__)
 
@@ -135,17 +134,23 @@ class RayRuntime:
         colocated = self._trainer_config.placement.colocate_all
         devices = self._place()
         seats: Sequence[Seat | None] = [None]  # of engines that run elsewhere
+        environments: Sequence[Mapping[str, str]] = [{}]
         if not config.external_server_urls:
-            found = devices.seats(POLICY if colocated else ENGINES, shared=colocated)
-            size = 1 if not colocated else len(found) // config.num_engines
-            seats = found[::size][: config.num_engines]
+            seats, environments = seats_of_engines(
+                devices.seats(POLICY if colocated else ENGINES, shared=colocated),
+                config.num_engines,
+                self._config.start_timeout_s,
+            )
             recipe = self._of_one(recipe)
         names = [f"engine {place}" for place in range(len(seats))]
         environment = self._config.engine_env
         actors, processes = self._actors.start(
             Host, names, seats, recipe, environment, is_here=self._is_here, max_concurrency=_CALLS
         )
-        made = [actor.make.remote(pickle.dumps(recipe)) for actor in actors]
+        made = [
+            actor.make.remote(pickle.dumps(recipe), variables)
+            for actor, variables in zip(actors, environments, strict=True)
+        ]
         in_process = "in_process" in recipe.offers
         self._engines = RayEngines(
             actors,
@@ -191,8 +196,6 @@ class RayRuntime:
                 gpus = ray.cluster_resources().get("GPU", 0) > 0
                 if gpus and placement.colocate_all:
                     _refuse_unforeseen_gpus()
-            if gpus and placement.colocate_all:
-                _refuse_several_gpus(engine)
             self._placement = Placement(
                 demands(placement, engine, alone=apart, gpus=gpus),
                 grows=not self._cluster.is_own,
@@ -235,18 +238,4 @@ def _refuse_unforeseen_gpus() -> None:
             "the cluster has GPUs, and this machine, where the run was planned, has none: say "
             "trainer.ray.use_gpus=true, so that trainer and engines take turns on them, or false to "
             "compute on processors"
-        )
-
-
-def _refuse_several_gpus(engine: InferenceEngineConfig) -> None:
-    """Ray gives a process a part of one bundle, and a bundle is one GPU: see `placement`."""
-    sizes = {key: getattr(engine, key) for key in (f"{way}_parallel_size" for way in _WAYS)}
-    several = [
-        f"generator.inference_engine.{key}={size}" for key, size in sizes.items() if size > 1
-    ]
-    if several and engine.backend != NO_ENGINE and not engine.external_server_urls:
-        raise CapabilityError(
-            f"{' and '.join(several)} with trainer.placement.colocate_all=true: an engine beside a rank of "
-            "the trainer has the one GPU of that rank. Give engines GPUs of their own with "
-            "trainer.placement.colocate_all=false, or set 1"
         )
