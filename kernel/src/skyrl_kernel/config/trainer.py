@@ -80,7 +80,8 @@ class TrainerConfig(Section):
     """Slot of `make_trainer`."""
     runtime: str = "auto"
     """Which processes make up the run: ``local`` is this one, ``ray`` one for each rank and engine; ``auto``
-    is ``local`` unless ``trainer.placement`` asks for several ranks. SkyRL: Ray always."""
+    is ``local`` unless ``trainer.placement`` asks for several ranks, or for a critic or a reference of its
+    own. SkyRL: Ray always."""
     evaluator: str = "accuracy"
     """Slot of the stage `evaluate`."""
     train_batch_size: Positive = 1024
