@@ -52,15 +52,25 @@ def refused(lab, *plugins, **changes):
 def test_an_unknown_plugin_is_answered_with_the_nearest_name_and_how_to_install(lab):
     complaint = refused(lab, "--plugin", "grop")
     assert complaint.startswith("no plugin named 'grop' is installed. Did you mean 'grpo'?")
-    assert "Installed: accuracy, adapters, advantage_batch_normalize, agent," in complaint
-    assert "pip install skyrl-grop. 'skyrl plugins list' shows" in complaint
+    assert (
+        "Did you mean 'grpo'? If it exists: pip install skyrl-grop. 'skyrl plugins list'"
+        in complaint
+    )
     assert len(complaint.splitlines()) == 1
 
 
 def test_an_unknown_name_in_a_slot_names_the_slot(lab):
     complaint = refused(lab, trainer__strategy="fdsp")
     assert complaint.startswith("trainer.strategy=fdsp: no backend named 'fdsp' is installed.")
-    assert "Did you mean 'fsdp'? Installed: fsdp," in complaint
+    assert "Did you mean 'fsdp'? If it exists" in complaint
+
+
+def test_a_name_that_is_like_no_other_is_answered_with_all_that_may_stand_there(lab):
+    complaint = refused(lab, "--plugin", "zzz")
+    assert " Installed: accuracy, adapters, advantage_batch_normalize, agent," in complaint
+    complaint = refused(lab, trainer__algorithm__policy_loss_type="zzz")
+    assert " Installed: cispo, clip_cov, cross_entropy," in complaint
+    assert "grpo" not in complaint
 
 
 def test_a_plugin_that_does_not_import_is_named_with_its_fault(lab):

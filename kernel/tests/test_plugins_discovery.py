@@ -302,8 +302,8 @@ def test_an_unknown_name_is_refused_with_the_nearest_one_and_how_to_install() ->
     with pytest.raises(PluginSelectionError) as caught:
         CATALOG.find("grop")
     assert str(caught.value) == (
-        "no plugin named 'grop' is installed. Did you mean 'grpo'? Installed: grpo, judge. "
-        "If it exists: pip install skyrl-grop. 'skyrl plugins list' shows what each provides."
+        "no plugin named 'grop' is installed. Did you mean 'grpo'? If it exists: pip install "
+        "skyrl-grop. 'skyrl plugins list' shows what is installed and what each provides."
     )
 
 

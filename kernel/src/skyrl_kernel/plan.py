@@ -349,7 +349,7 @@ def _select(catalog: Catalog, layers: Layers, named: Sequence[PluginEntry]) -> l
 
     def add(name: str, groups: Sequence[str], key: str) -> None:
         try:
-            entry = catalog.find(name, groups)
+            entry = catalog.find(name, groups, slot=key)
         except PluginSelectionError as error:
             others = adopters(catalog) if ENVS in groups else ""
             raise PluginSelectionError(f"{key}={name}: {error}{others}") from error
@@ -359,7 +359,7 @@ def _select(catalog: Catalog, layers: Layers, named: Sequence[PluginEntry]) -> l
     for slot in SLOTS:
         held = slot_value(layers, slot.key, slot.default)
         add(held, slot.groups, slot.key)
-        _refuse_preset(catalog.find(held, slot.groups), slot.key)
+        _refuse_preset(catalog.find(held, slot.groups, slot=slot.key), slot.key)
     for key, groups in SETS:
         for one in _names(layers, key):
             if ENVS in groups and _adopts(entries, catalog, one):

@@ -111,13 +111,16 @@ class Catalog:
             if entry.group == group and entry.name == name
         ]
 
-    def find(self, asked: str, groups: Sequence[str] | None = None) -> PluginEntry:
+    def find(
+        self, asked: str, groups: Sequence[str] | None = None, *, slot: str | None = None
+    ) -> PluginEntry:
         """The entry that NAME or ``kind/NAME`` means.
 
         Args:
             asked: As the user wrote it.
             groups: Entry-point groups to look in, in this order, the first one
                 that has the name; default: all, and the name must be unique.
+            slot: Key that holds the name, so that a message speaks of what may stand there.
 
         Raises:
             PluginSelectionError: Not installed, claimed by two distributions,
@@ -125,7 +128,7 @@ class Catalog:
         """
         matches = self.named(asked, groups)
         if not matches:
-            raise self._not_found(asked, groups)
+            raise self._not_found(asked, groups, slot)
         first = [entry for entry in matches if entry.group == matches[0].group]
         if len(first) > 1:
             claims = " and ".join(entry.label for entry in first)
@@ -163,18 +166,22 @@ class Catalog:
         """The entries whose hook implementations stand in one module."""
         return [entry for entry in self.entries if entry.value == value]
 
-    def _not_found(self, asked: str, groups: Sequence[str] | None) -> PluginSelectionError:
+    def _not_found(
+        self, asked: str, groups: Sequence[str] | None, slot: str | None
+    ) -> PluginSelectionError:
         kind, _, name = asked.rpartition("/")
         kinds = [kind] if kind else [KINDS[group] for group in groups or GROUPS.values()]
         what = " or ".join(kinds) if kind or groups else "plugin"
-        known = sorted({entry.name for entry in self.entries if entry.kind in kinds})
+        able = [entry for entry in self.entries if entry.kind in kinds]
+        fitting = [entry for entry in able if slot in entry.manifest.slots]
+        known = sorted({entry.name for entry in fitting or able})
         elsewhere = [str(entry) for entry in self.entries if entry.name == name]
-        text = f"no {what} named '{name}' is installed."
+        meant = did_you_mean(name, known)
         if elsewhere:
-            text += f" There is {listed(elsewhere)}, which is of another kind."
-        else:
-            text += did_you_mean(name, known)
+            meant = f" There is {listed(elsewhere)}, which is of another kind."
+        if elsewhere or not meant:
+            meant += f" Installed: {listed(known)}."
         return PluginSelectionError(
-            f"{text} Installed: {listed(known)}. If it exists: pip install skyrl-{name}. "
-            "'skyrl plugins list' shows what each provides."
+            f"no {what} named '{name}' is installed.{meant} If it exists: pip install skyrl-{name}. "
+            "'skyrl plugins list' shows what is installed and what each provides."
         )
