@@ -22,7 +22,7 @@ from skyrl_vllm.fleet import Deadlines, Fleet
 from skyrl_vllm.testing import listening
 from skyrl_vllm.transports import Through, cuda_ipc, nccl
 from skyrl_vllm.transports.native import Native
-from skyrl_vllm.transports.ranks import Ranks, ranks
+from skyrl_vllm.transports.numbering import Numbering, numbering
 from skyrl_vllm.transports.sync_client import SyncClient
 
 ENGINE = "generator.inference_engine"
@@ -101,7 +101,7 @@ class Server:
         return [path for path, _ in self.heard]
 
 
-def drive(servers: list[Server], version: int = 5) -> Ranks:
+def drive(servers: list[Server], version: int = 5) -> Numbering:
     """One update as vLLM's trainer side asks for it."""
 
     def trainer_side(client: SyncClient) -> None:
@@ -110,11 +110,11 @@ def drive(servers: list[Server], version: int = 5) -> Ranks:
         client.update_weights({"names": ["a"], "ipc_handles": [{"gpu": (1, b"x")}]})
         client.finish_weight_update()
 
-    async def main() -> Ranks:
+    async def main() -> Numbering:
         async with AsyncExitStack() as stack:
             urls = [await stack.enter_async_context(listening(one.reply)) for one in servers]
             fleet = Fleet(urls)
-            here = await ranks(fleet)
+            here = await numbering(fleet)
             client = SyncClient(fleet, here)
             client.version = version
             await asyncio.to_thread(trainer_side, client)
@@ -127,7 +127,7 @@ def drive(servers: list[Server], version: int = 5) -> Ranks:
 def test_what_vllms_trainer_side_asks_reaches_every_server() -> None:
     """Of 2 and 4 workers: ranks 1 and 3 are the first of each, of 7 in all."""
     servers = [Server(2), Server(4)]
-    assert drive(servers) == Ranks((1, 3), 7)
+    assert drive(servers) == Numbering((1, 3), 7)
     inits = [body for one in servers for path, body in one.heard if "init_weight" in path]
     assert inits == [
         {"init_info": {"rank_offset": 1, "master_port": 7}},
@@ -187,7 +187,7 @@ def test_a_real_server_takes_an_update_after_one_that_was_left_open(
 
     async def main() -> None:
         fleet = Fleet([server], deadlines=Deadlines(update_s=60))
-        client = SyncClient(fleet, await ranks(fleet))
+        client = SyncClient(fleet, await numbering(fleet))
         await asyncio.to_thread(client.start_weight_update)
         await asyncio.to_thread(client.start_weight_update)
         await asyncio.to_thread(client.finish_weight_update)

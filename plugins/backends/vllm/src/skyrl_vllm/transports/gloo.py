@@ -12,8 +12,8 @@ from skyrl_vllm.gloo import BUCKET, Group, listen
 from skyrl_vllm.layout import Layout, as_bytes, copy_bytes
 from skyrl_vllm.network import LOOPBACK, own_address
 from skyrl_vllm.transports import Through
+from skyrl_vllm.transports.numbering import numbering
 from skyrl_vllm.transports.parcels import Parcels
-from skyrl_vllm.transports.ranks import ranks
 
 if TYPE_CHECKING:
     import torch
@@ -52,7 +52,7 @@ class Gloo(Parcels):
         away = [one.url for one in clients if not is_here(one.url)]
         host = own_address(host_of(away[0])) if away else LOOPBACK
         store, port = listen(host, deadline_s)
-        here = await ranks(self._fleet)
+        here = await numbering(self._fleet)
 
         def join() -> Group:
             try:

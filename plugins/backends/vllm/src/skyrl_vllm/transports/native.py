@@ -19,7 +19,7 @@ from skyrl_kernel.place import host_of, is_here
 from skyrl_vllm.client import Refused
 from skyrl_vllm.fleet import Fleet
 from skyrl_vllm.network import LOOPBACK, own_address
-from skyrl_vllm.transports.ranks import Ranks, ranks
+from skyrl_vllm.transports.numbering import Numbering, numbering
 from skyrl_vllm.transports.sync_client import SyncClient, source
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class Native:
         if self._engine is None:
             if not self._fleet.own:  # another trainer may have left them without a word
                 await self._part()
-            self._client = SyncClient(self._fleet, await ranks(self._fleet))
+            self._client = SyncClient(self._fleet, await numbering(self._fleet))
             self._engine = await self._in_thread(self._met, self._client)
 
     async def _part(self) -> None:
@@ -130,10 +130,10 @@ class Native:
         from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 
         return WeightTransferTrainerFactory.trainer_init(
-            self._about(client.ranks), client=client, source=source(lambda: self._weights)
+            self._about(client.numbering), client=client, source=source(lambda: self._weights)
         )
 
-    def _about(self, ranks: Ranks) -> Any:
+    def _about(self, numbering: Numbering) -> Any:
         if self.backend == "ipc":
             from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
 
@@ -147,7 +147,7 @@ class Native:
         with socket.create_server((host, 0)) as free:
             port = free.getsockname()[1]
         return NCCLTrainerInitInfo(
-            rank=0, master_address=host, master_port=port, world_size=ranks.size
+            rank=0, master_address=host, master_port=port, world_size=numbering.size
         )
 
     def _buffer_bytes(self) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from skyrl_vllm.client import Refused
 from skyrl_vllm.fleet import Fleet
-from skyrl_vllm.transports.ranks import Ranks
+from skyrl_vllm.transports.numbering import Numbering
 
 if TYPE_CHECKING:
     import torch
@@ -20,11 +20,11 @@ class SyncClient:
 
     Args:
         fleet: The servers; the running event loop asks them.
-        ranks: Of their workers.
+        numbering: Of their workers.
     """
 
-    def __init__(self, fleet: Fleet, ranks: Ranks) -> None:
-        self.ranks = ranks
+    def __init__(self, fleet: Fleet, numbering: Numbering) -> None:
+        self.numbering = numbering
         self.version = 0
         """Told to the servers with the next weights."""
         self._fleet = fleet
@@ -42,7 +42,7 @@ class SyncClient:
                         {"init_info": _at(init_info, first)},
                         timeout_s=self._fleet.deadlines.update_s,
                     )
-                    for one, first in zip(self._fleet.clients, self.ranks.firsts, strict=True)
+                    for one, first in zip(self._fleet.clients, self.numbering.firsts, strict=True)
                 )
             )
 

@@ -8,7 +8,7 @@ from skyrl_vllm.fleet import Fleet
 
 
 @dataclass(frozen=True, slots=True)
-class Ranks:
+class Numbering:
     """Counts all tensor, pipeline and data parallel workers."""
 
     firsts: tuple[int, ...]
@@ -17,11 +17,11 @@ class Ranks:
     """All of them and the trainer."""
 
 
-async def ranks(fleet: Fleet) -> Ranks:
+async def numbering(fleet: Fleet) -> Numbering:
     """What the servers say of themselves."""
     workers = await asyncio.gather(*(_workers(one, fleet) for one in fleet.clients))
     firsts = tuple(1 + sum(workers[:place]) for place in range(len(workers)))
-    return Ranks(firsts, 1 + sum(workers))
+    return Numbering(firsts, 1 + sum(workers))
 
 
 async def _workers(client: Client, fleet: Fleet) -> int:
