@@ -63,7 +63,8 @@ class RayTrainer:
         """One optimizer step of each trained role; each rank applies its own build of ``loss``.
 
         A critic with ranks of its own takes its step at the same time. If one of the two
-        fails, the other may have made its step.
+        fails, the other may have made its step: after an error there is nothing to save or to
+        go on with, and the loop does neither.
         """
 
         def step(ranks: Ranks) -> Asked:
