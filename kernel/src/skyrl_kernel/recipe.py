@@ -29,6 +29,9 @@ from skyrl_kernel.transport import Carried
 if TYPE_CHECKING:
     from skyrl_kernel.plan import Plan
 
+_VARIABLES = "env_vars"
+"""Of Ray's ``runtime_env``."""
+
 
 class PortableSettings:
     """The config sections of a run, each pickled by itself.
@@ -214,6 +217,23 @@ class EngineRecipe(Recipe):
         return made
 
 
+def joined(*environments: Mapping[str, Any]) -> dict[str, Any]:
+    """Several of Ray's ``runtime_env`` as one: a later one goes before, variable by variable.
+
+    Example:
+        >>> asked = {"py_executable": "/envs/a/bin/python", "env_vars": {"A": "1", "B": "1"}}
+        >>> joined(asked, {"env_vars": {"B": "2"}})
+        {'py_executable': '/envs/a/bin/python', 'env_vars': {'A': '1', 'B': '2'}}
+    """
+    whole: dict[str, Any] = {}
+    for one in environments:
+        before, after = whole.get(_VARIABLES), one.get(_VARIABLES)
+        whole |= one
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            whole[_VARIABLES] = {**before, **after}
+    return whole
+
+
 def _asked(plan: "Plan", hook: str, name: str) -> list[PluginEntry]:
     """The selected plugins of that name, in the groups where the hook's slot looks for it."""
     groups = next(slot.groups for slot in MAKERS if slot.hook == hook)
@@ -237,8 +257,6 @@ def _common(
         "order": tuple(entry.qualified for entry in entries),
         "settings": plan.config,
         "offers": frozenset(offer for one in asked for offer in one.manifest.offers),
-        "runtime_env": {
-            key: value for one in asked for key, value in one.manifest.runtime_env.items()
-        },
+        "runtime_env": joined(*(one.manifest.runtime_env for one in asked)),
         "_manager": plan.manager,
     }

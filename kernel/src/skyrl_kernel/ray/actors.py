@@ -15,7 +15,7 @@ from skyrl_kernel.ray.logs import output_file
 from skyrl_kernel.ray.monitor import Monitor
 from skyrl_kernel.ray.placement import Seat
 from skyrl_kernel.ray.waits import together, waiting_for
-from skyrl_kernel.recipe import Recipe
+from skyrl_kernel.recipe import Recipe, joined
 
 
 class Actors:
@@ -53,7 +53,7 @@ class Actors:
             names: Of each, for messages and logs.
             seats: Of each; None needs no device.
             recipe: What it will make.
-            environment: Ray's ``runtime_env``, over the recipe's own.
+            environment: Ray's ``runtime_env``; goes before the recipe's own, variable by variable.
             is_here: Whether all are on this machine, so that their Python can be looked at.
             options: More of Ray's, of each actor.
 
@@ -61,7 +61,7 @@ class Actors:
             CapabilityError: A machine does not see the run's folder, or has no such environment.
             PluginLoadError: A process has other plugins than the run.
         """
-        if env := {**recipe.runtime_env, **environment}:
+        if env := joined(recipe.runtime_env, environment):
             if is_here:
                 require_python(env, names[0])
             options["runtime_env"] = env
