@@ -343,3 +343,15 @@ def test_a_sampling_parameter_that_the_engine_does_not_take_is_refused(
             ["demo"],
             overrides=[f"generator.inference_engine.backend={engine}", f"generator.{word}"],
         )
+
+
+def test_the_processors_of_a_ray_of_the_runs_own_are_idle_on_a_cluster(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    words = ["trainer.runtime=ray", "trainer.ray.num_cpus=8"]
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert not make_plan(["demo"], overrides=words).config.not_read
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    [answer] = make_plan(["demo"], overrides=words).config.not_read
+    assert answer.name == "trainer.ray.num_cpus"
+    assert "RAY_ADDRESS=10.0.0.1:6379 joins a cluster" in str(answer)

@@ -17,6 +17,7 @@ from skyrl_kernel.config.rules import (
     is_on,
     ranks_with,
 )
+from skyrl_kernel.ray.environment import ADDRESS, address
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +41,7 @@ _ESTIMATOR = f"{ALGORITHM}.advantage_estimator"
 
 _OF_REFERENCE = (f"{PLACEMENT}.ref_num_nodes", f"{PLACEMENT}.ref_num_gpus_per_node")
 _OF_CRITIC = (f"{PLACEMENT}.critic_num_nodes", f"{PLACEMENT}.critic_num_gpus_per_node")
+_NUM_CPUS = "trainer.ray.num_cpus"
 _SPREAD = re.compile(
     r"trainer\.(?P<role>policy|critic|ref)\.fsdp_config\."
     r"(fsdp_size|reshard_after_forward|mixed_precision\..+)"
@@ -186,6 +188,10 @@ def _idle(key: str, layers: Layers, needs: Collection[str]) -> str | None:
             continue
         if idle.unless not in needs and all(is_on(one, layers) for one in idle.where):
             return idle.text
+    if key == _NUM_CPUS and (named := address()) is not None:
+        return (
+            f"of a Ray of the run's own; {ADDRESS}={named} joins a cluster, which has what it has"
+        )
     if spread := _SPREAD.fullmatch(key):
         return _on_one_rank(spread["role"], layers, needs)
     return _more_than_begin(layers) if key == f"{AHEAD}.num_parallel_generation_workers" else None
