@@ -21,6 +21,7 @@ from typing import Any
 import ray
 
 from skyrl_kernel.errors import CapabilityError, RunError
+from skyrl_kernel.logs import get_logger
 from skyrl_kernel.ray.environment import ADDRESS, address, exported
 from skyrl_kernel.ray.guard import Guard
 from skyrl_kernel.ray.quiet import loud, quieten, warnings_of_ray
@@ -37,6 +38,8 @@ _WRONG_TOKEN = "InvalidAuthToken"
 """In what Ray warns of, again and again, before it says that it failed to connect."""
 _ANSWER_S = 10.0
 """Until something listens at a cluster's address; Ray itself would try for minutes."""
+
+log = get_logger(__name__)
 
 
 class Cluster:
@@ -110,13 +113,14 @@ class Cluster:
 def _join(named: str) -> None:
     listens = _look_for(named)
     warnings: list[str] = []
+    handed_on = exported()
     try:
         with waiting_for(f"the Ray cluster {named} to let this run in"), warnings_of_ray(warnings):
             ray.init(
                 named,
                 log_to_driver=False,
                 configure_logging=False,
-                runtime_env={"env_vars": found} if (found := exported()) else None,
+                runtime_env={"env_vars": handed_on} if handed_on else None,
             )
     except Exception as error:  # a ConnectionError, a RuntimeError or one of Ray's own
         if any(_WRONG_TOKEN in line for line in (str(error), *warnings)):
@@ -129,6 +133,7 @@ def _join(named: str) -> None:
             f"(ray status), with the same Ray ({ray.__version__}) and Python, and whether this machine "
             f"has its token (RAY_AUTH_TOKEN_PATH); without {ADDRESS} the run starts a Ray of its own"
         ) from error
+    log.info("variables handed on", names=sorted(handed_on))
 
 
 def _look_for(named: str) -> str:

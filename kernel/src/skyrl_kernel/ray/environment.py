@@ -3,6 +3,9 @@
 import os
 import secrets
 
+from skyrl_kernel.config.compat import table
+from skyrl_kernel.masking import is_secret_key
+
 ADDRESS = "RAY_ADDRESS"
 
 _OWN = {
@@ -26,17 +29,32 @@ _EXPORTS = {
     "SKYRL_PYTHONPATH_EXPORT": "PYTHONPATH",
     "SKYRL_LD_LIBRARY_PATH_EXPORT": "LD_LIBRARY_PATH",
 }
+_OF_LIBRARIES = ("NCCL_", "GLOO_", "VLLM_")
+_OF_HUGGING_FACE = {"HF_HOME", "HF_HUB_OFFLINE"}
+_OF_ONE_MACHINE = {"VLLM_HOST_IP", "VLLM_HOST_PORT", "VLLM_NIXL_SIDE_CHANNEL_HOST"}
+"""vLLM does not hand them to its own workers either."""
 
 
 def exported() -> dict[str, str]:
-    """Variables of this process that those of a cluster get too, as SkyRL's switches ask for it.
+    """Variables of this process that those of a cluster get too.
 
-    A Ray of the run's own hands all of them on by itself.
+    Those of this project that are read; of NCCL, gloo and vLLM; the cache of Hugging Face; and paths,
+    if SkyRL's switches ask for it. No secret: Ray shows to everybody on the cluster what it is given.
+    A Ray of the run's own hands all variables on by itself.
     """
-    return {
-        name: os.environ[name]
+    switched = {
+        name
         for switch, name in _EXPORTS.items()
-        if os.environ.get(switch, "").lower() in ("1", "true") and name in os.environ
+        if os.environ.get(switch, "").lower() in ("1", "true")
+    }
+    read = {row.name for row in table().variables.values() if row.status == "read"}
+    named = {name for name in read if name.startswith("SKYRL_")} | _OF_HUGGING_FACE | switched
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if (name in named or name.startswith(_OF_LIBRARIES))
+        and name not in _OF_ONE_MACHINE
+        and not is_secret_key(name)
     }
 
 
