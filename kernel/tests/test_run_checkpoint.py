@@ -204,6 +204,42 @@ def test_a_trainer_that_fails_leaves_nothing_behind(tmp_path):
     assert names(tmp_path) == ["global_step_10"]
 
 
+WRITE_ON = """
+import itertools, sys
+from pathlib import Path
+
+folder = Path(sys.argv[1])
+for number in itertools.count():
+    try:
+        (folder / f"{number}.bin").touch()
+    except FileNotFoundError:
+        folder.mkdir(parents=True, exist_ok=True)
+"""
+
+
+def test_a_trainer_that_fails_while_ranks_of_it_write_on_is_told_as_it_is(tmp_path):
+    others = []
+
+    def die_beside_others(folder: Path) -> None:
+        for number in range(2):
+            (folder / f"{number}").mkdir()
+            command = [sys.executable, "-c", WRITE_ON, str(folder / f"{number}")]
+            others.append(subprocess.Popen(command))
+        while len(list(folder.glob("*/*"))) < 1000:
+            time.sleep(0.001)
+        raise RuntimeError("critic rank 1 has died")
+
+    try:
+        with pytest.raises(RuntimeError, match="critic rank 1 has died"):
+            save_checkpoint(tmp_path, 1, die_beside_others, {})
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+    save(tmp_path, 1)
+    assert names(tmp_path) == ["global_step_1"]
+
+
 def test_a_trainer_may_not_write_the_kernels_files(tmp_path):
     def write(folder: Path) -> None:
         (folder / "state.json").write_text("{}")

@@ -5,6 +5,7 @@ Everything is written aside under a name that starts with a dot and holds
 such a name is rubbish, and `remove_leftovers` removes it.
 """
 
+import contextlib
 import os
 import re
 import shutil
@@ -41,7 +42,8 @@ def write_folder_atomically(
 
     Args:
         path: Where the folder goes; its parent is made if missing.
-        write: Called once with the folder to fill. If it raises, nothing stays.
+        write: Called once with the folder to fill. If it raises, nothing stays but what other
+            processes still write then, which `remove_leftovers` finds.
         keep_old: What is at ``path`` already is renamed by `set_aside`; otherwise
             it is removed, after it was moved out of the way.
     """
@@ -58,7 +60,8 @@ def write_folder_atomically(
             discard(path)
         temporary.rename(path)
     except BaseException:
-        if temporary.exists():
+        # Not in place of what went wrong: where one rank has died, others may be writing on.
+        with contextlib.suppress(OSError):
             remove(temporary)
         raise
     sync_folder(path.parent)
