@@ -40,6 +40,20 @@ SHAPES = {
     "norms of heads": {
         **{"architecture": "qwen3", "num_attention_heads": 4, "num_key_value_heads": 4}
     },
+    # Of 13 places the first partner has only some below the bound, and the last some that fill up.
+    "frequencies of the longest row": {
+        **{"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 12},
+        "rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4},
+    },
+    "frequencies of long rows": {
+        **{"architecture": "phi3", "num_attention_heads": 4, "num_key_value_heads": 2},
+        "rope_parameters": {
+            **{"rope_type": "longrope", "factor": 4.0, "rope_theta": 1e4},
+            "original_max_position_embeddings": 8,
+            "short_factor": [1.0] * 4,
+            "long_factor": [4.0] * 4,
+        },
+    },
 }
 CPU = torch.device("cpu")
 

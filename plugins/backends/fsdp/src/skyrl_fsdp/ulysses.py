@@ -6,6 +6,9 @@ all tokens for a few heads; what attention makes of them goes the same way back:
 
     tokens of one part, all heads  →  all tokens, heads of one part  →  back
 
+Rotary embeddings whose frequencies depend on the largest position (rope types ``dynamic`` and
+``longrope``) see that of whole rows as well.
+
 What is computed of each token, its log-prob above all, is joined at the end, so that the
 loss sees whole rows on every partner. The gradient of what others computed ends there:
 each has that of its own tokens, and what is summed over ranks is the whole.
@@ -93,6 +96,8 @@ class Partners:
         self.size = 1 if group is None else dist.get_world_size(group)
         self._index = 0 if group is None else dist.get_rank(group)
         self._positions: Tensor | None = None
+        self._largest = 0
+        """Position in whole rows, as one process sees them."""
         self._name = f"ulysses_{next(_NUMBERS)}"
 
     @torch.no_grad()
@@ -124,6 +129,9 @@ class Partners:
         AttentionInterface.register(self._name, _attention)
         AttentionMaskInterface.register(self._name, _mask)
         body.config._attn_implementation = self._name
+        for rotary in filter(_depends_on_largest, body.modules()):
+            rotary.register_forward_pre_hook(self._with_largest, with_kwargs=True)
+            rotary.register_forward_hook(_without_last)
         parts = self.whole(
             layout, lambda part: computed(module, part.ids, **part.extra)[:, : len(part.places)]
         )
@@ -198,7 +206,10 @@ class Partners:
     @contextlib.contextmanager
     def at(self, layout: Layout) -> Iterator[None]:
         """A model that `divide` got is called in here with its part of this layout."""
-        self._positions = None if self._group is None else self._filled(layout)[1]
+        if self._group is not None:
+            self._positions = self._filled(layout)[1]
+            last = layout.ids.shape[1] - 1
+            self._largest = last if layout.positions is None else int(layout.positions.max())
         try:
             yield
         finally:
@@ -231,6 +242,18 @@ class Partners:
         with self.at(layout):
             own = compute(part)
         return self.join(own.transpose(0, 1), part).transpose(0, 1)
+
+    def _with_largest(
+        self, _: Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What a rotary embedding is called with, and one more place that has the largest position.
+
+        No place has a larger one: those that fill rows up count as that.
+        """
+        hidden, *named = args
+        kwargs = kwargs | dict(zip(("position_ids", "layer_type"), named, strict=False))
+        positions = kwargs["position_ids"].clamp(max=self._largest)
+        return (hidden,), kwargs | {"position_ids": F.pad(positions, (0, 1), value=self._largest)}
 
     def mask(self, mask_function: Callable[..., Any], arguments: dict[str, Any]) -> Tensor | None:
         """[B, 1, T, T] which tokens see which, of whole rows; None if all see all before them."""
@@ -287,6 +310,18 @@ class Partners:
 
 def _repeated(tensor: Tensor, times: int) -> Tensor:
     return tensor if times == 1 else tensor.repeat_interleave(times, dim=1)
+
+
+def _depends_on_largest(module: Module) -> bool:
+    """Whether it is a rotary embedding with frequencies that transformers chooses by position."""
+    types = getattr(module, "rope_type", None)
+    each = types.values() if isinstance(types, dict) else [types]
+    return any(one == "longrope" or "dynamic" in str(one) for one in each)
+
+
+def _without_last(_: Module, __: Any, out: Tensor | tuple[Tensor, ...]) -> Any:
+    """What `Partners._with_largest` made longer: [B, T, D], or several."""
+    return out[..., :-1, :] if isinstance(out, Tensor) else tuple(one[..., :-1, :] for one in out)
 
 
 def _attention(
