@@ -1,6 +1,7 @@
 """The plugin lock: what it records, and what a difference is called."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,8 +50,8 @@ def lock_of_foo(site: Path, version: str = "0.1.0") -> Lock:
 def test_a_lock_records_who_from_where_and_what_and_survives_json(site: Path) -> None:
     lock = lock_of_foo(site)
     (record,) = lock
-    digest = record["digest"]
-    assert len(digest) == 64
+    digest, data = record["digest"], record["data"]
+    assert len(digest) == len(data) == 64
     assert record == {
         "name": "foo",
         "kind": "env",
@@ -58,6 +59,8 @@ def test_a_lock_records_who_from_where_and_what_and_survives_json(site: Path) ->
         "distribution": "skyrl-foo",
         "version": "0.1.0",
         "digest": digest,
+        "data": data,
+        "requires": [],
     }
     assert diff_locks(lock, json.loads(json.dumps(lock))) == []
 
@@ -84,6 +87,66 @@ def test_a_changed_moved_or_added_file_changes_the_digest(site: Path) -> None:
     locks.append(lock_of_foo(site))
     assert len({lock[0]["digest"] for lock in locks}) == 4
     assert diff_locks(locks[0], locks[1]) == ["foo: skyrl-foo 0.1.0: file contents changed"]
+
+
+def test_another_kind_of_file_counts_too_unless_it_is_hidden(site: Path) -> None:
+    before = lock_of_foo(site)
+    (site / "skyrl_foo" / ".swp").write_text("an editor's")
+    assert lock_of_foo(site) == before
+    (site / "skyrl_foo" / "templates").mkdir()
+    (site / "skyrl_foo" / "templates" / "chat.jinja").write_text("{{ messages }}")
+    assert diff_locks(before, lock_of_foo(site)) == ["foo: skyrl-foo 0.1.0: file contents changed"]
+
+
+def make_chain(site: Path, version: str = "0.1.0", source: str = "") -> Lock:
+    """The lock of ``foo``, which is built on ``skyrl-bar``, and that on ``acme-base``, with a plugin."""
+    lock_of_foo(site)
+    requires = {"skyrl-foo": "Skyrl.Bar>=0.1", "skyrl-bar": "acme_base; python_version > '3'"}
+    make_distribution(
+        site,
+        "skyrl-foo",
+        modules=MODULES,
+        entry_points={ENVS: {"foo": "skyrl_foo.plugin"}},
+        requires=["skyrl-kernel>=0.1", "pytest", "skyrl-gone", requires["skyrl-foo"]],
+    )
+    bar = {"skyrl_bar.inner": "x = 1\n"}
+    make_distribution(site, "skyrl-bar", modules=bar, requires=[requires["skyrl-bar"], "skyrl-foo"])
+    for old in site.glob("acme_base-*"):
+        shutil.rmtree(old)
+    make_distribution(
+        site,
+        "acme-base",
+        version,
+        modules={"acme.plugin": source},
+        entry_points={ENVS: {"base": "acme.plugin"}},
+    )
+    return plugin_lock([discover(refresh=True).find("foo")])
+
+
+def test_what_a_plugin_is_built_on_is_recorded_and_held_to(site: Path) -> None:
+    (before,) = make_chain(site)
+    named = [(one["distribution"], one["version"]) for one in before["requires"]]
+    assert named == [("acme-base", "0.1.0"), ("skyrl-bar", "0.1.0")]
+    assert diff_locks([before], make_chain(site)) == []
+    assert diff_locks([before], make_chain(site, source="x = 2")) == [
+        "foo: acme-base 0.1.0: file contents changed"
+    ]
+    assert diff_locks([before], make_chain(site, "0.2.0")) == ["foo: acme-base 0.1.0 → 0.2.0"]
+    alone = before | {"requires": []}
+    assert diff_locks([before], [alone]) == [
+        "foo: without acme-base 0.1.0",
+        "foo: without skyrl-bar 0.1.0",
+    ]
+    assert diff_locks([alone], [before])[0] == "foo: with acme-base 0.1.0"
+
+
+def test_a_lock_of_an_older_kernel_is_compared_by_what_it_says(site: Path) -> None:
+    (now,) = make_chain(site)
+    old = {key: value for key, value in now.items() if key not in ("data", "requires")}
+    assert diff_locks([old], [now]) == diff_locks([now], [old]) == []
+    assert diff_locks([old | {"digest": "x"}], [now]) == [
+        "foo: skyrl-foo 0.1.0: file contents changed"
+    ]
 
 
 def test_a_new_version_is_told_with_both(site: Path) -> None:

@@ -181,14 +181,16 @@ def loss(name):
 """
 
 
-def own_loss(folder: Path, version: str = "0.1.0", source: str = LOSS) -> Path:
+def own_loss(folder: Path, version: str = "0.1.0", source: str = LOSS, base: str = "") -> Path:
     make_distribution(
         folder,
         "skyrl-own",
         version,
         modules={"skyrl_own": source},
         entry_points={ALGORITHMS: {"own": "skyrl_own"}},
+        requires=["skyrl-kernel>=0.1", "skyrl-base"],
     )
+    make_distribution(folder, "skyrl-base", modules={"skyrl_base.inner": base})
     return folder
 
 
@@ -227,6 +229,14 @@ def test_a_process_with_another_copy_of_a_plugin_is_refused_before_it_loads_it(
     with pytest.raises(PluginLoadError, match=rf"trainer rank 0 on .*\n  {told}"):
         run_with_processes_that_have(there, runs=tmp_path / "runs")
     assert not (tmp_path / "runs" / "test_run").exists()
+
+
+def test_so_is_one_with_another_copy_of_what_the_plugin_is_built_on(
+    here: Path, tmp_path: Path
+) -> None:
+    there = own_loss(tmp_path / "there", base="# changed")
+    with pytest.raises(PluginLoadError, match=r"own: skyrl-base 0\.1\.0: file contents changed"):
+        run_with_processes_that_have(there, runs=tmp_path / "runs")
 
 
 def test_a_process_without_a_plugin_is_refused_with_how_to_install_it(

@@ -1,7 +1,9 @@
 """What exactly a run was made of, so that workers and resumes can be held to it."""
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,10 @@ from skyrl_kernel.plugins.catalog import PluginEntry
 from skyrl_kernel.plugins.discovery import KERNEL, installed_version
 from skyrl_kernel.plugins.manifest import FILENAME
 from skyrl_kernel.plugins.packages import find_package
+from skyrl_kernel.plugins.requirements import built_on
 from skyrl_kernel.slots import GROUPS
 
-Lock = list[dict[str, str]]
+Lock = list[dict[str, Any]]
 """JSON-able; one object per plugin, sorted by kind and name."""
 
 
@@ -20,30 +23,33 @@ def plugin_lock(entries: Iterable[PluginEntry]) -> Lock:
     """Record the plugins of a run.
 
     Returns:
-        Objects with ``name``, ``kind``, ``value``, ``distribution``, ``version`` and
-        ``digest``: the sha256 of the package's Python files and ``plugin.toml``, which
-        depends on their paths inside the package and contents alone, so that an editable
-        install and a wheel of the same files agree.
+        Objects with ``name``, ``kind``, ``value``, ``distribution``, ``version``;
+        ``digest``: the sha256 of the package's Python files and ``plugin.toml``;
+        ``data``: that of its other files; and ``requires``: ``distribution``, ``version`` and both
+        digests of each that it is built on, see `skyrl_kernel.plugins.requirements`. A digest
+        depends on paths inside the package and contents alone, so that an editable install and a
+        wheel of the same files agree.
     """
-    digests: dict[str, str] = {}
-    lock: Lock = []
-    for entry in sorted(entries, key=lambda entry: (entry.kind, entry.name)):
-        if entry.package not in digests:
-            digests[entry.package] = _digest(find_package(entry.package))
-        lock.append(
-            {
-                "name": entry.name,
-                "kind": entry.kind,
-                "value": entry.value,
-                "distribution": entry.distribution,
-                "version": entry.version,
-                "digest": digests[entry.package],
-            }
-        )
-    return lock
+    digests = cache(_digests)
+    required = cache(built_on)
+    return [
+        {
+            "name": entry.name,
+            "kind": entry.kind,
+            "value": entry.value,
+            "distribution": entry.distribution,
+            "version": entry.version,
+            **digests(tuple(find_package(entry.package))),
+            "requires": [
+                {"distribution": one.name, "version": one.version, **digests(one.places)}
+                for one in required(entry.distribution)
+            ],
+        }
+        for entry in sorted(entries, key=lambda entry: (entry.kind, entry.name))
+    ]
 
 
-def kernel_record() -> dict[str, str]:
+def kernel_record() -> dict[str, Any]:
     """The kernel of this process, recorded as a plugin is: for workers, which are held to it too."""
     package = __name__.partition(".")[0]
     return {
@@ -52,7 +58,7 @@ def kernel_record() -> dict[str, str]:
         "value": package,
         "distribution": KERNEL,
         "version": installed_version(KERNEL) or "unknown",
-        "digest": _digest(find_package(package)),
+        **_digests(tuple(find_package(package))),
     }
 
 
@@ -101,10 +107,25 @@ def diff_locks(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]
     after = {(record["kind"], record["name"]): record for record in new}
     changes: dict[str, list[str]] = {}
     for key in sorted(before.keys() | after.keys()):
-        change = _change(before.get(key), after.get(key))
-        if change is not None:
+        for change in _changes(before.get(key), after.get(key)):
             changes.setdefault(change, []).append(key[1])
     return [f"{', '.join(names)}: {change}" for change, names in changes.items()]
+
+
+def _changes(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> Iterator[str]:
+    """Of a plugin, and of what it is built on."""
+    if (change := _change(old, new)) is not None:
+        yield change
+    if old is None or new is None or "requires" not in old.keys() & new.keys():
+        return  # the lock of an older kernel does not say
+    before, after = ({one["distribution"]: one for one in lock["requires"]} for lock in (old, new))
+    for name in sorted(before.keys() | after.keys()):
+        if name not in after:
+            yield f"without {name} {before[name]['version']}"
+        elif name not in before:
+            yield f"with {name} {after[name]['version']}"
+        elif (change := _change(before[name], after[name])) is not None:
+            yield change
 
 
 def _change(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> str | None:
@@ -116,28 +137,35 @@ def _change(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> str
         return f"{old['distribution']} {old['version']} → {new['distribution']} {new['version']}"
     if old["version"] != new["version"]:
         return f"{new['distribution']} {old['version']} → {new['version']}"
-    if old["value"] != new["value"]:
+    if old.get("value") != new.get("value"):
         return f"{new['distribution']} {new['version']}: {old['value']} → {new['value']}"
-    if old["digest"] != new["digest"]:
+    digests = {"digest", "data"} & old.keys() & new.keys()  # of older kernels the first alone
+    if any(old[digest] != new[digest] for digest in digests):
         return f"{new['distribution']} {new['version']}: file contents changed"
     return None
 
 
-def _digest(origin: Sequence[Path]) -> str:
-    """Hash of relative paths and contents, in sorted order."""
-    hashed = hashlib.sha256()
-    for relative, path in sorted(_files(origin)):
+def _digests(places: tuple[Path, ...]) -> dict[str, str]:
+    """Hashes of relative paths and contents, in sorted order: of code, and of all else."""
+    hashed = {"digest": hashlib.sha256(), "data": hashlib.sha256()}
+    for relative, path in sorted(_files(places)):
+        is_code = path.suffix == ".py" or path.name == FILENAME
         content = path.read_bytes()
-        hashed.update(f"{relative}\0{len(content)}\0".encode())
-        hashed.update(content)
-    return hashed.hexdigest()
+        one = hashed["digest" if is_code else "data"]
+        one.update(f"{relative}\0{len(content)}\0".encode())
+        one.update(content)
+    return {name: one.hexdigest() for name, one in hashed.items()}
 
 
-def _files(origin: Sequence[Path]) -> Iterable[tuple[str, Path]]:
-    for place in origin:
+def _files(places: Sequence[Path]) -> Iterator[tuple[str, Path]]:
+    """(path inside the package, path) of its own: not what Python compiled, not what is hidden."""
+    for place in places:
         if place.is_file():
             yield place.name, place
             continue
-        for path in place.rglob("*"):
-            if path.suffix == ".py" or path.name == FILENAME:
-                yield path.relative_to(place).as_posix(), path
+        for folder, below, names in os.walk(place):
+            below[:] = [one for one in below if one != "__pycache__" and not one.startswith(".")]
+            for name in names:
+                if not name.startswith(".") and not name.endswith(".pyc"):
+                    path = Path(folder, name)
+                    yield path.relative_to(place).as_posix(), path

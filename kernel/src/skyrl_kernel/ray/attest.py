@@ -33,14 +33,14 @@ class Report:
 
 def report(lock: Sequence[Mapping[str, Any]]) -> Report:
     """What this process has of a run's plugins, none of them imported."""
-    problem, found = "", [kernel_record()]
+    problem, entries = "", []
     for record in lock:
         try:
-            found += plugin_lock(locked_entries([record]))
+            entries += locked_entries([record])
         except PluginLoadError as error:
             problem = str(error)
     return Report(
-        lock=found,
+        lock=[kernel_record(), *plugin_lock(entries)],
         problem=problem,
         python=platform.python_version(),
         executable=sys.executable,
