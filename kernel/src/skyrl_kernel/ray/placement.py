@@ -26,6 +26,7 @@ from skyrl_kernel.ray.demands import Demand
 
 TIMEOUT = "SKYRL_RAY_PG_TIMEOUT_IN_S"
 DEFAULT_TIMEOUT_S = 180.0
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 SHARED = 0.2
 """Part of a device that each of those takes who share it; SkyRL's."""
 _ANNOUNCED_S = 5.0
@@ -55,6 +56,11 @@ class Seat:
                 placement_group=self.group, placement_group_bundle_index=self.bundle
             ),
         }
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Over what Ray sets in its actor's: one without a GPU sees none, which Ray leaves open."""
+        return {} if self.gpus else {VISIBLE: ""}
 
 
 class Placement:

@@ -10,6 +10,7 @@ import ray
 
 from skyrl_kernel.errors import HookError, WeightSyncError
 from skyrl_kernel.logs import get_logger
+from skyrl_kernel.place import num_gpus
 from skyrl_kernel.protocols import Loss, Ranked, Trainer
 from skyrl_kernel.ray.carrier import Carrier, go_along
 from skyrl_kernel.ray.member import Member
@@ -68,6 +69,8 @@ class Rank(Member[TrainerRecipe]):
     def make(self, recipe: bytes, environment: Mapping[str, str]) -> tuple[int, int]:
         """Make the trainer; (share, shares)."""
         os.environ.update(environment)
+        if num_gpus() == 1:
+            os.environ["LOCAL_RANK"] = "0"  # Ray shows a rank its own GPU alone
         with self._named("make_trainer"):
             made_by = self._read(recipe)
             self._loss = made_by.loss()

@@ -107,9 +107,10 @@ class RayRuntime:
         )
         [(address, port)] = get_all([actors[0].meeting_place.remote()], processes[:1])
         made = [
-            actor.make.remote(pickle.dumps(recipe), environment)
-            for actor, environment in zip(
+            actor.make.remote(pickle.dumps(recipe), {**told, **seat.environment})
+            for actor, seat, told in zip(
                 actors,
+                seats,
                 torchrun_variables([seat.node for seat in seats], address, port),
                 strict=True,
             )

@@ -11,9 +11,7 @@ import ray
 from ray.exceptions import RayError
 
 from skyrl_kernel.errors import CapabilityError
-from skyrl_kernel.ray.placement import Seat
-
-VISIBLE = "CUDA_VISIBLE_DEVICES"
+from skyrl_kernel.ray.placement import VISIBLE, Seat
 
 
 def seats_of_engines(
@@ -27,8 +25,8 @@ def seats_of_engines(
         timeout_s: For a process on each device to say what it is called.
 
     Returns:
-        The seat of each engine, and the GPUs that it computes on, as its environment is to name
-        them: nothing where Ray does it, or where devices are processors.
+        The seat of each engine, and its environment, over what Ray sets: the GPUs that it computes on,
+        where Ray names one of several.
 
     Raises:
         CapabilityError: An engine would be on two nodes, or a device does not answer.
@@ -37,7 +35,7 @@ def seats_of_engines(
     parts = [devices[first : first + size] for first in range(0, number * size, size)]
     seats = [part[0] for part in parts]
     if size == 1 or not devices[0].gpus:
-        return seats, [{}] * number
+        return seats, [seat.environment for seat in seats]
     for place, part in enumerate(parts):
         _refuse_two_nodes(place, part)
     names = iter(_names([device for part in parts for device in part], timeout_s))
