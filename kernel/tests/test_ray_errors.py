@@ -12,9 +12,11 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 
 from skyrl_kernel.errors import (
     ConfigError,
+    NonFiniteError,
     PluginError,
     RankError,
     RunError,
+    WeightSyncError,
     is_disk_full,
 )
 from skyrl_kernel.ray.errors import (
@@ -99,6 +101,16 @@ def test_what_is_written_for_the_user_comes_through_as_it_is(error: Exception) -
     found = told(raised(error), RANK)
     assert type(found) is type(error)
     assert str(found) == str(error)
+
+
+def test_what_does_not_say_whose_it_is_is_told_with_its_process() -> None:
+    found = told(raised(NonFiniteError("the loss is NaN")), RANK)
+    assert type(found) is NonFiniteError
+    assert str(found) == "trainer rank 1 on gpu-3 (10.0.0.3): the loss is NaN"
+    assert str(told(found, RANK)) == str(found)
+    assert str(told(raised(WeightSyncError("trainer rank 1 has no such tensor")), RANK)) == (
+        "trainer rank 1 has no such tensor"
+    )
 
 
 def test_a_full_disk_is_still_one_and_says_whose() -> None:

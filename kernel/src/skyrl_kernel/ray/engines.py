@@ -6,7 +6,7 @@ whoever has the fewest requests. Updates go to all, as one transaction.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import ray
 
@@ -84,7 +84,11 @@ class RayEngines:
     async def generate(self, requests: Sequence[GenerateRequest]) -> list[Completion]:
         """Complete every request, in order."""
         if not self._batches or self.lockstep:
-            return await self._share(requests)
+            found = await self._share(requests)
+            for one in found:
+                if isinstance(one, BaseException):
+                    raise one
+            return cast(list[Completion], found)
         loop = asyncio.get_running_loop()
         if not self._waiting:
             loop.call_soon(self._send)
@@ -100,22 +104,24 @@ class RayEngines:
         sending.add_done_callback(self._sending.discard)
 
     async def _hand_over(self, waiting: Sequence[_Waiting]) -> None:
-        """Ask for all, and give each its completion, or what was raised."""
+        """Ask for all, and give each its completion, or what its engine raised."""
         try:
-            completions = await self._share([request for request, _ in waiting])
+            answers = await self._share([request for request, _ in waiting])
         except BaseException as error:  # passed on to whoever awaits a request
-            for _, future in waiting:
-                if not future.done():
-                    future.set_exception(error)
+            answers = [error] * len(waiting)
             if not isinstance(error, Exception):
                 raise
-            return
-        for (_, future), completion in zip(waiting, completions, strict=True):
-            if not future.done():
-                future.set_result(completion)
+        finally:
+            for (_, future), one in zip(waiting, answers, strict=True):
+                if future.done():
+                    continue
+                if isinstance(one, BaseException):
+                    future.set_exception(one)
+                else:
+                    future.set_result(one)
 
-    async def _share(self, requests: Sequence[GenerateRequest]) -> list[Completion]:
-        """Ask each engine for its groups of ``requests``."""
+    async def _share(self, requests: Sequence[GenerateRequest]) -> list[Completion | BaseException]:
+        """Ask each engine for its groups of ``requests``; of one that fails, what it raised for each."""
         parts: dict[int, list[int]] = {}
         places: dict[bytes, int] = {}
         for number, request in enumerate(requests):
@@ -124,9 +130,8 @@ class RayEngines:
                 places[prompt] = self._running.index(min(self._running))
             self._running[places[prompt]] += 1
             parts.setdefault(places[prompt], []).append(number)
-        found: dict[int, Completion] = {}
 
-        async def ask(place: int, numbers: list[int]) -> None:
+        async def ask(place: int, numbers: list[int]) -> list[Completion]:
             wanted = Requests.of([requests[number] for number in numbers])
             asked = self._actors[place].generate.remote(wanted)
             try:
@@ -136,9 +141,15 @@ class RayEngines:
                 raise
             finally:
                 self._running[place] -= len(numbers)
-            found.update(zip(numbers, packed.unpack(), strict=True))
+            return packed.unpack()
 
-        await asyncio.gather(*(ask(place, numbers) for place, numbers in parts.items()))
+        answers = await asyncio.gather(
+            *(ask(place, numbers) for place, numbers in parts.items()), return_exceptions=True
+        )
+        found: dict[int, Completion | BaseException] = {}
+        for numbers, of_engine in zip(parts.values(), answers, strict=True):
+            each = of_engine if isinstance(of_engine, list) else [of_engine] * len(numbers)
+            found.update(zip(numbers, each, strict=True))
         return [found[number] for number in range(len(requests))]
 
     async def logprobs(self, rows: Sequence[IntArray], *, temperature: float) -> list[FloatArray]:

@@ -1,8 +1,8 @@
 """What Ray says of a process, in a line that names the process, its machine and the cause.
 
-An exception of a plugin was named where it was raised (`skyrl_kernel.ray.rank`), and comes
-through as it is. The rest is told here: a process that died, a machine that is gone, a disk that
-is full.
+An exception of a plugin was named where it was raised (`skyrl_kernel.ray.member`), and comes
+through as it is. The rest is told here: an error that does not say whose it is, a process that
+died, a machine that is gone, a disk that is full.
 """
 
 import re
@@ -18,7 +18,7 @@ from ray.exceptions import (
     RayTaskError,
 )
 
-from skyrl_kernel.errors import RankError, RunError, SkyrlError
+from skyrl_kernel.errors import ConfigError, RankError, RunError, SkyrlError
 from skyrl_kernel.ray.logs import last_words
 
 _MOST_CHARACTERS = 300
@@ -66,13 +66,21 @@ def told(error: BaseException, process: Process) -> BaseException:
 def _raised(error: RayTaskError, process: Process) -> BaseException:
     cause = error.cause
     if isinstance(cause, SkyrlError):
-        return cause
+        return _placed(cause, process)
     if isinstance(cause, OSError) and cause.errno is not None:
         # A full disk is told from its number.
         return OSError(cause.errno, f"{cause.strerror} ({process})", cause.filename)
     if isinstance(cause, Exception):
         return RunError(f"{process} failed: {type(cause).__name__}: {cause}")
     return RunError(f"{process} failed: {str(error).strip().splitlines()[-1]}")
+
+
+def _placed(error: SkyrlError, process: Process) -> SkyrlError:
+    """With its process, and so its machine; a config is wrong in all, and some say theirs themselves."""
+    is_message_alone = len(error.args) == 1 and not isinstance(error, ConfigError)
+    if is_message_alone and process.name not in str(error):
+        error.args = (f"{process}: {error}",)
+    return error
 
 
 def _why(error: BaseException) -> str:

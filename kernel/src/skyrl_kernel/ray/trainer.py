@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from skyrl_kernel.protocols import Loss
-from skyrl_kernel.ray.calls import answer, get, get_all
+from skyrl_kernel.ray.calls import answers_of, get, get_all
 from skyrl_kernel.ray.packets import Rows, Samples
 from skyrl_kernel.ray.parcels import tensors
 from skyrl_kernel.ray.ranks import Asked, Ranks, answers
@@ -147,7 +147,7 @@ class Weights:
         return next(self._tensors)
 
     def _all(self) -> "Iterator[tuple[str, torch.Tensor]]":
-        self._begin()
+        answers(self._ranks.ask("begin_weights", self._role))
         for asked in self._asked():
             more = get_all([more for _, more in asked], self._ranks.names)
             parcel = get(asked[0][0], self._ranks.names[0])
@@ -157,20 +157,17 @@ class Weights:
 
     async def parcels(self) -> AsyncIterator[Any]:
         """References to parcels, each to be let go before the one after the next is asked for."""
-        self._begin()
+        begun = self._ranks.ask("begin_weights", self._role)
+        await answers_of(begun.references, begun.names)
         asked_for = self._asked()
         asked = next(asked_for)
         while True:
-            for (_, more), name in zip(asked, self._ranks.names, strict=True):
-                is_more = await answer(more, name)
+            is_more, *_ = await answers_of([more for _, more in asked], self._ranks.names)
             following = next(asked_for) if is_more else None
             yield asked[0][0]
             if following is None:
                 return
             asked = following
-
-    def _begin(self) -> None:
-        answers(self._ranks.ask("begin_weights", self._role))
 
     def _asked(self) -> Iterator[list[tuple[Any, Any]]]:
         """For each parcel: of each rank, references to (parcel, whether there are more)."""
