@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import ray
 
-from skyrl_kernel.errors import RunError
+from skyrl_kernel.errors import RankError, RunError
 from skyrl_kernel.ray import calls
 from skyrl_kernel.ray.errors import Process
 from skyrl_kernel.ray.ranks import Ranks
@@ -80,3 +80,18 @@ def test_a_rank_that_hangs_before_the_first_parcel_keeps_no_deadline_from_passin
     with pytest.raises(TimeoutError):
         asyncio.run(within_a_deadline())
     end(actors)
+
+
+def test_who_computes_something_else_is_not_said_to_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calls, "GRACE_S", 0.2)
+    critic = Process(name="critic rank 0", where="node-2")
+    lost = ray.put(None)
+
+    async def alone(who: Process) -> None:
+        if who is NAMES[0]:
+            raise RankError("rank 0 of 2 lost its partner")
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(calls, "answer", lambda _, who: alone(who))
+    with pytest.raises(RankError, match=r"^trainer rank 1 on node-1 does not answer: it hangs"):
+        asyncio.run(calls.answers_of([lost] * 3, [*NAMES, critic]))

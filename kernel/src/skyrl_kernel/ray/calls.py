@@ -102,9 +102,11 @@ def _cause(
     failures: Sequence[tuple[BaseException, Process]], silent: Sequence[Process]
 ) -> BaseException:
     cause, _ = min(failures, key=lambda one: (gravity(one[0]), is_of_another(*one)))
-    if not silent or gravity(cause) < FOLLOWS:
+    kinds = {who.kind for _, who in failures}
+    partners = [who for who in silent if who.kind in kinds]  # others may still compute
+    if not partners or gravity(cause) < FOLLOWS:
         return cause
     return RankError(
-        f"{', '.join(map(str, silent))} does not answer: it hangs, or its machine is cut off. "
+        f"{', '.join(map(str, partners))} does not answer: it hangs, or its machine is cut off. "
         f"Its partners say: {cause}"
     )

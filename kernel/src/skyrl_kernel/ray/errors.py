@@ -43,6 +43,11 @@ class Process:
     output: Path | None = None
     """What it printed; see `skyrl_kernel.ray.logs`."""
 
+    @property
+    def kind(self) -> str:
+        """Such as ``trainer rank``: those of one kind wait for each other."""
+        return self.name.rpartition(" ")[0]
+
     def __str__(self) -> str:
         return f"{self.name} on {self.where}" if self.where else self.name
 
