@@ -1,7 +1,8 @@
-"""Requests shared out among several engines, of which one is ill."""
+"""Requests shared out among several engines, of which one is ill; completions as they are sampled."""
 
 import asyncio
-from collections.abc import Iterator
+import contextlib
+from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 
 import numpy as np
@@ -9,11 +10,13 @@ import pytest
 import ray
 
 from skyrl_kernel.errors import FailureKind, TrajectoryError
+from skyrl_kernel.protocols import Streams
 from skyrl_kernel.ray.engines import RayEngines
 from skyrl_kernel.ray.errors import Process
 from skyrl_kernel.ray.packets import Completions, Requests
-from skyrl_kernel.records import Completion, GenerateRequest, Sampling
+from skyrl_kernel.records import Completion, GenerateRequest, IntArray, Piece, Sampling
 
+NAMES = [Process(name=f"engine {number}") for number in range(2)]
 pytestmark = pytest.mark.usefixtures("fakes_on_ray")
 
 
@@ -23,7 +26,26 @@ class Echo:
     def __init__(self, number: int) -> None:
         self._number = number
 
-    def generate(self, requests: Requests) -> Completions:
+        self.is_streaming = False
+
+    async def streaming(self) -> bool:
+        return self.is_streaming
+
+    async def stream(self, request: GenerateRequest) -> AsyncGenerator[Piece, None]:
+        self.is_streaming = True
+        try:
+            for token in range(1_000_000):
+                if token == 3 and self._number == 1:
+                    raise TrajectoryError(FailureKind.INFRASTRUCTURE, "engine 1 is ill")
+                yield Piece(
+                    tokens=np.array([token], np.int32),
+                    logprobs=np.zeros(1, np.float32),
+                )
+                await asyncio.sleep(0.01)
+        finally:
+            self.is_streaming = False
+
+    async def generate(self, requests: Requests) -> Completions:
         if self._number == 1:
             raise TrajectoryError(FailureKind.INFRASTRUCTURE, "engine 1 is ill")
         one = Completion(
@@ -50,8 +72,7 @@ def request(prompt: int) -> GenerateRequest:
 
 @pytest.mark.parametrize("batches", [True, False])
 def test_an_engine_that_fails_costs_its_own_requests_alone(two: list[Any], batches: bool) -> None:
-    names = [Process(name=f"engine {number}") for number in range(2)]
-    engines = RayEngines(two, names, [], batches=batches, lockstep=False)
+    engines = RayEngines(two, NAMES, [], batches=batches, lockstep=False)
 
     async def all_at_once() -> list[Any]:
         asked = [engines.generate([request(prompt)]) for prompt in range(4)]
@@ -65,7 +86,59 @@ def test_an_engine_that_fails_costs_its_own_requests_alone(two: list[Any], batch
 
 
 def test_a_round_of_which_a_part_fails_fails(two: list[Any]) -> None:
-    names = [Process(name=f"engine {number}") for number in range(2)]
-    engines = RayEngines(two, names, [], batches=True, lockstep=True)
+    engines = RayEngines(two, NAMES, [], batches=True, lockstep=True)
     with pytest.raises(TrajectoryError, match="engine 1 is ill"):
         asyncio.run(engines.generate([request(prompt) for prompt in range(4)]))
+
+
+def test_samples_of_one_prompt_share_an_engine_also_in_calls_of_their_own(two: list[Any]) -> None:
+    """As far as the others have work too: `skyrl_kernel.spread`."""
+    engines = RayEngines([two[0]] * 2, NAMES, [], batches=False, lockstep=False)
+    asked: list[tuple[int, int]] = []
+    prompts = [np.arange(start, start + 32, dtype=np.int32) for start in (0, 100)]
+    take = engines._spread.take
+
+    def noted(tokens: IntArray) -> int:
+        place = take(tokens)
+        asked.append((int(tokens[0]), place))
+        return place
+
+    engines._spread.take = noted  # type: ignore[method-assign]
+
+    async def all_at_once() -> None:
+        one_by_one = [prompts[0], prompts[1], *[prompts[0]] * 3, *[prompts[1]] * 3]
+        requests = [GenerateRequest(tokens=one, sampling=Sampling(), seed=0) for one in one_by_one]
+        await asyncio.gather(*(engines.generate([one]) for one in requests))
+
+    asyncio.run(all_at_once())
+    assert set(asked) == {(0, 0), (100, 1)}
+
+
+def test_a_completion_comes_as_it_is_sampled_and_ends_when_its_iterator_is_closed(
+    two: list[Any],
+) -> None:
+    engines = RayEngines(two[:1], NAMES[:1], [], batches=False, lockstep=False)
+    assert isinstance(engines, Streams)
+
+    async def first_three() -> list[int]:
+        async with contextlib.aclosing(engines.stream(request(0))) as pieces:
+            found = [int((await anext(pieces)).tokens[0]) for _ in range(3)]
+        for _ in range(100):
+            if not await two[0].streaming.remote():
+                return found
+            await asyncio.sleep(0.1)
+        raise AssertionError("it goes on for nobody")
+
+    assert asyncio.run(first_three()) == [0, 1, 2]
+
+
+def test_an_engine_that_fails_while_it_streams_costs_the_completion(two: list[Any]) -> None:
+    engines = RayEngines(two[1:], NAMES[1:], [], batches=False, lockstep=False)
+
+    async def all_of_it() -> None:
+        async with contextlib.aclosing(engines.stream(request(0))) as pieces:
+            async for _ in pieces:
+                pass
+
+    with pytest.raises(TrajectoryError, match="engine 1 is ill"):
+        asyncio.run(all_of_it())

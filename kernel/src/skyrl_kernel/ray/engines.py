@@ -1,11 +1,11 @@
 """What stands for one or more engines in the controller's process.
 
-Requests with the same prompt go to one engine, which computes the prompt once; groups go to
-whoever has the fewest requests. Updates go to all, as one transaction.
+Requests of one call with the same prompt go to one engine, which computes the prompt once; which
+one, `skyrl_kernel.spread` says. Updates go to all, as one transaction.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import ray
@@ -19,7 +19,8 @@ from skyrl_kernel.ray.packets import Completions, Requests, Rows
 from skyrl_kernel.ray.parcels import parcels
 from skyrl_kernel.ray.trainer import Weights
 from skyrl_kernel.ray.waits import together, waiting_for
-from skyrl_kernel.records import Completion, FloatArray, GenerateRequest, IntArray
+from skyrl_kernel.records import Completion, FloatArray, GenerateRequest, IntArray, Piece
+from skyrl_kernel.spread import Spread
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +33,7 @@ log = get_logger(__name__)
 class RayEngines:
     """Keeps the `skyrl_kernel.protocols.Engine` protocol.
 
-    It has the methods of `Forgets` and `Sleeps` too, for engines that offer them.
+    It has the methods of `Streams`, `Forgets` and `Sleeps` too, for engines that offer them.
 
     Args:
         actors: Of `skyrl_kernel.ray.host.Host`, being made.
@@ -57,7 +58,7 @@ class RayEngines:
         self._actors, self._names, self._made = list(actors), list(names), list(made)
         self._counting = False
         self._batches = batches
-        self._running = [0] * len(actors)
+        self._spread = Spread(len(actors))
         self._waiting: list[_Waiting] = []
         self._sending: set[asyncio.Task[None]] = set()
         self.attach: Callable[[], Awaitable[None]] | None = None
@@ -126,9 +127,10 @@ class RayEngines:
         places: dict[bytes, int] = {}
         for number, request in enumerate(requests):
             prompt = request.tokens.tobytes()
-            if prompt not in places:
-                places[prompt] = self._running.index(min(self._running))
-            self._running[places[prompt]] += 1
+            if prompt in places:
+                self._spread.join(places[prompt])
+            else:
+                places[prompt] = self._spread.take(request.tokens)
             parts.setdefault(places[prompt], []).append(number)
 
         async def ask(place: int, numbers: list[int]) -> list[Completion]:
@@ -140,7 +142,8 @@ class RayEngines:
                 ray.cancel(asked)
                 raise
             finally:
-                self._running[place] -= len(numbers)
+                for _ in numbers:
+                    self._spread.give_back(place)
             return packed.unpack()
 
         answers = await asyncio.gather(
@@ -151,6 +154,17 @@ class RayEngines:
             each = of_engine if isinstance(of_engine, list) else [of_engine] * len(numbers)
             found.update(zip(numbers, each, strict=True))
         return [found[number] for number in range(len(requests))]
+
+    async def stream(self, request: GenerateRequest) -> AsyncGenerator[Piece, None]:
+        """See `Streams`; of engines that offer it."""
+        place = self._spread.take(request.tokens)
+        pieces = self._actors[place].stream.options(num_returns="streaming").remote(request)
+        try:
+            async for piece in pieces:
+                yield await answer(piece, self._names[place])
+        finally:
+            ray.cancel(pieces)
+            self._spread.give_back(place)
 
     async def logprobs(self, rows: Sequence[IntArray], *, temperature: float) -> list[FloatArray]:
         """[T] log-prob of each row's tokens; each engine is asked for all, so that each is checked.

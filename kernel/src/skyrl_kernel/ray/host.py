@@ -1,7 +1,8 @@
 """One engine: an actor. Its methods are async, so that it generates while weights arrive."""
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from typing import Literal
 
 from skyrl_kernel.counts import Count
@@ -14,11 +15,12 @@ from skyrl_kernel.errors import (
     WeightSyncError,
 )
 from skyrl_kernel.logs import get_logger
-from skyrl_kernel.protocols import Counts, Engine, Forgets, Served, Sleeps, Starts
+from skyrl_kernel.protocols import Counts, Engine, Forgets, Served, Sleeps, Starts, Streams
 from skyrl_kernel.ray.member import Member
 from skyrl_kernel.ray.packets import Completions, Requests, Rows
 from skyrl_kernel.ray.parcels import Parcel, tensors
 from skyrl_kernel.recipe import EngineRecipe
+from skyrl_kernel.records import GenerateRequest, Piece
 
 log = get_logger(__name__)
 
@@ -48,9 +50,22 @@ class Host(Member[EngineRecipe]):
         Raises:
             TrajectoryError: The engine raised something of its own, which costs these requests.
         """
+        with self._costs_requests("generate"):
+            return Completions.of(await self._made.generate(requests.unpack()))
+
+    async def stream(self, request: GenerateRequest) -> AsyncGenerator[Piece, None]:
+        """See `Streams`; asked of an engine that offers it. Raises as `generate`."""
+        assert isinstance(self._made, Streams), "asked of engines that offer it"
+        with self._costs_requests("stream"):
+            async with contextlib.aclosing(self._made.stream(request)) as pieces:
+                async for piece in pieces:
+                    yield piece
+
+    @contextlib.contextmanager
+    def _costs_requests(self, method: str) -> Iterator[None]:
         try:
-            with self._named("generate"):
-                return Completions.of(await self._made.generate(requests.unpack()))
+            with self._named(method):
+                yield
         except PluginError as error:
             raise TrajectoryError(FailureKind.INFRASTRUCTURE, str(error), error.plugin) from error
 

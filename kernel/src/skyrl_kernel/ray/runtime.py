@@ -32,8 +32,8 @@ from skyrl_kernel.recipe import EngineRecipe, TrainerRecipe
 from skyrl_kernel.run import RunFolder
 from skyrl_kernel.transport import Carried
 
-_CALLS = 10_000
-"""Of one engine at a time: more than any run has."""
+_CALLS = 1_000_000
+"""Of one engine at a time: more than any run has, so that no order waits behind completions."""
 
 log = get_logger(__name__)
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from skyrl_kernel.progress import say
 from skyrl_kernel.records import IntArray
+from skyrl_kernel.spread import Spread
 from skyrl_vllm.attached import Needs, check
 from skyrl_vllm.client import Client, Refused, ServerError
 from skyrl_vllm.server import Server
-from skyrl_vllm.spread import Spread
 
 SAY_EVERY_S = 10.0
 """Between two lines that say that servers load."""
@@ -38,7 +38,7 @@ class Fleet:
     Args:
         servers: Started by this run, and ended with it; or addresses of those that are not.
         router: Address that passes completions on to them; None sends each to a server
-            that `skyrl_vllm.spread` chooses.
+            that `skyrl_kernel.spread` chooses.
         connections: Most completions of one server at a time; more wait here.
         deadlines: See there.
     """

@@ -1,13 +1,10 @@
-"""Which server a request goes to, and which GPUs a server has."""
+"""Which engine or server a request goes to."""
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skyrl_kernel.errors import CapabilityError
-from skyrl_vllm.devices import shares
-from skyrl_vllm.spread import SLACK, Spread
+from skyrl_kernel.spread import SLACK, Spread
 
 PROMPTS = [np.arange(start, start + 48, dtype=np.int32) for start in range(0, 500, 100)]
 
@@ -77,15 +74,3 @@ def test_a_common_beginning_of_less_than_half_decides_nothing() -> None:
     for prompt in prompts:
         spread.take(prompt)
     assert spread.running == [4, 4]
-
-
-def test_each_engine_has_gpus_of_its_own_and_the_trainer_keeps_the_first() -> None:
-    gpus = ["0", "1", "2", "3"]
-    assert shares(gpus, 2, 2, apart=False) == [
-        {"CUDA_VISIBLE_DEVICES": "0,1"},
-        {"CUDA_VISIBLE_DEVICES": "2,3"},
-    ]
-    assert shares(gpus, 3, 1, apart=True)[0] == {"CUDA_VISIBLE_DEVICES": "1"}
-    assert shares([], 2, 2, apart=True) == [{}, {}]  # all share the processor
-    with pytest.raises(CapabilityError, match="num_engines=2 engines need 2 GPUs each and the tr"):
-        shares(gpus, 2, 2, apart=True)

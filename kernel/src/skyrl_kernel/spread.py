@@ -1,4 +1,4 @@
-"""Which server a request goes to, where there are several.
+"""Which engine or server a request goes to, where there are several.
 
 The rule: to the server with the fewest running requests; but to the one that
 has most of the prompt in its prefix cache already, as long as that runs at most
@@ -56,6 +56,10 @@ class Spread:
             self._home.popitem(last=False)
         self.running[place] += 1
         return place
+
+    def join(self, place: int) -> None:
+        """One more request goes there, as the group that it belongs to does; `give_back` as ever."""
+        self.running[place] += 1
 
     def give_back(self, place: int) -> None:
         """A request that went there has ended."""
