@@ -135,7 +135,7 @@ class Unsalted(VllmEngine):
 
     def __init__(self, *given: Any, **named: Any) -> None:
         super().__init__(*given, **named)
-        self._requests = Requests(self._fleet, is_salted=False)
+        self._requests = Requests(self._fleet, lambda: self.version, is_salted=False)
 
     async def pause(self) -> None:
         await self._fleet.order("/pause?mode=keep&clear_cache=false")

@@ -2,8 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from skyrl_kernel.errors import RunError
@@ -11,11 +11,15 @@ from skyrl_kernel.errors import RunError
 if TYPE_CHECKING:
     import aiohttp
 
+Body = Mapping[str, Any] | Callable[[], Awaitable[Mapping[str, Any]]]
+"""What is sent as JSON, or makes it when the request's turn has come."""
 _SHOWN = 500
 """Characters of an answer that an error repeats."""
 _KEPT_S = 2.0
 """How long an idle connection is used again: less than the 5 s after which the server closes it.
 Who computes meanwhile does not notice the end, and would ask a server that does not listen."""
+_LEAST_S = 1e-3
+"""What is left of a deadline at least: for aiohttp 0 is none."""
 _ASKED, _ASKED_EVERY_S = 140, 0.05
 """How often and how soon a server that does not answer is looked at: its guard waits 5 s for engine
 processes before it says that the server has ended."""
@@ -60,13 +64,14 @@ class Client:
         self._connections = connections
         self._gone = gone
         self._sessions: dict[bool, aiohttp.ClientSession] = {}
+        self._turns = asyncio.Semaphore(connections)
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def ask(
         self,
         method: str,
         path: str,
-        body: Mapping[str, Any] | None = None,
+        body: Body | None = None,
         *,
         timeout_s: float,
         queues: bool = False,
@@ -76,8 +81,8 @@ class Client:
         Args:
             method: Of HTTP.
             path: Begins with a slash.
-            body: JSON-able.
-            timeout_s: Longest wait.
+            body: JSON-able, or makes what is.
+            timeout_s: Longest wait, that for its turn included.
             queues: Whether it waits for its turn, as a completion. Orders do not: an abort
                 that stood behind what it shall abort would come too late. Each has a
                 connection of its own, as the server closes one on which it refused.
@@ -100,9 +105,7 @@ class Client:
         async with self._answered("GET", path, None, timeout_s, False) as answer:
             return await answer.text()
 
-    async def listen(
-        self, path: str, body: Mapping[str, Any], *, timeout_s: float
-    ) -> AsyncGenerator[Any, None]:
+    async def listen(self, path: str, body: Body, *, timeout_s: float) -> AsyncGenerator[Any, None]:
         """The decoded events of one answer to a POST, as they come; it waits for its turn.
 
         Closing the iterator closes the connection, which ends the request.
@@ -131,20 +134,26 @@ class Client:
         self,
         method: str,
         path: str,
-        body: Mapping[str, Any] | None,
+        body: Body | None,
         timeout_s: float,
         queues: bool,
     ) -> "AsyncIterator[aiohttp.ClientResponse]":
         """An answer that was not refused; what fails while it is read has its type too."""
         import aiohttp
 
+        loop = asyncio.get_running_loop()
+        until = loop.time() + timeout_s
+        session = self._connected(queues)
         try:
-            async with self._connected(queues).request(
-                method,
-                self.url + path,
-                json=body,
-                timeout=aiohttp.ClientTimeout(total=timeout_s),
-            ) as answer:
+            async with AsyncExitStack() as stack:
+                async with asyncio.timeout_at(until):
+                    if queues:
+                        await stack.enter_async_context(self._turns)
+                    content = await body() if callable(body) else body
+                rest = aiohttp.ClientTimeout(total=max(until - loop.time(), _LEAST_S))
+                answer = await stack.enter_async_context(
+                    session.request(method, self.url + path, json=content, timeout=rest)
+                )
                 if answer.status >= 300:
                     raise Refused(answer.status, await answer.text(), self.url)
                 yield answer
@@ -180,9 +189,10 @@ class Client:
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
             self._loop, self._sessions = loop, {}
+            self._turns = asyncio.Semaphore(self._connections)
         if queues not in self._sessions:
             connector = (
-                aiohttp.TCPConnector(limit=self._connections, keepalive_timeout=_KEPT_S)
+                aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEPT_S)
                 if queues
                 else aiohttp.TCPConnector(limit=0, force_close=True)
             )

@@ -76,7 +76,7 @@ class VllmEngine:
             connections=max_rows,
             deadlines=deadlines,
         )
-        self._requests = Requests(self._fleet, is_salted=is_salted)
+        self._requests = Requests(self._fleet, lambda: self.version, is_salted=is_salted)
         self._expected = stored_shapes(model)
         self._make_transport: Callable[[], Transport] = Files
         self._updates = Updates(self._fleet, Files(), self._expected, takes_adapters=takes_adapters)
@@ -111,7 +111,7 @@ class VllmEngine:
         return await together([self._complete(request) for request in requests])
 
     async def _complete(self, request: GenerateRequest) -> Completion:
-        return await self._requests.complete(request, self.version, self._model())
+        return await self._requests.complete(request, self._model())
 
     async def stream(self, request: GenerateRequest) -> AsyncGenerator[Piece, None]:
         """The completion as it is sampled, the same that `generate` would return.
@@ -124,7 +124,7 @@ class VllmEngine:
         _refuse_empty([request])
         self._refuse_asleep()
         await self._connected()
-        asked = self._requests.stream(request, self.version, self._model())
+        asked = self._requests.stream(request, self._model())
         async with aclosing(asked) as pieces:
             async for piece in pieces:
                 yield piece
@@ -306,7 +306,8 @@ class VllmEngine:
                 "Bring the first adapter before the first request"
             )
         try:
-            await self._commit(version)
+            with self._requests.held():
+                await self._commit(version)
         except ServerError as error:
             raise WeightSyncError(f"policy version {version} was lost: {error}") from error
 

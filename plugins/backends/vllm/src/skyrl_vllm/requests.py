@@ -3,8 +3,17 @@
 import asyncio
 import itertools
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import aclosing, asynccontextmanager, contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +21,7 @@ import numpy as np
 from skyrl_kernel.errors import FailureKind, SkyrlError
 from skyrl_kernel.records import Completion, FloatArray, GenerateRequest, IntArray, Piece
 from skyrl_vllm import wire
-from skyrl_vllm.client import Client, Refused, ServerError
+from skyrl_vllm.client import Body, Client, Refused, ServerError
 from skyrl_vllm.fleet import Fleet
 
 _ABORT_EVERY_S = 0.1
@@ -24,46 +33,60 @@ class Requests:
 
     Args:
         fleet: The servers.
+        version: The policy version that they have now.
         is_salted: Whether a cached prefix is of one policy version, by its salt.
     """
 
-    def __init__(self, fleet: Fleet, *, is_salted: bool) -> None:
+    def __init__(self, fleet: Fleet, version: Callable[[], int], *, is_salted: bool) -> None:
         self._fleet = fleet
+        self._version = version
         self._is_salted = is_salted
         self._running: dict[str, asyncio.Future[None]] = {}
         self._names = itertools.count()
         self._name = uuid.uuid4().hex[:12]
+        self._may_go = asyncio.Event()
+        self._may_go.set()
 
     def __len__(self) -> int:
         """How many completions are under way."""
         return len(self._running)
 
-    async def complete(
-        self, request: GenerateRequest, version: int, model: str | None
-    ) -> Completion:
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """No completion is sent within, as the version of the weights that will sample it is not known.
+
+        A server takes requests while it loads others, and computes them afterwards: with the salt of the
+        old version they would find the prefix that the old weights have computed.
+        """
+        self._may_go.clear()
+        try:
+            yield
+        finally:
+            self._may_go.set()
+
+    async def complete(self, request: GenerateRequest, model: str | None) -> Completion:
         """One completion.
 
         Args:
             request: Has tokens.
-            version: Policy version that the servers have now.
             model: The adapter's name where one is to be used; None is the model below it.
 
         Raises:
             TrajectoryError: The server refused it, or gave no answer in time.
             ServerError: The server is gone.
         """
-        with self._begun(request, version, model) as (body, client):
+        version = self._version()
+        with self._begun(request, model) as (body, client):
             return wire.completion(await self._answer(client, body), version)
 
     async def stream(
-        self, request: GenerateRequest, version: int, model: str | None
+        self, request: GenerateRequest, model: str | None
     ) -> AsyncGenerator[Piece, None]:
         """The completion as it is sampled; arguments and errors are those of `complete`."""
         parts: list[Piece] = []
-        with self._begun(request, version, model) as (body, client):
-            asked = client.listen(
-                wire.GENERATE, body | {"stream": True}, timeout_s=self._fleet.deadlines.request_s
-            )
+        version = self._version()
+        with self._begun(request, model, stream=True) as (body, client):
+            asked = client.listen(wire.GENERATE, body, timeout_s=self._fleet.deadlines.request_s)
             async with self._typed(client), aclosing(asked) as events:
                 async for event in events:
                     parts.append(wire.piece(event, parts, version))
@@ -101,13 +124,11 @@ class Requests:
 
     @contextmanager
     def _begun(
-        self, request: GenerateRequest, version: int, model: str | None
-    ) -> Iterator[tuple[dict[str, Any], Client]]:
+        self, request: GenerateRequest, model: str | None, **more: bool
+    ) -> Iterator[tuple[Body, Client]]:
         """What to ask and whom; `abort` knows of it until the block ends."""
         name = f"{self._name}-{next(self._names)}"
-        body = wire.to_complete(request, name) | _named(model)
-        if self._is_salted:
-            body["cache_salt"] = f"{self._name}-{version}"
+        body = partial(self._salted, wire.to_complete(request, name) | _named(model) | more)
         self._running[name] = asyncio.get_running_loop().create_future()
         try:
             with self._fleet.lane(request.tokens) as client:
@@ -115,7 +136,14 @@ class Requests:
         finally:
             self._running.pop(name).set_result(None)
 
-    async def _answer(self, client: Client, body: Mapping[str, Any]) -> Any:
+    async def _salted(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What is sent: only now, as the weights may have changed while it waited for its turn."""
+        await self._may_go.wait()
+        if not self._is_salted:
+            return body
+        return {**body, "cache_salt": f"{self._name}-{self._version()}"}
+
+    async def _answer(self, client: Client, body: Body) -> Any:
         """What a server says to one request."""
         async with self._typed(client):
             return await client.ask(
