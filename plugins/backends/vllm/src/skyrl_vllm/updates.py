@@ -133,10 +133,12 @@ class Updates:
         try:
             await self._transport.load(version)
         except BaseException as error:
+            found = str(error) or type(error).__name__
+            if not isinstance(error, ServerError):  # which names the server itself
+                found = f"{self._fleet} gave {found}"
             self._broken = (
-                f"the update to policy version {version} failed: {self._fleet} gave "
-                f"{str(error) or type(error).__name__}. It has neither the old weights nor the new ones "
-                "for certain; start it again"
+                f"the update to policy version {version} failed: {found}. It has neither the old weights nor "
+                "the new ones for certain; start it again"
             )
             if isinstance(error, (Refused, ServerError, TimeoutError, OSError, RuntimeError)):
                 raise WeightSyncError(self._broken) from error
