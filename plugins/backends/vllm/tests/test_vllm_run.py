@@ -11,7 +11,7 @@ import pytest
 
 from skyrl_kernel.testing.killing import check_each_prompt_once, killed_at_random
 from skyrl_tiny.plugin import tiny
-from skyrl_vllm.testing import PROMPTS, demo, metrics, run
+from skyrl_vllm.testing import PROMPTS, attached, demo, metrics, run
 
 TOLERANCE = 1e-4
 """Most nats between a sampled log-prob and the trainer's, with the same weights."""
@@ -30,9 +30,7 @@ def command(url: str, folder: Path, *words: str, steps: int = 3) -> list[str]:
     """Of the demo's model and task, attached to a server."""
     return demo(
         folder,
-        "generator.inference_engine.run_engines_locally=false",
-        f"generator.inference_engine.external_server_urls=[{url}]",
-        "trainer.placement.colocate_all=false",
+        *attached(url),
         f"generator.n_samples_per_prompt={SAMPLES}",
         "trainer.eval_interval=-1",
         *words,

@@ -56,6 +56,7 @@ class Server:
         flags: More of vLLM's own command line.
         log: Its output is added to this file.
         variables: More environment.
+        port: Where it listens; 0: at a free one.
 
     Raises:
         PluginLoadError: vLLM is not installed.
@@ -68,17 +69,18 @@ class Server:
         *,
         log: Path,
         variables: Mapping[str, str] | None = None,
+        port: int = 0,
     ) -> None:
         if lacking := missing(InferenceEngineConfig()):
             raise PluginLoadError(lacking[0])
         self.log = log
-        self._port = _reserved_port()
-        port = str(self._port.getsockname()[1])
+        self._port = _reserved_port(port)
+        port = self._port.getsockname()[1]
         self.url = f"http://{HOST}:{port}"
         serve = [sys.executable, "-m", MODULE, "--model", str(model)]
         transfer = () if _TRANSFER[0] in flags else _TRANSFER
         command = [*serve, *_usable(flags), *_FLAGS, *transfer, *_cpu_flags(model, flags)]
-        command += ["--port", port]
+        command += ["--port", str(port)]
         self._log_start = log.stat().st_size if log.exists() else 0
         with log.open("ab") as output:
             self._guard = subprocess.Popen(
@@ -220,9 +222,9 @@ def _is_installed(name: str) -> bool:
     return False
 
 
-def _reserved_port() -> socket.socket:
-    """Holds a free port: while it does not listen the server may bind the same one, but nobody is given it."""
+def _reserved_port(port: int = 0) -> socket.socket:
+    """Holds a port, or a free one: while it does not listen the server may bind the same one, but nobody is given it."""
     held = socket.socket()
     held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    held.bind((HOST, 0))
+    held.bind((HOST, port))
     return held

@@ -179,6 +179,15 @@ def demo(folder: Path, *words: str, steps: int = 3) -> list[str]:
     ]
 
 
+def attached(url: str) -> list[str]:
+    """More words of that command line: the server is one that runs already."""
+    return [
+        "generator.inference_engine.run_engines_locally=false",
+        f"generator.inference_engine.external_server_urls=[{url}]",
+        "trainer.placement.colocate_all=false",
+    ]
+
+
 def run(
     command: Sequence[str], folder: Path, variables: Mapping[str, str] | None = None
 ) -> list[Mapping[str, float]]:
