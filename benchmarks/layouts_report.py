@@ -1,8 +1,10 @@
 """The section of RESULTS.md on layouts, and what counts as passed."""
 
+import json
 from collections.abc import Sequence
 from math import sqrt
 from statistics import mean, stdev
+from typing import Any
 
 from text import Numbers, machine_line, table
 
@@ -10,50 +12,62 @@ from text import Numbers, machine_line, table
 def passes(results: Numbers) -> bool:
     """Every mean is near that of one process."""
     return all(
-        abs(_difference(results, layout)) <= results["most_difference"]
-        for layout in results["layouts"]
+        abs(_difference(one, layout)) <= one["most_difference"]
+        for one in results.values()
+        for layout in one["layouts"]
     )
 
 
 def lines(results: Numbers) -> list[str]:
     """One line about each layout."""
     return [
-        f"{'ok' if abs(_difference(results, layout)) <= results['most_difference'] else 'MISSED'} "
-        f"{layout}: {_with_error(_ends(results, layout))}, {_difference(results, layout):+.3f}"
-        for layout in results["layouts"]
+        f"{'ok' if abs(_difference(one, layout)) <= one['most_difference'] else 'MISSED'} "
+        f"{title}, {layout}: {_with_error(_ends(one, layout))}, {_difference(one, layout):+.3f}"
+        for title, one in results.items()
+        for layout in one["layouts"]
     ]
 
 
 def section(results: Numbers) -> str:
     """The means and their standard errors."""
-    seeds = sorted(next(iter(results["layouts"].values())), key=int)
+    first = next(iter(results.values()))
+    problems = int(next(iter(first["layouts"][first["against"]].values()))["problems"])
+    verdict = "pass" if passes(results) else "**missed**"
+    begun = {title: one for title, one in results.items() if one["layouts"]}
+    comparisons = "\n".join(_comparison(title, one) for title, one in begun.items())
+    return f"""\
+## Do several processes learn the same?
+
+**{verdict}**: every mean within {first["most_difference"]:g} of that of {first["against"]}. \
+Held-out exact match after the demo's last step, on {problems} problems, of the models \
+`builtin:tiny@SEED`. Where several ranks add up, the numbers of one seed part ways after some steps, \
+since sums of floats depend on their order; the error of a difference is that of the differences seed by seed.
+
+{comparisons}"""
+
+
+def _comparison(title: str, one: Numbers) -> str:
+    seeds = sorted(next(iter(one["layouts"].values())), key=int)
     head = ["layout", *(f"seed {seed}" for seed in seeds), "mean ± standard error", "difference"]
     rows = [
         [
             layout,
-            *(f"{one:.3f}" for one in _ends(results, layout)),
-            _with_error(_ends(results, layout)),
+            *(f"{end:.3f}" for end in _ends(one, layout)),
+            _with_error(_ends(one, layout)),
             ""
-            if layout == results["against"]
-            else f"{_difference(results, layout):+.3f} ± {_paired_error(results, layout):.3f}",
+            if layout == one["against"]
+            else f"{_difference(one, layout):+.3f} ± {_paired_error(one, layout):.3f}",
         ]
-        for layout in results["layouts"]
+        for layout in one["layouts"]
     ]
-    verdict = "pass" if passes(results) else "**missed**"
-    problems = int(next(iter(results["layouts"][results["against"]].values()))["problems"])
     return f"""\
-## Do several processes learn the same?
-
-**{verdict}**: every mean within {results["most_difference"]:g} of that of {results["against"]}. \
-Held-out exact match after the demo's last step, on {problems} problems, of the models \
-`builtin:tiny@SEED`. The numbers of one seed part ways after some steps, since sums of floats depend \
-on their order; the error of a difference is that of the differences seed by seed.
+### {title}
 
 {table(head, rows)}
 
-{_typed(results)}
+{_typed(one)}
 
-{machine_line(results["machine"])} Recipe and preset: `{results["key"]}`.
+{machine_line(one["machine"])} Recipe and presets: `{one["key"]}`.
 """
 
 
@@ -84,9 +98,14 @@ def _standard_error(numbers: Sequence[float]) -> float:
 
 
 def _typed(results: Numbers) -> str:
+    run = f"skyrl run {' '.join(f'--plugin {name}' for name in results['plugins'])}"
     typed = "\n".join(
-        f"- **{layout}**: `{' '.join(f'{key}={value}' for key, value in values.items())}`"
+        f"- **{layout}**: `{' '.join(f'{key}={_word(value)}' for key, value in values.items())}`"
         for layout, values in results["values"].items()
-        if values and layout in results["layouts"]
+        if layout in results["layouts"]
     )
-    return f"What was set besides:\n\n{typed}" if typed else ""
+    return f"What was set besides `{run}`:\n\n{typed}"
+
+
+def _word(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,6 +1,7 @@
 """What the benchmarks compute from what they measure."""
 
 import bench
+import layouts_report
 import learning_report
 import pytest
 import text
@@ -20,6 +21,27 @@ def test_a_seed_passes_with_both_gain_and_lead(
 ) -> None:
     numbers = {"start": start, "rl": rl, "random": random, "sft": sft}
     assert learning_report.passes(numbers, 0.2, 0.15) is verdict
+
+
+def test_each_layout_is_held_against_one_process_of_its_own_comparison() -> None:
+    def comparison(here: list[float], there: list[float]) -> dict[str, object]:
+        ends = {"one process": here, "apart": there}
+        return {
+            "against": "one process",
+            "most_difference": 0.03,
+            "layouts": {
+                layout: {str(seed): {"end": end} for seed, end in enumerate(of_layout)}
+                for layout, of_layout in ends.items()
+            },
+        }
+
+    near = comparison([0.90, 0.80], [0.88, 0.84])  # +0.01 in the mean
+    far = comparison([0.90, 0.80], [0.82, 0.80])  # -0.04
+    begun = {"against": "one process", "most_difference": 0.03, "layouts": {}}
+    assert layouts_report.passes({"GRPO": near, "PPO": begun})
+    assert not layouts_report.passes({"GRPO": near, "PPO": far})
+    # of 0.82 and 0.80 the standard error is half their distance
+    assert layouts_report.lines({"PPO": far})[1] == "MISSED PPO, apart: 0.810 ± 0.010, -0.040"
 
 
 def test_the_parts_of_a_step_add_up_and_what_no_plugin_computes_is_the_kernels() -> None:
