@@ -9,7 +9,7 @@ from skyrl_kernel.config.trainer import PlacementConfig
 from skyrl_kernel.errors import ConfigError
 from skyrl_kernel.processes import alone
 from skyrl_kernel.ray.demands import Demand, demands, needs_of
-from skyrl_kernel.ray.placement import TIMEOUT, timeout
+from skyrl_kernel.ray.placement import TIMEOUT, _tell_other_nodes, timeout
 from skyrl_kernel.ray.rank import torchrun_variables
 
 GPU = {"GPU": 1.0, "CPU": 1.0}
@@ -93,6 +93,19 @@ def test_ranks_are_told_what_torchrun_would_tell_them() -> None:
     assert [one["LOCAL_RANK"] for one in told] == ["0", "1", "0", "1"]
     assert {one["LOCAL_WORLD_SIZE"] for one in told} == {"2"}
     assert {(one["MASTER_ADDR"], one["MASTER_PORT"]) for one in told} == {("10.0.0.1", "29500")}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "told"), [("aabb", ""), ("aaab", "3 + 1"), ("aaaa", "4"), ("abcd", "1 + 1 + 1 + 1")]
+)
+def test_ranks_on_other_nodes_than_asked_for_are_told(
+    caplog: pytest.LogCaptureFixture, nodes: str, told: str
+) -> None:
+    placement = PlacementConfig(policy_num_nodes=2, policy_num_gpus_per_node=2)
+    policy = asked(placement, InferenceEngineConfig(num_engines=4))["policy"]
+    _tell_other_nodes(dict(enumerate(nodes)), policy)
+    said = " ".join(record.getMessage() for record in caplog.records)
+    assert (f"on nodes with {told} of them" in said) if told else not said
 
 
 @pytest.mark.parametrize("text", ["soon", "0", "-1"])

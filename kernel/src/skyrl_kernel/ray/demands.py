@@ -31,6 +31,8 @@ class Demand:
     """Ray's: ``STRICT_PACK`` is one node."""
     why: str
     """The keys that ask for them."""
+    nodes: int | None = None
+    """On how many nodes they are meant to be, as many on each; None if that is all the same."""
 
 
 def demands(
@@ -75,6 +77,7 @@ def _of_role(name: str, config: PlacementConfig, gpus: bool) -> Demand:
         name=name,
         bundles=(bundle,) * (nodes * per_node),
         strategy="STRICT_PACK" if nodes == 1 else "PACK",
+        nodes=nodes,
         why=f"{key}num_nodes={nodes} × {key}num_gpus_per_node={per_node}",
     )
 

@@ -5,6 +5,7 @@ alone. (Ray would put two actors that ask for a fifth of a GPU each on the same 
 bundle.) Those who share one take a fifth each, as in SkyRL.
 """
 
+import collections
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -87,6 +88,7 @@ class Placement:
                 )
                 self._groups[demand.name] = group
                 _wait(group, demand, timeout_s)
+                _tell_other_nodes(_nodes(group), demand)
         except BaseException:
             self.close()
             raise
@@ -99,7 +101,7 @@ class Placement:
             shared: Whether others compute there too.
         """
         group, demand = self._groups[name], self._wanted[name]
-        nodes: Mapping[int, str] = placement_group_table(group)["bundles_to_node_id"]
+        nodes = _nodes(group)
         part = SHARED if shared else 1.0
         order = sorted(nodes, key=lambda bundle: (_first(nodes, nodes[bundle]), bundle))
         return [
@@ -136,6 +138,23 @@ def _wait(group: PlacementGroup, demand: Demand, timeout_s: float) -> None:
             ray.get(ready, timeout=timeout_s - announced_s)
     except GetTimeoutError:
         raise CapabilityError(_lacking(demand, f"{timeout_s:g} s")) from None
+
+
+def _nodes(group: PlacementGroup) -> Mapping[int, str]:
+    """Bundle → Ray's id of its node."""
+    found: Mapping[int, str] = placement_group_table(group)["bundles_to_node_id"]
+    return found
+
+
+def _tell_other_nodes(nodes: Mapping[int, str], demand: Demand) -> None:
+    """Ray packs bundles as it can: it promises nodes, and not how many bundles are on each."""
+    counts = sorted(collections.Counter(nodes.values()).values(), reverse=True)
+    if demand.nodes is not None and counts != [len(nodes) // demand.nodes] * demand.nodes:
+        log.warning(
+            f"devices for {demand.name} are on nodes with {' + '.join(map(str, counts))} of them, where "
+            f"{demand.why} asked for {demand.nodes} nodes: the run computes the same, and what is near to "
+            "each other differs"
+        )
 
 
 def _first(nodes: Mapping[int, str], node: str) -> int:
