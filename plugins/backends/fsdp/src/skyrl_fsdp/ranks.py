@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from skyrl_fsdp.meeting import meet
 from skyrl_kernel.errors import ConfigError, RankError, RunError
 
 T = TypeVar("T")
@@ -215,7 +216,7 @@ def join(device: str | torch.device, *, timeout_s: float, sequence: int = 1) -> 
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         try:
-            dist.init_process_group(_backend(device), timeout=timedelta(seconds=timeout_s))
+            meet(_backend(device), timedelta(seconds=timeout_s))
         except (RuntimeError, OSError) as error:  # torch's DistError is a RuntimeError
             raise RankError(
                 f"rank {os.environ.get('RANK')} of {world} waited {timeout_s:g} s for the others at "
