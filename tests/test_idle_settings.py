@@ -316,6 +316,22 @@ def test_a_setting_of_engines_is_called_idle_where_the_engine_does_not_read_it(
     assert (idle.get(f"{section}.enforce_eager") == "read by vllm") is is_told
 
 
+ATTACHED = [
+    "generator.inference_engine.backend=vllm",
+    "generator.inference_engine.run_engines_locally=false",
+    "generator.inference_engine.external_server_urls=[http://127.0.0.1:1]",
+    "trainer.placement.colocate_all=false",
+]
+
+
+@pytest.mark.parametrize("name", ["engine_init_kwargs.swap_space", "served_model_name"])
+def test_how_an_engine_is_started_changes_nothing_where_it_runs_already(name: str) -> None:
+    key = f"generator.inference_engine.{name}"
+    (answer,) = make_plan(["demo"], overrides=[*ATTACHED, f"{key}=x"]).config.not_read
+    assert answer.name == key
+    assert "of engines that the run starts; those of" in str(answer)
+
+
 @pytest.mark.parametrize(("runtime", "is_told"), [("local", True), ("ray", False)])
 def test_a_number_of_engines_is_idle_where_neither_engine_nor_runtime_reads_it(
     runtime: str, is_told: bool

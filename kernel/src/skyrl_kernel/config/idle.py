@@ -103,7 +103,8 @@ IDLE: tuple[Idle, ...] = (
                 "enable_prefix_caching",
                 "enable_chunked_prefill",
                 "max_num_batched_tokens",
-                "engine_init_kwargs",
+                "served_model_name",
+                "engine_init_kwargs.",
             )
         ),
         where=(f"{ENGINE}.run_engines_locally=false",),
