@@ -10,7 +10,10 @@ from running import Lab, probe_installed, skyrl, without_times
 from sabotage import install_sabotage
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from skyrl_kernel.plan import make_plan
 from skyrl_kernel.plugins import discover
+from skyrl_kernel.resume import find_start
+from skyrl_kernel.run import RunFolder
 from skyrl_kernel.testing.distributions import make_distribution
 
 
@@ -162,6 +165,34 @@ def test_what_changes_no_step_may_change_between_two_parts_of_a_run(lab):
         "run_start",
         "run_end",
     ]
+
+
+ATTACHED = {
+    "generator.inference_engine.run_engines_locally": "false",
+    "generator.inference_engine.external_server_urls": "[http://127.0.0.1:1]",
+    "trainer.placement.colocate_all": "false",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("external_server_urls", "[http://10.0.0.7:8000, http://10.0.0.8:8000]"),
+        ("external_proxy_url", "http://10.0.0.9:8000"),
+        ("run_engines_locally", "true"),
+    ],
+)
+def test_a_run_goes_on_with_a_server_at_another_address_or_its_own(tmp_path, name, value):
+    words = ATTACHED | {f"generator.inference_engine.{name}": value}
+    if name == "run_engines_locally":
+        words.pop("generator.inference_engine.external_server_urls")
+    before, now = (
+        make_plan(["demo", "vllm"], overrides=[f"{key}={one}" for key, one in given.items()]).config
+        for given in (ATTACHED, words)
+    )
+    with RunFolder.create(tmp_path / "run") as folder:
+        folder.write_config(before.tree, before.origins)
+        find_start(folder, now.config.trainer, now.tree, [])
 
 
 # --- damage -------------------------------------------------------------------------------------
