@@ -117,6 +117,20 @@ def test_what_a_setting_needs_makes_it_read(word: str, with_it: str) -> None:
     assert not idle(word, with_it)
 
 
+@pytest.mark.parametrize("word", ["warn_above=0.5", "stop_above=0.5", "stop_above=null"])
+def test_bounds_on_log_probs_change_nothing_where_an_engine_returns_none(word: str) -> None:
+    def why(plugin: str, *more: str) -> str | None:
+        plan = make_plan([plugin], overrides=[f"trainer.logprobs_diff.{word}", *more])
+        found = {one.name: one.row.text for one in plan.config.not_read}
+        return found.get(f"trainer.logprobs_diff.{word.partition('=')[0]}")
+
+    assert why("demo") is None
+    assert why("demo", "generator.sampling_params.logprobs=0") is None
+    unasked = why("demo", "generator.sampling_params.logprobs=null")
+    assert str(unasked).endswith("generator.sampling_params.logprobs=null asks for none")
+    assert why("sft") == "of what an engine samples, and this run has none"
+
+
 REF_GPUS = f"{PLACEMENT}.ref_num_gpus_per_node=2"
 APART = [f"{PLACEMENT}.colocate_all=false", f"{PLACEMENT}.colocate_policy_ref=false"]
 KL = f"{ALGORITHM}.use_kl_loss=true"

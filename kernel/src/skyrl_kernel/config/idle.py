@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from skyrl_kernel.config.compat import Answer, Row
+from skyrl_kernel.config.generator import NO_ENGINE
 from skyrl_kernel.config.layers import Layers
 from skyrl_kernel.config.rules import (
     AHEAD,
@@ -41,6 +42,7 @@ _ESTIMATOR = f"{ALGORITHM}.advantage_estimator"
 
 _OF_REFERENCE = (f"{PLACEMENT}.ref_num_nodes", f"{PLACEMENT}.ref_num_gpus_per_node")
 _OF_CRITIC = (f"{PLACEMENT}.critic_num_nodes", f"{PLACEMENT}.critic_num_gpus_per_node")
+_LOGPROBS_DIFF = "trainer.logprobs_diff."
 _NUM_CPUS = "trainer.ray.num_cpus"
 _SPREAD = re.compile(
     r"trainer\.(?P<role>policy|critic|ref)\.fsdp_config\."
@@ -109,6 +111,17 @@ IDLE: tuple[Idle, ...] = (
         ),
         where=(f"{ENGINE}.run_engines_locally=false",),
         text=f"of engines that the run starts; those of {ENGINE}.external_server_urls stay as they are",
+    ),
+    Idle(
+        keys=(_LOGPROBS_DIFF,),
+        # Another rollout may keep log-probs all the same.
+        where=("generator.rollout=agent", "generator.sampling_params.logprobs=null"),
+        text="of log-probs that the engine returns; generator.sampling_params.logprobs=null asks for none",
+    ),
+    Idle(
+        keys=(_LOGPROBS_DIFF,),
+        where=(f"{ENGINE}.backend={NO_ENGINE}",),
+        text="of what an engine samples, and this run has none",
     ),
     Idle(
         keys=(f"{AHEAD}.",),
