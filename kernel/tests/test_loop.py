@@ -502,6 +502,27 @@ def test_too_many_failures_end_the_run_and_name_the_most_common(tmp_path: Path) 
 
 
 @pytest.mark.usefixtures("site")
+def test_an_engine_that_is_gone_ends_the_run_before_the_completions_that_it_owes(
+    tmp_path: Path,
+) -> None:
+    """Of the 12 requests that run beside each other, the last 4 are for the last of three steps."""
+
+    def reply(ask: Ask) -> str:
+        if ask.number >= 8:
+            raise RunError("the server is gone")
+        return str(ask.seed % 2)
+
+    words = (NO_EVALUATION, *ASYNC, "trainer.ckpt_interval=1")
+    run_scripted(tmp_path, *words, "trainer.max_training_steps=1")
+    script = Script(reply=reply, latency_s=lambda ask: 1.0)
+    with pytest.raises(RunError, match="the server is gone"):
+        run_scripted(tmp_path, *words, script=script)
+    assert "update" not in script.events
+    (kept,) = (tmp_path / "test_run" / "checkpoints").iterdir()
+    assert kept.name == "global_step_1"
+
+
+@pytest.mark.usefixtures("site")
 def test_a_sync_that_brings_no_new_weights_ends_the_run(tmp_path: Path) -> None:
     with pytest.raises(WeightSyncError, match=r"policy version 1 the engine says .* version 0"):
         run_scripted(tmp_path, NO_EVALUATION, plugins=["forgets"])

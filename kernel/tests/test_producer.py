@@ -39,6 +39,10 @@ class World:
     max_failed_frac: float = 0.5
     lost: Callable[[int], int] = lambda index: 0
     """Of the 4 trajectories of group ``index``, how many are lost."""
+    takes_s: Callable[[int], float] | None = None
+    """How long group ``index`` takes; None: random times."""
+    broken: frozenset[int] = frozenset()
+    """Groups that end the run when their time is over."""
     begun: dict[int, int] = field(default_factory=dict)
     """Group → version of the weights when it began."""
     running: int = 0
@@ -75,8 +79,11 @@ class World:
     async def _group(self, prompt: Prompt, index: int) -> Group:
         self.running += 1
         self.most_running = max(self.most_running, self.running)
-        await asyncio.sleep(random.Random(self.seed * 1000 + index).choice([0, 0, 1, 2, 9]))
+        drawn = random.Random(self.seed * 1000 + index).choice([0, 0, 1, 2, 9])
+        await asyncio.sleep(drawn if self.takes_s is None else self.takes_s(index))
         self.running -= 1
+        if index in self.broken:
+            raise RunError(f"group {index} is broken")
         lost = self.lost(index)
         return Group(
             index=index,
@@ -346,6 +353,55 @@ def test_an_exception_while_prompts_are_drawn_reaches_the_consumer() -> None:
 
     with pytest.raises(ZeroDivisionError):
         run_without_waiting(main())
+
+
+def test_an_error_in_a_later_group_is_not_told_after_earlier_ones() -> None:
+    """The 6 groups of steps 1 to 3 run; one of step 3 fails long before those of step 1 are there."""
+    world = World(max_staleness=2, takes_s=lambda index: 1 if index == 4 else 9)
+    assert broken_at(world, steps=1) == (9, None)
+    world.broken = frozenset({4})
+    assert broken_at(world, steps=1) == (1, "group 4 is broken")
+
+
+def test_an_error_while_the_consumer_trains_is_told_as_the_next_batch_is_asked_for() -> None:
+    """Step 1 is there after 1 s and trained after 11; group 2, the next, would be there after 90."""
+    takes_s = [1, 1, 90, 5].__getitem__
+    world = World(max_staleness=1, takes_s=takes_s, broken=frozenset({3}))
+    assert broken_at(world, steps=2) == (11, "group 3 is broken")
+
+
+def broken_at(world: World, steps: int) -> tuple[float, str | None]:
+    """When the consumer, which trains for 10 s, has its last batch or hears an error; and which."""
+
+    async def train() -> tuple[float, str | None]:
+        producer, admission, _ = world.start()
+        error = None
+        try:
+            await producer.batch(1)
+            for step in range(2, steps + 1):
+                await asyncio.sleep(10)
+                admission.advance()
+                await producer.batch(step)
+        except RunError as raised:
+            error = str(raised)
+        await producer.close()
+        return asyncio.get_running_loop().time(), error
+
+    return run_without_waiting(train())
+
+
+def test_a_prompt_that_cannot_be_drawn_is_told_while_groups_run() -> None:
+    async def main() -> float:
+        world = World(workers=2, max_staleness=1, takes_s=lambda index: 1 if index else 9)
+        producer, _, order = world.start()
+        prompts = iter([order.next(), order.next()])
+        order.next = lambda: next(prompts, None) or 1 / 0  # a third where the second has ended
+        with pytest.raises(ZeroDivisionError):
+            await producer.batch(1)
+        await producer.close()
+        return asyncio.get_running_loop().time()
+
+    assert run_without_waiting(main()) == 1
 
 
 def test_closing_cancels_what_runs() -> None:

@@ -4,7 +4,7 @@
 |---|---|---|---|---|
 | `Producer._begin_groups` | prompts | running groups | admission | `drop`, `advance`, a group that ends |
 | a group | env and engine calls | a judged `Group` | its trajectories | env and engine |
-| `Producer.batch` | groups, in order | one batch | the next group | the group |
+| `Producer.batch` | groups, in order | one batch | the next group, or a failure | a group that ends, or `_begin_groups` |
 """
 
 import asyncio
@@ -93,7 +93,10 @@ class Producer:
         self._running: collections.deque[tuple[dict[str, Any], asyncio.Task[Group]]] = (
             collections.deque()
         )
-        self._more = asyncio.Event()
+        self._ended = asyncio.Event()
+        """Something has, since the consumer looked."""
+        self._failed: asyncio.Task[Any] | None = None
+        """What failed first: a group, or that groups are begun."""
         self._task: asyncio.Task[None] | None = None
 
     async def _begin_groups(self) -> None:
@@ -105,19 +108,22 @@ class Producer:
             index = admission.begin()
             task = self._begin(prompt, index, admission.version + 1)
             task.add_done_callback(lambda _: admission.end())
+            task.add_done_callback(self._note_end)
             self._running.append((state, task))
-            self._more.set()
+
+    def _note_end(self, task: "asyncio.Task[Any]") -> None:
+        if self._failed is None and not task.cancelled() and task.exception() is not None:
+            self._failed = task
+        self._ended.set()
 
     async def _next_group(self) -> Group:
-        while not self._running:
-            assert self._task is not None
-            self._more.clear()
-            waiting = asyncio.create_task(self._more.wait())
-            await asyncio.wait({waiting, self._task}, return_when=asyncio.FIRST_COMPLETED)
-            waiting.cancel()
-            if self._task.done():
-                self._task.result()
-        group = await self._running[0][1]
+        """The first in order, once it has ended; any that fails ends the run, and is not waited for."""
+        while self._failed is None and not (self._running and self._running[0][1].done()):
+            self._ended.clear()
+            await self._ended.wait()
+        if self._failed is not None:
+            self._failed.result()
+        group = self._running[0][1].result()
         self._running.popleft()
         return group
 
@@ -130,6 +136,7 @@ class Producer:
         """
         if self._task is None:
             self._task = asyncio.create_task(self._begin_groups())
+            self._task.add_done_callback(self._note_end)
         ready = sum(task.done() for _, task in self._running)
         target = self._admission.target
         candidates: list[Group] = []
