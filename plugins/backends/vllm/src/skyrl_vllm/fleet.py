@@ -28,6 +28,8 @@ class Deadlines:
     """Of one completion, with the wait for its turn."""
     update_s: float = 600.0
     """Of one call that an update consists of, and of one that moves memory."""
+    cancel_s: float = 30.0
+    """Of taking back an update that failed: a server that hung in it may hang in this too."""
     control_s: float = 60.0
     """Of everything else: pause, resume, abort."""
 

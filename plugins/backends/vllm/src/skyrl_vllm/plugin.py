@@ -1,5 +1,6 @@
 """The hook of ``vllm``: an engine that starts its servers, or attaches to some."""
 
+import math
 import os
 import tempfile
 from collections.abc import Sequence
@@ -17,10 +18,14 @@ from skyrl_kernel.protocols import Engine, Settings
 
 if TYPE_CHECKING:
     from skyrl_vllm.attached import Needs
+    from skyrl_vllm.fleet import Deadlines
     from skyrl_vllm.server import Server
 
 NAME = "vllm"
 START_VARIABLE = "SKYRL_WAIT_UNTIL_INFERENCE_SERVER_HEALTHY_TIMEOUT_S"
+_CALL, _CANCEL = 0.9, 0.05
+"""Parts of ``weight_sync_timeout_s`` for one call of an update, and for taking it back where that call
+failed. Both end before the whole sync is given up, whose error knows no server, and theirs names it."""
 
 
 @hookimpl
@@ -36,6 +41,7 @@ def check_engine(name: str, settings: Settings) -> Sequence[str] | None:
     config = generator.inference_engine
     _refuse_router_alone(config)
     _refuse_no_addresses(config.external_server_urls or [])
+    _deadlines(generator)
     refuse_mistyped("sampling_params", generator.sampling_params)
     refuse_mistyped("eval_sampling_params", generator.eval_sampling_params)
     refuse_decided(config.engine_init_kwargs)
@@ -58,16 +64,10 @@ def make_engine(name: str, settings: Settings, model: Path) -> Engine | None:
         return None
     from skyrl_vllm.adapters import SYNC
     from skyrl_vllm.engine import VllmEngine
-    from skyrl_vllm.fleet import Deadlines
     from skyrl_vllm.settings import dtype
 
     generator, trainer = settings[GeneratorConfig], settings[TrainerConfig]
     config = generator.inference_engine
-    deadlines = Deadlines(
-        start_s=float(os.environ.get(START_VARIABLE) or Deadlines().start_s),
-        request_s=generator.request_timeout_s,
-        update_s=config.weight_sync_timeout_s,
-    )
     return VllmEngine(
         config.external_server_urls or _start(config, trainer, model),
         model,
@@ -77,8 +77,41 @@ def make_engine(name: str, settings: Settings, model: Path) -> Engine | None:
         is_salted=generator.use_cache_salt,
         needs=_needs(config, trainer, model) if config.external_server_urls else None,
         takes_adapters=config.weight_sync_backend == SYNC,
-        deadlines=deadlines,
+        deadlines=_deadlines(generator),
     )
+
+
+def _deadlines(generator: GeneratorConfig) -> "Deadlines":
+    """Those of the run.
+
+    Raises:
+        ConfigError: The environment says how long a server may take to start, and names no time.
+    """
+    from skyrl_vllm.fleet import Deadlines
+
+    sync_s = generator.inference_engine.weight_sync_timeout_s
+    return Deadlines(
+        start_s=_start_s(Deadlines().start_s),
+        request_s=generator.request_timeout_s,
+        update_s=_CALL * sync_s,
+        cancel_s=_CANCEL * sync_s,
+    )
+
+
+def _start_s(default_s: float) -> float:
+    said = os.environ.get(START_VARIABLE)
+    if not said:
+        return default_s
+    try:
+        found = float(said)
+    except ValueError:
+        found = math.nan
+    if not 0 < found < math.inf:
+        raise ConfigError(
+            f"{START_VARIABLE}={said}: a vLLM server may take a number of seconds above 0, such as 1200; "
+            f"without it that is {default_s:g}"
+        )
+    return found
 
 
 def _rows_at_once(config: InferenceEngineConfig) -> int:

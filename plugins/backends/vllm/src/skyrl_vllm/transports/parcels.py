@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 
+_UPDATE = "/update_weights"
 PARCEL_BYTES = 2**30
 """Of one parcel, unless a single tensor has more. A trainer of several ranks makes each tensor whole when
 it is read: no more of them than this exist, and moving 1 GiB takes so long that the calls around it
@@ -107,10 +108,14 @@ class Parcels(ABC):
         and takes the answers of the others for those to its next call.
         """
         with contextlib.suppress(Refused, RunError, TimeoutError):
-            await self._update(cancel=True)
+            await self._fleet.ask(
+                _UPDATE,
+                {"update_info": {"cancel": True}},
+                timeout_s=self._fleet.deadlines.cancel_s,
+            )
 
     async def _update(self, **info: Any) -> None:
-        await self._tell("/update_weights", {"update_info": info})
+        await self._tell(_UPDATE, {"update_info": info})
 
     async def _tell(self, path: str, body: Mapping[str, Any] | None = None) -> None:
         await self._fleet.ask(path, body, timeout_s=self._fleet.deadlines.update_s)
