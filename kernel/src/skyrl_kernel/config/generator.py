@@ -99,7 +99,8 @@ class InferenceEngineConfig(Section):
     expert_parallel_size: Positive = 1
     """1, or tensor × data parallel size: ranks that the experts of one engine are dealt out to."""
     distributed_executor_backend: Literal["mp", "ray"] = "mp"
-    """What starts the processes of an engine on several GPUs; ``ray`` needs it installed. SkyRL: ray."""
+    """What starts the processes of an engine on several GPUs; ``ray`` needs it installed, and does not go
+    with ``trainer.runtime=ray``. SkyRL: ray."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.8
     """Share of a GPU's memory for weights and cache."""
     model_dtype: Literal["bfloat16", "float16", "float32"] | None = None

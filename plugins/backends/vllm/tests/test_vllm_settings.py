@@ -1,6 +1,7 @@
 """Settings on their way to vLLM's command line: what is sent, what is refused, and why."""
 
 import argparse
+import contextlib
 import json
 import subprocess
 import sys
@@ -153,6 +154,30 @@ def check(sampling: Any = None, **engine: Any) -> Any:
     config = tree(sampling=sampling, **engine)
     settings: Any = {GeneratorConfig: config.generator, TrainerConfig: config.trainer}
     return plugin.check_engine("vllm", settings)
+
+
+@pytest.mark.parametrize(
+    ("runtime", "executor", "sizes", "is_refused"),
+    [
+        pytest.param("ray", "ray", {"tensor_parallel_size": 2}, True, id="tensor"),
+        pytest.param("ray", "ray", {"pipeline_parallel_size": 2}, True, id="pipeline"),
+        pytest.param("ray", "ray", {"data_parallel_size": 2}, False, id="not-asked-of-vllm"),
+        pytest.param("ray", "mp", {"tensor_parallel_size": 2}, False, id="mp"),
+        pytest.param("local", "ray", {"tensor_parallel_size": 2}, False, id="no-ray-of-the-run"),
+    ],
+)
+def test_vllms_own_ray_is_refused_where_the_runs_has_its_gpus(
+    runtime: str, executor: str, sizes: dict[str, int], is_refused: bool
+) -> None:
+    key = "generator.inference_engine.distributed_executor_backend"
+    config = tree(distributed_executor_backend=executor, **sizes)
+    trainer = config.trainer.model_copy(update={"runtime": runtime})
+    settings: Any = {GeneratorConfig: config.generator, TrainerConfig: trainer}
+    refused = pytest.raises(
+        ConfigError, match=rf"^{key}=ray with trainer\.runtime=ray: .*{key}=mp$"
+    )
+    with refused if is_refused else contextlib.nullcontext():
+        plugin.check_engine("vllm", settings)
 
 
 @pytest.mark.skipif(not missing(tree().generator.inference_engine), reason="vLLM is installed here")

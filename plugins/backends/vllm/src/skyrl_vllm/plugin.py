@@ -47,6 +47,7 @@ def check_engine(name: str, settings: Settings) -> Sequence[str] | None:
     refuse_decided(config.engine_init_kwargs)
     if config.external_server_urls:
         return native.missing(config.weight_sync_backend)
+    _refuse_ray_in_ray(config, settings[TrainerConfig])
     lacking = missing(config)
     if not lacking:
         more_flags(config.engine_init_kwargs)
@@ -162,6 +163,16 @@ def _refuse_no_addresses(urls: Sequence[str]) -> None:
             raise ConfigError(f"{key} has '{url}'; an address is such as http://127.0.0.1:8000")
     if len({url.rstrip("/") for url in urls}) < len(urls):
         raise ConfigError(f"{key}={list(urls)} names a server twice; name each once")
+
+
+def _refuse_ray_in_ray(config: InferenceEngineConfig, trainer: TrainerConfig) -> None:
+    key = "generator.inference_engine.distributed_executor_backend"
+    is_several = config.tensor_parallel_size * config.pipeline_parallel_size > 1
+    if is_several and config.distributed_executor_backend == trainer.runtime == "ray":
+        raise ConfigError(
+            f"{key}=ray with trainer.runtime=ray: vLLM would ask the run's Ray for the GPUs that the engine "
+            f"was given already, and wait for ever; set {key}=mp"
+        )
 
 
 def _start(
