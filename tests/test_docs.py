@@ -572,6 +572,20 @@ def test_every_record_is_named() -> None:
             assert f"`{name}`" in text, name
 
 
+def test_every_capability_of_an_engine_is_explained_to_who_writes_one() -> None:
+    text = next(page for page in PAGES if page.name == "your-own-engine.md").read_text()
+    table = text.partition("| word | promise |")[2].partition("\n\n")[0]
+    explained = re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
+    offered = {
+        offer
+        for entry in discover()
+        if "generator.inference_engine.backend" in entry.manifest.slots
+        and entry.distribution.startswith("skyrl-")
+        for offer in entry.manifest.offers
+    }
+    assert offered - {"vllm_weight_transfer"} <= set(explained)  # that one is vLLM's own
+
+
 # --- all pages --------------------------------------------------------------------------------
 
 
