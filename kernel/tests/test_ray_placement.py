@@ -1,5 +1,6 @@
 """Which devices a run asks for, and what each rank is told."""
 
+import socket
 from collections.abc import Sequence
 
 import pytest
@@ -10,7 +11,7 @@ from skyrl_kernel.errors import ConfigError
 from skyrl_kernel.processes import alone
 from skyrl_kernel.ray.demands import Demand, demands, needs_of
 from skyrl_kernel.ray.placement import TIMEOUT, _tell_other_nodes, timeout
-from skyrl_kernel.ray.rank import torchrun_variables
+from skyrl_kernel.ray.rank import Rank, torchrun_variables
 
 GPU = {"GPU": 1.0, "CPU": 1.0}
 
@@ -106,6 +107,16 @@ def test_ranks_on_other_nodes_than_asked_for_are_told(
     _tell_other_nodes(dict(enumerate(nodes)), policy)
     said = " ".join(record.getMessage() for record in caplog.records)
     assert (f"on nodes with {told} of them" in said) if told else not said
+
+
+def test_the_port_where_ranks_meet_is_held_for_them() -> None:
+    rank = Rank("trainer rank 0")
+    address, port = rank.meeting_place()
+    with socket.socket() as other, pytest.raises(OSError, match="in use"):
+        other.bind((address, port))  # as whoever does not ask for it as a server does
+    with socket.create_server((address, port)) as server:
+        assert server.getsockname() == (address, port)
+    rank._held.close()
 
 
 @pytest.mark.parametrize("text", ["soon", "0", "-1"])

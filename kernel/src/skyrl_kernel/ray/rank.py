@@ -61,10 +61,15 @@ class Rank(Member[TrainerRecipe]):
         self._carrier: Carrier | None = None
 
     def meeting_place(self) -> tuple[str, int]:
-        """Address and free port of this machine, for the process group of all ranks."""
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-            probe.bind(("", 0))
-            return ray.util.get_node_ip_address(), int(probe.getsockname()[1])
+        """Address and port of this machine, for the process group of all ranks.
+
+        The port is held as long as this process lives: nobody else gets it by chance, and a server
+        that asks for it by its number, with ``SO_REUSEADDR`` as servers do, does.
+        """
+        self._held = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        self._held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._held.bind(("", 0))
+        return ray.util.get_node_ip_address(), int(self._held.getsockname()[1])
 
     def make(self, recipe: bytes, environment: Mapping[str, str]) -> tuple[int, int]:
         """Make the trainer; (share, shares)."""
