@@ -15,6 +15,7 @@ from skyrl_fsdp.ranks import Ranks, join
 from skyrl_fsdp.trainer import FsdpTrainer
 from skyrl_kernel.config.trainer import TrainerConfig
 from skyrl_kernel.errors import ConfigError, NonFiniteError, RankError, is_disk_full
+from skyrl_kernel.logs import logging_to
 from skyrl_kernel.protocols import Loss
 from skyrl_kernel.records import Scores, TrainingSample, UpdateResult
 from skyrl_kernel.testing.ranks import RankEnded, RankPool, RanksFailed, on_ranks
@@ -49,15 +50,16 @@ def updated(one: FsdpTrainer, sample: TrainingSample) -> UpdateResult:
     return one.update([sample], Loss(fn=policy_gradient), temperature=1.0)
 
 
-def update_with_nan_on_rank_1(model: Path) -> tuple[str, bool, bool]:
-    """The error, whether the weights are as before, and whether the trainer goes on."""
+def update_with_nan_on_rank_1(model: Path, logs: Path) -> tuple[str, bool, bool]:
+    """What a user is told, whether the weights are as before, and whether the trainer goes on."""
     one = trainer(model)
     before = {name: tensor.clone() for name, tensor in one.weights()}
     bad = replace(SAMPLE, trajectory_id="bad/7", advantages=np.full(6, np.nan, np.float32))
     try:
-        updated(one, bad if one.share == 1 else SAMPLE)
+        with logging_to(logs / str(one.share)):
+            updated(one, bad if one.share == 1 else SAMPLE)
     except NonFiniteError as error:
-        told = str(error)
+        told = "\n".join([str(error), *getattr(error, "__notes__", ())])
     same = all(torch.equal(before[name], tensor) for name, tensor in one.weights())
     goes_on = updated(one, SAMPLE).weights_changed
     one.close()
@@ -65,13 +67,16 @@ def update_with_nan_on_rank_1(model: Path) -> tuple[str, bool, bool]:
 
 
 def test_nan_on_one_rank_stops_all_before_the_step_and_names_rank_and_trajectory(
-    llama: Path,
+    llama: Path, tmp_path: Path
 ) -> None:
-    for told, same, goes_on in on_ranks(2, update_with_nan_on_rank_1, llama):
+    for told, same, goes_on in on_ranks(2, update_with_nan_on_rank_1, llama, tmp_path):
         assert told.startswith("rank 1 of 2: the loss terms 'policy' of 3 tokens are NaN")
         assert "bad/7" in told
+        assert "\n" not in told
         assert same
         assert goes_on
+    logged = [(tmp_path / rank / "log.jsonl").read_text() for rank in ("0", "1")]
+    assert ["Traceback" in text for text in logged] == [False, True]
 
 
 def score_a_bad_row_on_rank_0(model: Path) -> None:

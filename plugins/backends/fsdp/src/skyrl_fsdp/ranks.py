@@ -11,7 +11,6 @@ import contextlib
 import os
 import pickle
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import TypeVar
@@ -23,8 +22,11 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from skyrl_fsdp.meeting import meet
 from skyrl_kernel.errors import ConfigError, RankError, RunError
+from skyrl_kernel.logs import get_logger
 
 T = TypeVar("T")
+
+log = get_logger(__name__)
 
 _LAST_WORDS_S = 5.0
 """How long a rank that was let down waits to read what became of each other."""
@@ -77,6 +79,7 @@ class Ranks:
         try:
             value = compute()
         except Exception as found:
+            log.exception("failed, and so all ranks do", rank=self.rank)
             error = found
         if not self.most(error is not None):
             return value
@@ -255,8 +258,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _sendable(error: Exception) -> Exception:
-    """The same, with its traceback as a note; one of another type where it cannot be pickled."""
-    error.add_note("".join(traceback.format_exception(error)))
+    """The same, without its traceback, which is in its rank's log; as words if it cannot be pickled."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:
