@@ -1,6 +1,7 @@
 """Checkpoints of any number of ranks for any other, exports as a stream, models filled by layer."""
 
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from skyrl_fsdp.trainer import FsdpTrainer
 from skyrl_kernel.config.sharding import ShardingConfig
 from skyrl_kernel.config.trainer import TrainerConfig
 from skyrl_kernel.errors import CheckpointError
+from skyrl_kernel.logs import logging_to
 from skyrl_kernel.protocols import Loss
 from skyrl_kernel.records import Scores, TrainingSample
 from skyrl_kernel.testing.ranks import RanksFailed, on_ranks
@@ -268,3 +270,19 @@ def fill_what_cannot_be_computed(folder: Path) -> None:
 def test_what_no_file_has_and_nobody_computes_is_refused_and_not_garbage(llama: Path) -> None:
     with pytest.raises(RanksFailed, match=r"'model\.norm\.table' of LlamaRMSNorm is in no file"):
         on_ranks(1, fill_what_cannot_be_computed, llama)
+
+
+def load_with_a_log(folder: Path, logs: Path) -> None:
+    with logging_to(logs / os.environ["RANK"]):
+        trainer({"policy": folder}).close()
+
+
+def test_a_model_that_every_rank_reads_whole_is_told_once(tmp_path: Path) -> None:
+    model = write_random_model(tmp_path, tie_word_embeddings=True)
+    with no_progress_bars():
+        model.model.save_pretrained(tmp_path)  # 'norm.weight', which transformers knows to rename
+    on_ranks(2, load_with_a_log, tmp_path, tmp_path)
+    logs = [(tmp_path / rank / "log.jsonl").read_text().splitlines() for rank in ("0", "1")]
+    told = [json.loads(line) for log in logs for line in log if "reads a whole model" in line]
+    assert [(one["role"], one["model"]) for one in told] == [("policy", str(tmp_path))]
+    assert "names" in told[0]["why"]

@@ -17,11 +17,14 @@ from skyrl_fsdp.sharding import shard
 from skyrl_kernel.config.roles import LoraConfig, OptimizerConfig
 from skyrl_kernel.config.sharding import ShardingConfig
 from skyrl_kernel.config.trainer import TrainerConfig
+from skyrl_kernel.logs import get_logger
 from skyrl_transformers.loading import load_causal_lm
 from skyrl_transformers.stored import StoredTensors, empty_body, empty_causal_lm, fills
 
 POLICY, VALUE = "policy", "value"
 """The roles that are trained."""
+
+log = get_logger(__name__)
 
 Model: TypeAlias = PreTrainedModel | Critic
 
@@ -78,10 +81,19 @@ def load_model(role: str, path: Path, config: TrainerConfig, ranks: Ranks) -> Mo
     sharded = ranks.world > 1 or settings.sharding.cpu_offload
     if sharded:
         model, tensors = _empty(role, path, head)
-    if model is None and role == VALUE:
-        model = load_critic(path, ranks.device, head)
-    elif model is None:
-        model = load_causal_lm(path, ranks.device)
+    if model is None:
+        model = (
+            load_critic(path, ranks.device, head)
+            if role == VALUE
+            else load_causal_lm(path, ranks.device)
+        )
+        if sharded and ranks.rank == 0:  # all do the same
+            log.warning(
+                "every rank reads a whole model before it keeps its part of it",
+                role=role,
+                model=str(path),
+                why="its files do not have all its tensors by the names and in the shapes of its modules",
+            )
     _choose_trained(model, settings, config.seed)
     if settings.lora is not None and tensors is not None:
         key = f"{settings.key}.model.lora"
