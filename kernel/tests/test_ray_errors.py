@@ -125,6 +125,39 @@ def test_any_other_exception_names_the_process_and_its_type() -> None:
     assert str(found) == "trainer rank 1 on gpu-3 (10.0.0.3) failed: KeyError: 'policy'"
 
 
+# Recorded of torch on four GPUs and shortened: the stacks are longer.
+GAVE_UP = """\
+[rank1]:[E606 09:10:08.364376295 ProcessGroupNCCL.cpp:832] [Rank 1] To avoid data inconsistency, we \
+are taking the entire process down.
+terminate called after throwing an instance of 'c10::DistBackendError'
+  what():  [PG ID 0 PG GUID 0(default_pg) Rank 1] Process group watchdog thread terminated with \
+exception: [Rank 1] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=1, \
+OpType=ALLGATHER, NumelIn=1, NumelOut=4, Timeout(ms)=600000) ran for 600004 milliseconds before \
+timing out.
+Exception raised from checkTimeout at ProcessGroupNCCL.cpp:760 (most recent call first):
+frame #0: c10::Error::Error(c10::SourceLocation, std::string) + 0x9d (0x14e75056afad in libc10.so)
+
+Fatal Python error: Aborted
+"""
+
+
+def test_a_rank_that_torch_ended_since_another_did_not_come_is_not_the_cause(
+    tmp_path: Path,
+) -> None:
+    output = tmp_path / "trainer_rank_1.out"
+    waited = Process(name="trainer rank 1", where="gpu-3", output=output)
+    output.write_text(GAVE_UP + '  File "threading.py", line 1002 in _bootstrap\n' * 1000)
+    error = told(died(KILLED), waited)
+    assert gravity(error) == FOLLOWS
+    assert str(error).startswith(
+        "trainer rank 1 on gpu-3 waited for another in vain, and torch ended it: 'Watchdog caught "
+        "collective operation timeout: WorkNCCL(SeqNum=1, OpType=ALLGATHER"
+    )
+    assert gravity(told(died(UNPLUGGED), waited)) == IS_GONE
+    again = Process(name="trainer rank 1", where="gpu-3", output=output)  # the run goes on
+    assert gravity(told(died(KILLED), again)) == IS_GONE
+
+
 def test_a_death_is_nearer_to_the_cause_than_an_error_and_that_nearer_than_a_partners() -> None:
     assert gravity(told(died(KILLED), RANK)) == IS_GONE
     assert gravity(told(raised(KeyError("policy")), RANK)) == OWN

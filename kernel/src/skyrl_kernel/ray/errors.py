@@ -5,8 +5,9 @@ through as it is. The rest is told here: an error that does not say whose it is,
 died, a machine that is gone, a disk that is full.
 """
 
+import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ray.exceptions import (
@@ -26,6 +27,10 @@ _MOST_CHARACTERS = 300
 _NODE_GONE = "its node has died"
 _WHY_GONE = re.compile(r"node was (?:terminated|preempted)[^:]*: *(.*)")
 _ENDED = "Worker exit type: SYSTEM_ERROR"
+_GAVE_UP = re.compile(r"Watchdog caught collective operation timeout.*")
+"""What torch prints before it ends a process whose partner in NCCL did not come."""
+_LAST_BYTES = 2**20
+"""Of what a process printed, in which that is looked for: the stacks of all threads follow it."""
 
 
 class ProcessDied(RankError):
@@ -42,6 +47,12 @@ class Process:
     """Its machine, such as ``gpu-3 (10.0.0.3)``; empty until it has said so."""
     output: Path | None = None
     """What it printed; see `skyrl_kernel.ray.logs`."""
+    earlier: int = field(init=False, compare=False)
+    """Bytes of that which were there before, of the run that this one goes on with."""
+
+    def __post_init__(self) -> None:
+        there = self.output.stat().st_size if self.output and self.output.exists() else 0
+        object.__setattr__(self, "earlier", there)
 
     @property
     def kind(self) -> str:
@@ -62,6 +73,11 @@ def told(error: BaseException, process: Process) -> BaseException:
     if isinstance(error, RayTaskError):
         return _raised(error, process)
     if isinstance(error, RayActorError | OutOfMemoryError):
+        if _ENDED in str(error) and (gave_up := _gave_up(process)):
+            return RankError(
+                f"{process} waited for another in vain, and torch ended it: {gave_up!r}; all that it "
+                f"printed is in {process.output}"
+            )
         return ProcessDied(f"{process} has died: {_why(error)}{_traces(process)}")
     if isinstance(error, RayError) and not isinstance(error, GetTimeoutError):
         return RunError(f"{process} gave no answer: {type(error).__name__}: {_one_line(error)}")
@@ -114,6 +130,17 @@ def _traces(process: Process) -> str:
     if process.output is None or not said:
         return ""
     return f". The last it printed: {said!r}; all of it is in {process.output}"
+
+
+def _gave_up(process: Process) -> str:
+    """What it said when it gave up waiting; empty if that is not why it ended."""
+    if process.output is None or not process.output.exists():
+        return ""
+    with process.output.open("rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(process.earlier, end - _LAST_BYTES))
+        found = _GAVE_UP.search(file.read().decode(errors="replace"))
+    return found[0][:_MOST_CHARACTERS] if found else ""
 
 
 def _one_line(error: BaseException) -> str:
