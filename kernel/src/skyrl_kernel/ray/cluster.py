@@ -72,6 +72,7 @@ class Cluster:
     def _join_or_start(self, num_cpus: int) -> None:
         if (named := address()) is not None:
             _join(named)
+            self._guard = Guard.of_cluster()
             return
         self.is_own = True
         self._folder = _Folder()
@@ -90,7 +91,7 @@ class Cluster:
                 f"Ray does not start on this machine: {error}\nIf it has much else to do, the same command "
                 "may start later"
             ) from error
-        self._guard = Guard()
+        self._guard = Guard.of_own()
 
     @property
     def logs(self) -> Path | None:
@@ -99,10 +100,10 @@ class Cluster:
 
     def close(self) -> None:
         """Leave it; end it if it was started here."""
-        if self._guard is not None and self._guard.raylet_lives():
+        if self._guard is not None and self._guard.may_go_first():
             self._guard.close()
         if self._joined:
-            ray.shutdown()  # without a raylet, this process may end here
+            ray.shutdown()  # without Ray's own processes, this one may end here
             loud(self._printed)
         if self._guard is not None:
             self._guard.close()

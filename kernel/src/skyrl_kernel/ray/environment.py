@@ -16,6 +16,8 @@ _OWN = {
     # Under `uv run`, Ray would copy the working folder, checkpoints and all, for processes that
     # have this machine's environment anyway.
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    # Its GCS is on this machine: one that is gone does not come back, and a minute is waited in vain.
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
 }
 
 

@@ -1,23 +1,36 @@
 """Who speaks for a run that Ray's core has ended.
 
-Where Ray's own process on this machine, the raylet, ends, Ray's core may end the process of the run
-with it: at once, with exit code 1, without a word and past Python. A small process beside the run
-says the word, unless the run was ending before the raylet did, as after a kill.
+Where Ray's own process on this machine, the raylet, or the one on the head that knows all others, the
+GCS, is gone, Ray's core ends the process of the run: with exit code 1 and past Python, at once or
+after a while, with a line of its own or without a word. A small process beside the run says the last
+word. It hears that the run has ended, for then its standard input does, and whether the run has said
+itself what there is to say, for then something came in before.
 """
 
 import contextlib
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
+from typing import Self
 
+import ray
 from ray._private import ray_constants, worker
 
-_SAYS = (
-    "skyrl: Ray's own process on this machine (the raylet) has ended, and the run with it: it was "
-    "killed, or the system has no memory left (dmesg says so). The same command goes on after the "
-    "run's newest checkpoint"
+_GOES_ON = "the same command goes on after the run's newest checkpoint"
+_KILLED = f"it was killed, or the system has no memory left (dmesg says so). Then {_GOES_ON}"
+_RAYLET = f"skyrl: Ray's own process on this machine (the raylet) has ended, and the run with it: {_KILLED}"
+_GCS = (
+    "skyrl: Ray's own process that knows of all others (gcs_server) has ended, and the run with it: "
+    f"{_KILLED}"
 )
-_WATCH = """
+_HEAD = (
+    "skyrl: the head of the Ray cluster ({}) does not answer any more, and the run has ended with it: its "
+    "Ray was stopped or killed (gcs_server), or the network to it is down. When the cluster is up again, "
+    f"{_GOES_ON}"
+)
+
+WATCH = """
 import os, select, sys
 
 EXITING = 4  # PF_EXITING of linux/sched.h
@@ -29,33 +42,87 @@ def run_is_ending():
     except OSError:
         return True
 
-run, raylet = os.getppid(), os.pidfd_open(int(sys.argv[1]))
+run = os.getppid()
+says = {os.pidfd_open(int(process)): text for process, text in zip(sys.argv[1::2], sys.argv[2::2])}
 ends = select.poll()
-ends.register(raylet, select.POLLIN)
-ends.register(0, select.POLLIN)
-if [number for number, _ in ends.poll()] == [raylet] and not run_is_ending() and not sys.stdin.read():
-    print(sys.argv[2], file=sys.stderr)
+for one in (0, *says):
+    ends.register(one, select.POLLIN)
+ended = [number for number, _ in ends.poll()]
+if 0 not in ended and not run_is_ending() and not sys.stdin.read():
+    print(says[ended[0]], file=sys.stderr)
 """
+"""Of a Ray of the run's own, whose processes end with the run too: which is the first to end counts."""
+
+ASK = """
+import socket, sys
+
+LONGEST_S = 5.0
+
+def answers(family, address):
+    with socket.socket(family) as asked:
+        asked.settimeout(LONGEST_S)
+        return asked.connect_ex(address) == 0
+
+host, port, head_says, raylet, raylet_says = sys.argv[1:]
+if not sys.stdin.read():
+    if not answers(socket.AF_INET6 if ":" in host else socket.AF_INET, (host, int(port))):
+        print(head_says, file=sys.stderr)
+    elif not answers(socket.AF_UNIX, raylet):
+        print(raylet_says, file=sys.stderr)
+"""
+"""Of a cluster, which outlives a run and whose head may be out of sight: they are asked when it ended."""
 
 
 class Guard:
-    """Watches over a Ray that this process has started; where that is not to be seen, over none."""
+    """A process beside the run.
 
-    def __init__(self) -> None:
-        self._process: subprocess.Popen[bytes] | None = None
-        self._raylet = _raylet()
-        if self._raylet is None or not hasattr(os, "pidfd_open"):
-            return
-        self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", _WATCH, str(self._raylet.pid), _SAYS],
+    Args:
+        script: Its Python.
+        words: Its arguments.
+        watched: Processes of Ray that it watches.
+    """
+
+    def __init__(
+        self,
+        script: str,
+        words: Sequence[str],
+        watched: "Sequence[subprocess.Popen[bytes]]" = (),
+    ) -> None:
+        self._watched = watched
+        self._process: subprocess.Popen[bytes] | None = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", script, *words],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C is for the run
         )
 
-    def raylet_lives(self) -> bool:
-        """False once it has ended."""
-        return self._raylet is not None and self._raylet.poll() is None
+    @classmethod
+    def of_own(cls) -> Self | None:
+        """Over the Ray that this process has started; None if it is not to be seen."""
+        started = getattr(getattr(worker, "_global_node", None), "all_processes", {})
+        says = {
+            ray_constants.PROCESS_TYPE_RAYLET: _RAYLET,
+            ray_constants.PROCESS_TYPE_GCS_SERVER: _GCS,
+        }
+        if not says.keys() <= started.keys() or not hasattr(os, "pidfd_open"):
+            return None
+        watched = {kind: started[kind][0].process for kind in says}
+        words = [word for kind, text in says.items() for word in (str(watched[kind].pid), text)]
+        return cls(WATCH, words, list(watched.values()))
+
+    @classmethod
+    def of_cluster(cls) -> Self | None:
+        """Over the one that this process has joined; None if it is not to be seen."""
+        raylet = getattr(getattr(worker, "_global_node", None), "raylet_socket_name", None)
+        if raylet is None:
+            return None
+        head: str = ray.get_runtime_context().gcs_address
+        host, _, port = head.rpartition(":")
+        return cls(ASK, [host.strip("[]"), port, _HEAD.format(head), raylet, _RAYLET])
+
+    def may_go_first(self) -> bool:
+        """Whether leaving this Ray cannot end the run: one of its own, with all its processes alive."""
+        return bool(self._watched) and all(process.poll() is None for process in self._watched)
 
     def close(self) -> None:
         """The run ends by itself, and says what there is to say. More than once is as good as once."""
@@ -63,10 +130,3 @@ class Guard:
         if process is not None:
             with contextlib.suppress(OSError):
                 process.communicate(b"goes")
-
-
-def _raylet() -> "subprocess.Popen[bytes] | None":
-    """Its process; None if Ray does not say."""
-    processes = getattr(getattr(worker, "_global_node", None), "all_processes", {})
-    found = processes.get(ray_constants.PROCESS_TYPE_RAYLET, ())
-    return found[0].process if found else None
