@@ -3,18 +3,18 @@
 Read from the metadata of what is installed; nothing is imported.
 """
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import Distribution
 from pathlib import Path
 
 from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
 
+from skyrl_kernel.plugins.discovery import KERNEL
 from skyrl_kernel.plugins.packages import find_package
 from skyrl_kernel.slots import GROUPS
 
-_KERNEL = "skyrl-kernel"
 _OURS = "skyrl-"
 
 
@@ -39,7 +39,7 @@ def built_on(distribution: str) -> list[Required]:
     waiting = [*_requires(_installed(distribution))]
     while waiting:
         name = waiting.pop()
-        if name in (*found, _KERNEL, _normalized(distribution)):
+        if name in (*found, KERNEL, canonicalize_name(distribution)):
             continue
         installed = _installed(name)
         if installed is None or not (name.startswith(_OURS) or _has_plugins(installed)):
@@ -49,7 +49,7 @@ def built_on(distribution: str) -> list[Required]:
             name=name, version=installed.version, places=tuple(_places(name, installed))
         )
         waiting += _requires(installed)
-    return [found[name] for name in sorted(found) if found[name] is not None]  # type: ignore[misc]
+    return [one for _, one in sorted(found.items()) if one is not None]
 
 
 def _installed(name: str) -> Distribution | None:
@@ -64,7 +64,7 @@ def _requires(distribution: Distribution | None) -> Iterator[str]:
         except InvalidRequirement:  # `discover` tells of it
             continue
         if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-            yield _normalized(requirement.name)
+            yield canonicalize_name(requirement.name)
 
 
 def _has_plugins(distribution: Distribution) -> bool:
@@ -80,7 +80,3 @@ def _places(name: str, distribution: Distribution) -> Iterator[Path]:
         packages |= {one.value.partition(".")[0] for one in points}
     for package in sorted(packages):
         yield from find_package(package)
-
-
-def _normalized(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
