@@ -11,10 +11,11 @@ import pytest
 from skyrl_kernel.config import InferenceEngineConfig
 from skyrl_kernel.config.trainer import PlacementConfig
 from skyrl_kernel.errors import CapabilityError
+from skyrl_kernel.place import VISIBLE
 from skyrl_kernel.plugins import discover
 from skyrl_kernel.ray.demands import POLICY, demands
-from skyrl_kernel.ray.placement import VISIBLE, Placement, Seat
-from skyrl_kernel.ray.wide import seats_of_engines
+from skyrl_kernel.ray.placement import Placement, Seat
+from skyrl_kernel.ray.shared_gpus import seats_of_engines
 from skyrl_kernel.slots import BACKENDS
 from skyrl_kernel.testing.distributions import make_distribution
 from skyrl_kernel.testing.scripted import run_scripted

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+"""Names the GPUs that a process may use."""
 SAME_GPU, GPUS, SAME_MACHINE = "same_gpu", "gpus", "same_machine"
 STARTED_HERE = "started_here"
 PLACES: dict[str, str] = {
@@ -58,7 +60,7 @@ def shares_gpu(urls: Sequence[str], *, colocated: bool) -> bool:
 
 def num_gpus() -> int:
     """NVIDIA GPUs that this process may use; found out without importing anything."""
-    if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+    if (named := os.environ.get(VISIBLE)) is not None:
         return len([one for one in named.split(",") if one.strip() not in ("", "-1")])
     return len(list(_DRIVER.iterdir())) if _DRIVER.is_dir() else 0
 

@@ -5,7 +5,7 @@ Start with `runtime`, which makes the parts; each of the others is one idea::
     environment  what Ray reads before it is imported: the token of a run's own
     cluster      a Ray of the run's own, or the one that RAY_ADDRESS names
     demands      which devices a run asks for;  placement  they, reserved, and a seat on each
-    wide         engines over several GPUs that ranks are on too
+    shared_gpus  engines over several GPUs that ranks are on too
     actors       processes in those seats, from their start to their end
     interpreter  the Python of a process can be one, or the run is refused
     attest       a process has exactly the plugins of the run, or the run is refused
@@ -27,5 +27,5 @@ Start with `runtime`, which makes the parts; each of the others is one idea::
     network      what its machine is called, and gloo's card
     quiet        Ray's own remarks, in the log
 
-Nothing here is imported, and Ray is not, unless a run says ``trainer.runtime=ray``.
+Nothing here but `environment` is imported, and Ray is not, unless a run says ``trainer.runtime=ray``.
 """

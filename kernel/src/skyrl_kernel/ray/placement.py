@@ -23,11 +23,11 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from skyrl_kernel.errors import CapabilityError, ConfigError
 from skyrl_kernel.logs import get_logger
+from skyrl_kernel.place import VISIBLE
 from skyrl_kernel.ray.demands import Demand
 
 TIMEOUT = "SKYRL_RAY_PG_TIMEOUT_IN_S"
 DEFAULT_TIMEOUT_S = 180.0
-VISIBLE = "CUDA_VISIBLE_DEVICES"
 SHARED = 0.2
 """Part of a device that each of those takes who share it; SkyRL's."""
 _ANNOUNCED_S = 5.0

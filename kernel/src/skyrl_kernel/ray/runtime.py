@@ -25,9 +25,9 @@ from skyrl_kernel.ray.monitor import Monitor
 from skyrl_kernel.ray.placement import Placement, Seat
 from skyrl_kernel.ray.rank import Rank, torchrun_variables
 from skyrl_kernel.ray.ranks import Ranks
+from skyrl_kernel.ray.shared_gpus import seats_of_engines
 from skyrl_kernel.ray.trainer import RayTrainer
 from skyrl_kernel.ray.waits import waiting_for
-from skyrl_kernel.ray.wide import seats_of_engines
 from skyrl_kernel.recipe import EngineRecipe, TrainerRecipe
 from skyrl_kernel.run import RunFolder
 from skyrl_kernel.transport import Carried

@@ -4,8 +4,7 @@ import os
 from collections.abc import Sequence
 
 from skyrl_kernel.errors import CapabilityError
-
-VISIBLE = "CUDA_VISIBLE_DEVICES"
+from skyrl_kernel.place import VISIBLE
 
 
 def visible() -> list[str]:

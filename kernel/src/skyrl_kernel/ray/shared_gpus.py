@@ -11,7 +11,8 @@ import ray
 from ray.exceptions import RayError
 
 from skyrl_kernel.errors import CapabilityError
-from skyrl_kernel.ray.placement import VISIBLE, Seat
+from skyrl_kernel.place import VISIBLE
+from skyrl_kernel.ray.placement import Seat
 
 
 def seats_of_engines(
