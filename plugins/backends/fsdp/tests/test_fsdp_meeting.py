@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from skyrl_fsdp.meeting import door
+from skyrl_fsdp.meeting import listening_socket
 from skyrl_fsdp.ranks import join
 from skyrl_kernel.ray.network import tell_gloo
 from skyrl_kernel.testing.ranks import on_ranks
@@ -66,4 +66,4 @@ def test_what_the_first_rank_cannot_tell_is_left_to_torch(
     usual = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     for name, value in (usual | variables).items():
         monkeypatch.setenv(name, value)
-    assert door() is None
+    assert listening_socket() is None

@@ -25,7 +25,7 @@ def meet(backend: str, timeout: timedelta) -> None:
         RuntimeError: Not all came within that time.
         OSError: The port is taken.
     """
-    own = door() if os.environ.get("RANK") == "0" else None
+    own = listening_socket() if os.environ.get("RANK") == "0" else None
     if own is None:
         dist.init_process_group(backend, timeout=timeout)
         return
@@ -39,7 +39,7 @@ def meet(backend: str, timeout: timedelta) -> None:
     dist.init_process_group(backend, store=named, rank=0, world_size=world, timeout=timeout)
 
 
-def door() -> socket.socket | None:
+def listening_socket() -> socket.socket | None:
     """What the store listens on; None where it is left to torch.
 
     That is where torchrun's own process keeps the store; where ``MASTER_ADDR`` is a name, which may
