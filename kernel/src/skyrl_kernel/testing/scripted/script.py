@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from skyrl_kernel.testing.scripted.trainer import ScriptedTrainer
 
 NAME = "scripted"
+"""The plugin's name, in every group."""
 COUNTING = "counting"
 """Of the engine that counts its work."""
-"""The plugin's name, in every group."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
