@@ -52,7 +52,7 @@ fix: $(INSTALLED) ## Repair what ruff can repair
 
 docs: $(INSTALLED) ## Write the generated pages, check all pages against the code, run their commands
 	$(BIN)/python docs/generate.py
-	$(PYTEST) tests/test_docs.py $(ARGS)
+	$(PYTEST) tests/test_docs.py tests/test_reference_pages.py $(ARGS)
 
 bench: $(INSTALLED) ## Measure speed and memory into benchmarks/RESULTS.md (minutes)
 	@missed=0; $(BIN)/python benchmarks/bench.py || missed=1; \
