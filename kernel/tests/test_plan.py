@@ -1,5 +1,6 @@
 """Everything that is decided, and refused, before anything is made."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +24,34 @@ def make_env(name): ...
 def load_dataset(source): ...
 """
 
+PARTS = """
+from skyrl_kernel.hookspecs import hookimpl
+
+async def by_mail(trainer, engine, version): ...
+
+@hookimpl
+def make_engine(name): ...
+
+@hookimpl
+def make_tokenizer(name): ...
+
+@hookimpl
+def sync_weights(name):
+    return by_mail if name == "mail" else None
+"""
+ENGINE = "generator.inference_engine.backend"
+SYNC = "generator.inference_engine.weight_sync_backend"
+WORDS = f"""
+[silent]
+slots = ["{ENGINE}"]
+[words]
+slots = ["generator.tokenizer"]
+offers = ["shares_module", "concurrent_generation"]
+[mail]
+slots = ["{SYNC}"]
+needs = ["receives_weights", "mailbox"]
+"""
+
 
 @pytest.fixture(scope="module", autouse=True)
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
@@ -39,6 +68,17 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             "skyrl-env-dice",
             modules={"skyrl_env_dice": ENV},
             entry_points={ENVS: {"dice": "skyrl_env_dice"}},
+        )
+        module = "skyrl_parts.plugin"
+        make_distribution(
+            folder,
+            "skyrl-parts",
+            modules={module: PARTS},
+            entry_points={
+                BACKENDS: {"silent": module, "words": module},
+                PLUGINS: {"mail": module},
+            },
+            files={"skyrl_parts/plugin.toml": WORDS},
         )
         discover(refresh=True)
         yield folder
@@ -173,6 +213,37 @@ def test_staleness_needs_an_engine_that_generates_while_the_trainer_trains() -> 
             "environment.env_class=dice",
             plugins=("grpo", "fsdp", "transformers"),
         )
+
+
+def test_what_a_plugin_offers_that_makes_something_else_is_not_asked_of_the_engine() -> None:
+    ahead = ("trainer.fully_async.enabled=true", "environment.env_class=dice")
+    with pytest.raises(
+        CapabilityError,
+        match=r"^trainer\.fully_async\.enabled.* needs 'concurrent_generation' of "
+        rf"{ENGINE}=transformers or trainer\.runtime=local, which does not offer it\. Selected backend 'vllm'",
+    ):
+        plan(f"{ENGINE}=transformers", *ahead, plugins=("grpo", "fsdp", "vllm"))
+
+
+def test_an_engine_shares_no_module_because_a_tokenizer_could() -> None:
+    words = (f"{ENGINE}=silent", "generator.tokenizer=words", "environment.env_class=dice")
+    with pytest.raises(
+        CapabilityError,
+        match=rf"^plugin 'shared' .* needs 'shares_module' of {ENGINE}=silent, which does not offer it\.",
+    ):
+        plan(*words, plugins=("grpo", "fsdp"))
+
+
+@pytest.mark.parametrize(
+    ("engine", "takes"), [("transformers", "push|shared"), ("silent", "none of those installed")]
+)
+def test_a_transport_that_the_engine_does_not_receive_is_refused_with_those_that_it_does(
+    engine: str, takes: str
+) -> None:
+    words = (f"{ENGINE}={engine}", f"{SYNC}=mail", "environment.env_class=dice")
+    told = re.escape(f"The engine '{engine}' takes {SYNC}={takes}.")
+    with pytest.raises(CapabilityError, match=rf"'mail' .* needs 'mailbox', .* {told}"):
+        plan(*words, plugins=("grpo", "fsdp"))
 
 
 AHEAD = "trainer.fully_async"

@@ -62,8 +62,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with installed(tmp_path_factory.mktemp("site")) as folder:
         _install(folder, "scores", PLUGINS, SCORES, 'slots = ["trainer.evaluator"]')
         for name, offers, change in (
-            ("served", ["served"], ""),
-            ("sleeper", ["served", "sleeps"], ""),
+            ("served", ["served", "receives_weights"], ""),
+            ("sleeper", ["served", "sleeps", "concurrent_generation"], ""),
             ("insomniac", ["served", "sleeps"], INSOMNIA),
         ):
             slots = 'slots = ["generator.inference_engine.backend"]'

@@ -230,18 +230,14 @@ def _samples_as_trained(plan: Plan) -> bool:
     """
     if "same_weights" in plan.stages["sync_weights"].provider.manifest.offers:
         return True
-    name = plan.tree.generator.inference_engine.backend
-    offers = {offer for one in plan.entries if one.name == name for offer in one.manifest.offers}
-    return offers >= {"in_process", "exact_logprobs"} and plan.tree.trainer.max_staleness == 0
+    is_alike = plan.engine_offers >= {"in_process", "exact_logprobs"}
+    return is_alike and plan.tree.trainer.max_staleness == 0
 
 
 def _probe_rows(prepared: Prepared) -> list[IntArray]:
     """The first prompts' beginnings, where the engine says that it can compute log-probs as the trainer does."""
     plan = prepared.plan
-    name = plan.tree.generator.inference_engine.backend
-    is_able = any(
-        entry.name == name and "exact_logprobs" in entry.manifest.offers for entry in plan.entries
-    )
+    is_able = "exact_logprobs" in plan.engine_offers
     prompts = prepared.data.train.prompts[:MAX_ROWS] if is_able else ()
     return [
         prepared.tokenizer.encode_chat(prompt.messages, add_generation_prompt=True)[:MAX_TOKENS]

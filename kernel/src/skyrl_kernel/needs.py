@@ -32,7 +32,7 @@ def engine_offers(layers: Layers, catalog: Catalog) -> frozenset[str]:
     """What the engine that the config names offers; nothing if it is not installed."""
     name = layers.get(ENGINE_KEY)
     found = catalog.named(name, (BACKENDS, PLUGINS)) if isinstance(name, str) else ()
-    return frozenset(offer for entry in found for offer in entry.manifest.offers)
+    return frozenset(found[0].manifest.offers if found else ())
 
 
 def trainer_needs(config: Config) -> dict[str, tuple[str, ...]]:

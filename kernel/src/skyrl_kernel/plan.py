@@ -101,6 +101,8 @@ class Plan:
     """Has them loaded."""
     stages: Mapping[str, Resolved]
     """Hook → callable, provider and wrappers, in the order of a step."""
+    engine_offers: frozenset[str]
+    """Capabilities of the plugin that makes the engine."""
     missing: tuple[str, ...] = ()
     """What this machine lacks for the engine or the weight sync; a run with any is refused."""
     carried: Carried | None = None
@@ -197,12 +199,17 @@ def make_plan(
     )
     # Of an engine that another one stands in for, nobody can say yet what it offers.
     asks_engine = training and not any(one.name == ENGINE_KEY for one in layers.replaced)
-    if asks_engine:
-        refuse_truncated_sampling(config, entries)
     offers = engine_offers(layers, catalog)
+    if asks_engine:
+        refuse_truncated_sampling(config, offers)
+    holders = {
+        slot.key: catalog.find(slot_value(layers, slot.key, slot.default), slot.groups)
+        for slot in SLOTS
+    }
     check_capabilities(
         entries,
         catalog,
+        holders,
         extra_needs={
             **(trainer_needs(config.config) if training else {}),
             **(engine_needs(config, offers, apart=apart) if asks_engine else {}),
@@ -229,7 +236,7 @@ def make_plan(
     needs = {
         score for stage in stages.values() for score in getattr(stage.value, "needs", frozenset())
     }
-    check_capabilities(entries, catalog, extra_needs=process_needs(config.config, needs))
+    check_capabilities(entries, catalog, holders, process_needs(config.config, needs))
     refuse_missing_teacher(config, needs)
     if training:
         refuse_several_rows(config, stages)
@@ -243,6 +250,7 @@ def make_plan(
         entries=tuple(entries),
         manager=manager,
         stages=stages,
+        engine_offers=offers,
         missing=tuple(missing),
         carried=Carried.by(sync, colocated=colocated) if apart and is_carried(sync) else None,
         takes_turns=SLEEPS in offers and takes_trainers_gpus(config) and not is_ahead,

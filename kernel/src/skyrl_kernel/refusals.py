@@ -1,6 +1,6 @@
 """What a run is refused for: settings that the selected plugins cannot do together."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 
 from skyrl_kernel.config import GeneratorConfig, ResolvedConfig
 from skyrl_kernel.errors import CapabilityError, ConfigError
@@ -11,8 +11,8 @@ from skyrl_kernel.slots import BACKENDS, PLUGINS
 _SAMPLING = TRAINING, EVALUATION = "sampling_params", "eval_sampling_params"
 
 
-def refuse_truncated_sampling(config: ResolvedConfig, entries: Sequence[PluginEntry]) -> None:
-    """Log-probs of truncated sampling need the support that was sampled from."""
+def refuse_truncated_sampling(config: ResolvedConfig, offers: Collection[str]) -> None:
+    """Log-probs of truncated sampling need the support that was sampled from, which the engine may offer."""
     sampling = config[GeneratorConfig].sampling_params
     truncated = [
         name
@@ -23,7 +23,7 @@ def refuse_truncated_sampling(config: ResolvedConfig, entries: Sequence[PluginEn
         )
         if is_so
     ]
-    if truncated and not any("sampling_support" in entry.manifest.offers for entry in entries):
+    if truncated and "sampling_support" not in offers:
         raise ConfigError(
             f"generator.sampling_params.{truncated[0]} truncates what is sampled in training, so the "
             "trainer's log-probs would be of another distribution than the sampler's; leave "

@@ -59,4 +59,4 @@ def test_a_trainer_without_a_critic_is_refused_with_one_that_has_it() -> None:
     with pytest.raises(
         CapabilityError, match=r"gae.* needs 'trains_values'.*--plugin backend/fsdp"
     ):
-        check_capabilities(entries, discover())
+        check_capabilities(entries, discover(), {})
