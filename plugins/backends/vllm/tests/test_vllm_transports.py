@@ -19,13 +19,14 @@ from safetensors.torch import load_file
 
 from skyrl_kernel.errors import CapabilityError, WeightSyncError
 from skyrl_kernel.plan import make_plan
+from skyrl_kernel.testing.distributions import make_distribution, on_path
 from skyrl_kernel.transport import Carried
 from skyrl_vllm.fleet import Fleet
 from skyrl_vllm.layout import Layout, copy_bytes, in_order
 from skyrl_vllm.network import own_address
 from skyrl_vllm.testing import NOWHERE
 from skyrl_vllm.transports import files as files_module
-from skyrl_vllm.transports import parcels, server_flags, server_variables
+from skyrl_vllm.transports import missing_half, parcels, server_flags, server_variables
 from skyrl_vllm.transports.files import Files
 from skyrl_vllm.transports.parcels import Parcels
 from skyrl_vllm.updates import _is_finite
@@ -325,3 +326,24 @@ def test_a_server_is_started_for_its_transport(name: str, colocated: bool, backe
     flags = server_flags(name, colocated=colocated)
     assert flags == ["--weight-transfer-config", json.dumps({"backend": backend})]
     assert bool(server_variables(name, colocated=colocated)) == (backend == "ipc")
+
+
+@pytest.mark.parametrize(
+    ("points", "is_there"),
+    [
+        ({}, False),
+        ({"vllm.general_plugins": {"another": "skyrl_mail"}}, True),  # of the same distribution
+    ],
+)
+def test_a_transport_that_vllm_has_no_half_of_is_missing_before_the_run(
+    tmp_path: Path, points: dict[str, dict[str, str]], is_there: bool
+) -> None:
+    with on_path(tmp_path):
+        make_distribution(
+            tmp_path, "skyrl-mail", entry_points={"skyrl.plugins": {"mail": "skyrl_mail"}, **points}
+        )
+        lacking = missing_half("mail")
+    assert is_there == (not lacking)
+    assert all("takes push, safetensors, gloo, adapters, nccl, cuda_ipc" in one for one in lacking)
+    for own in ("auto", "push", "safetensors", "gloo", "adapters", "nccl", "cuda_ipc"):
+        assert not missing_half(own)

@@ -35,7 +35,7 @@ def check_engine(name: str, settings: Settings) -> Sequence[str] | None:
         return None
     from skyrl_vllm.server import missing
     from skyrl_vllm.settings import more_flags, refuse_decided, refuse_mistyped
-    from skyrl_vllm.transports import native
+    from skyrl_vllm.transports import missing_half, native
 
     generator = settings[GeneratorConfig]
     config = generator.inference_engine
@@ -48,7 +48,7 @@ def check_engine(name: str, settings: Settings) -> Sequence[str] | None:
     if config.external_server_urls:
         return native.missing(config.weight_sync_backend)
     _refuse_ray_in_ray(config, settings[TrainerConfig])
-    lacking = missing(config)
+    lacking = [*missing(config), *missing_half(config.weight_sync_backend)]
     if not lacking:
         more_flags(config.engine_init_kwargs)
     return lacking

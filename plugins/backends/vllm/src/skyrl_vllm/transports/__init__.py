@@ -13,17 +13,21 @@ returns ``Through(MyTransport)``; vLLM's half is registered under the plugin's n
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from skyrl_kernel.defaults.push import push
 from skyrl_kernel.errors import CapabilityError
 from skyrl_kernel.protocols import Engine, Trainer
+from skyrl_kernel.slots import BACKENDS, PLUGINS
 from skyrl_vllm.fleet import Fleet
 from skyrl_vllm.inside import OWN
 
 if TYPE_CHECKING:
     import torch
 
+VLLM_PLUGINS = "vllm.general_plugins"
+_VLLMS_OWN = ("nccl", "ipc")
 _OWN_NAMES = ("auto", "push", "safetensors", "gloo", "adapters")
 
 
@@ -37,6 +41,30 @@ def server_backend(name: str, *, colocated: bool) -> str:
     if name == "cuda_ipc" or (name == "nccl" and colocated):
         return "ipc"
     return OWN if name in _OWN_NAMES else name
+
+
+def missing_half(name: str) -> list[str]:
+    """What a server that starts in this environment lacks for the transport of that name: a sentence.
+
+    vLLM learns of a third party's half by an entry point of the transport's name, or one of
+    its distribution.
+    """
+    if server_backend(name, colocated=False) in (OWN, *_VLLMS_OWN):
+        return []
+    owners = {
+        one.dist.name
+        for group in (PLUGINS, BACKENDS)
+        for one in entry_points(group=group, name=name)
+        if one.dist is not None
+    }
+    for half in entry_points(group=VLLM_PLUGINS):
+        if half.name == name or (half.dist is not None and half.dist.name in owners):
+            return []
+    return [
+        f"generator.inference_engine.weight_sync_backend={name}: vLLM has no half of that transport, since "
+        f"no entry point in the group {VLLM_PLUGINS} is called so or comes from its distribution; vLLM "
+        f"takes {', '.join((*_OWN_NAMES[1:], 'nccl', 'cuda_ipc'))}"
+    ]
 
 
 def server_flags(name: str, *, colocated: bool) -> list[str]:
