@@ -10,11 +10,17 @@ import ray
 from ray.exceptions import RayError
 
 from skyrl_kernel.errors import RankError
+from skyrl_kernel.logs import get_logger
 from skyrl_kernel.ray.errors import FOLLOWS, Process, gravity, is_of_another, told
 
 GRACE_S = 10.0
 """For the others to say what they found, once one rank has failed: the first to be heard of may
 only have lost its partner."""
+LONG_S = 600.0
+"""A wait of that length is spoken of, and again whenever it has doubled: who waits for a partner in a
+collective has a deadline, and a process that hangs alone has none."""
+
+log = get_logger(__name__)
 
 
 def get(reference: Any, who: Process) -> Any:
@@ -77,25 +83,37 @@ def get_all(
     """
     waiting = dict(zip(references, who, strict=True))
     failures: list[tuple[BaseException, Process]] = []
-    until = None if within_s is None else time.monotonic() + within_s
+    began, long_s = time.monotonic(), LONG_S
+    until = math.inf if within_s is None else began + within_s
     while waiting:
-        left = None if until is None else max(until - time.monotonic(), 0.0)
+        left = max(min(until, began + long_s) - time.monotonic(), 0.0)
         done, _ = ray.wait(list(waiting), num_returns=1, timeout=left, fetch_local=False)
-        if not done:
+        if not done and until <= began + long_s:
             break
+        if not done:
+            _tell_long(list(waiting.values()), long_s)
+            long_s *= 2
         for reference in done:
             process = waiting.pop(reference)
             try:
                 ray.get(reference)
             except RayError as error:
                 if not failures:
-                    until = min(until or math.inf, time.monotonic() + GRACE_S)
+                    until = min(until, time.monotonic() + GRACE_S)
                 failures.append((told(error, process), process))
     if failures:
         raise _cause(failures, list(waiting.values()))
     if waiting:
         raise TimeoutError(f"{', '.join(map(str, waiting.values()))}: no answer in {within_s:g} s")
     return list(ray.get(list(references)))
+
+
+def _tell_long(silent: Sequence[Process], seconds: float) -> None:
+    log.warning(
+        f"{', '.join(map(str, silent))}: no answer for {seconds:g} s. Its work may take so long, and then "
+        "nothing is to be done; or it hangs, where nobody who has a deadline waits for it: then end "
+        "the run with Ctrl-C, and the same command goes on after the newest checkpoint"
+    )
 
 
 def _cause(
