@@ -34,7 +34,7 @@ from skyrl_kernel.errors import WeightSyncError
 from skyrl_kernel.hookspecs import hookimpl
 from skyrl_kernel.testing.scripted import Script, ScriptedEngine
 
-FILE, HEARD = "weight.json", "heard.txt"
+FILE, HEARD, HELD = "weight.json", "heard.txt", "held.txt"
 SHELVES = Path(__file__).parent.parent / "shelves"
 
 
@@ -51,8 +51,13 @@ class Shelf(ScriptedEngine):
             place = Path(address)
             (place / FILE).write_text(json.dumps({"weight": self.weight, "version": version}))
             if rank := os.environ.get("RANK"):
+                how = "" if (place / HELD).exists() else " while it was not held"
                 with (place / HEARD).open("a") as heard:
-                    heard.write(f"version {version} from rank {rank}\\n")
+                    heard.write(f"version {version} from rank {rank}{how}\\n")
+
+    async def hold(self):
+        (address,) = self.addresses
+        (Path(address) / HELD).touch()
 
     async def adopt(self, version):
         (address,) = self.addresses
@@ -61,6 +66,7 @@ class Shelf(ScriptedEngine):
         if found["version"] != version:
             raise WeightSyncError(f"it has version {found['version']}, not {version}")
         self.weight, self.version = found["weight"], version
+        (Path(address) / HELD).unlink()
 
 
 @hookimpl

@@ -160,11 +160,18 @@ class Served(Protocol):
 
     With ``trainer.runtime=ray`` a process of the trainer makes an engine of its own with
     `make_engine`, where ``generator.inference_engine.external_server_urls`` has `addresses`, and
-    calls the stage `sync_weights` with that; then `adopt` is called here.
+    calls the stage `sync_weights` with that, between `hold` and `adopt` here.
     """
 
     addresses: Sequence[str]
     """Of every server, as other processes on its machine reach it."""
+
+    async def hold(self) -> None:
+        """Begin no request until `adopt`: it is not known which weights would sample it.
+
+        Those that come wait, those that run go on.
+        """
+        ...
 
     async def adopt(self, version: int) -> None:
         """Go on with the weights of ``version``, which another process has brought.

@@ -84,6 +84,7 @@ class Carriers:
         Raises:
             WeightSyncError: A rank could not, or an engine has others.
         """
+        await self._engines.hold()
         asked = [actor.sync.remote(version) for actor in self._ranks]
         await answers_of(asked, self._names)
         await self._engines.adopt(version)

@@ -242,6 +242,10 @@ class RayEngines:
         """Of each engine: see `Served`; of engines that offer it."""
         return await self._all("addresses")
 
+    async def hold(self) -> None:
+        """See `Served`."""
+        await self._all("hold")
+
     async def adopt(self, version: int) -> None:
         """See `Served`.
 

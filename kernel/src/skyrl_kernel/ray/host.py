@@ -104,6 +104,11 @@ class Host(Member[EngineRecipe]):
         """
         return list(self._served.addresses)
 
+    async def hold(self) -> None:
+        """See `Served`."""
+        with self._named("hold"):
+            await self._served.hold()
+
     async def adopt(self, version: int) -> int:
         """See `Served`; the version that the engine says it has."""
         with self._named("adopt"):

@@ -116,7 +116,7 @@ def check_new(answered: Answered, weights: Mapping[int, Reference]) -> None:
 
 
 class Salted(Listener):
-    """Takes down the salt of each completion, and answers when it may."""
+    """Takes down the salt of each completion, and answers it when it may."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -126,8 +126,9 @@ class Salted(Listener):
     async def reply(self, incoming: web.Request) -> web.StreamResponse:
         if incoming.path == GENERATE:
             body = await incoming.json()
-            self.versions.append(body["cache_salt"].rpartition("-")[2])
-            await self.may_answer.wait()
+            if "prompt_logprobs" not in body["sampling_params"]:
+                self.versions.append(body["cache_salt"].rpartition("-")[2])
+                await self.may_answer.wait()
         return await super().reply(incoming)
 
 
@@ -168,6 +169,150 @@ def test_a_request_that_comes_during_a_commit_waits_for_its_end(
         assert asked.versions == ["1"] * SAMPLES
 
     against(asked.reply, models["tied"], body, deadlines=DEADLINES)
+
+
+def test_a_request_that_comes_while_its_caller_has_paused_waits_too(
+    models: Mapping[str, Path],
+) -> None:
+    asked = Salted()
+    asked.may_answer.set()
+
+    async def body(engine: VllmEngine) -> None:
+        engine.carry(Shelf)
+        await engine.pause()
+        waiting = asyncio.ensure_future(engine.generate(group(3)))
+        await brought(engine, models["tied"])
+        assert asked.versions == []
+        await engine.resume()
+        await waiting
+        assert asked.versions == ["1"] * SAMPLES
+
+    against(asked.reply, models["tied"], body, deadlines=DEADLINES)
+
+
+def test_a_server_has_what_was_sent_before_it_is_paused(models: Mapping[str, Path]) -> None:
+    """The two go over connections of their own, so that nothing else keeps their order."""
+    order: list[str] = []
+    on_the_way = 0
+    is_there = asyncio.Event()
+
+    async def reply(incoming: web.Request) -> web.StreamResponse:
+        nonlocal on_the_way
+        if incoming.path == GENERATE:
+            on_the_way += 1
+            await asyncio.sleep(0.1)  # on its way to the engine, which answers questions in turn
+            order.append(GENERATE)
+            if len(order) == SAMPLES:
+                is_there.set()
+        elif incoming.path == "/is_paused":
+            await is_there.wait()
+        elif incoming.path == "/pause":
+            order.append("/pause")
+        return await Listener().reply(incoming)
+
+    async def body(engine: VllmEngine) -> None:
+        running = asyncio.ensure_future(engine.generate(group(3)))
+        await until(lambda: on_the_way == SAMPLES)
+        await engine.pause()
+        await engine.resume()
+        await running
+        assert order == [*[GENERATE] * SAMPLES, "/pause"]
+
+    against(reply, models["tied"], body, deadlines=DEADLINES)
+
+
+def test_an_abort_ends_what_was_not_sent_yet(models: Mapping[str, Path]) -> None:
+    asked = Salted()
+
+    async def body(engine: VllmEngine) -> None:
+        async def last_piece() -> Completion | None:
+            *_, last = [piece async for piece in engine.stream(group(3)[0])]
+            return last.completion
+
+        await engine.pause()
+        waiting = asyncio.ensure_future(engine.generate(group(3)))
+        streamed = asyncio.ensure_future(last_piece())
+        await until(lambda: len(engine._requests) == SAMPLES + 1)
+        await engine.abort()
+        for one in [*await waiting, await streamed]:
+            assert one is not None
+            assert (one.finish_reason, len(one.tokens)) == ("abort", 0)
+        await engine.resume()
+        asked.may_answer.set()
+        await engine.generate(group(3))
+        assert len(asked.versions) == SAMPLES  # the aborted ones were never sent
+
+    against(asked.reply, models["tied"], body, deadlines=DEADLINES)
+
+
+def test_while_another_process_brings_weights_nothing_is_begun(models: Mapping[str, Path]) -> None:
+    asked = Salted()
+    asked.may_answer.set()
+
+    async def reply(incoming: web.Request) -> web.StreamResponse:
+        if incoming.path == "/weight_info":
+            return web.json_response({"weight_version": "1"})
+        return await asked.reply(incoming)
+
+    async def body(engine: VllmEngine) -> None:
+        await engine.hold()
+        waiting = asyncio.ensure_future(engine.generate(group(3)))
+        await until(lambda: len(engine._requests) == SAMPLES)
+        await asyncio.sleep(0.1)
+        assert asked.versions == []
+        await engine.adopt(1)
+        await waiting
+        assert asked.versions == ["1"] * SAMPLES
+
+    against(reply, models["tied"], body, deadlines=DEADLINES)
+
+
+def test_what_is_held_for_weights_that_never_come_ends_with_the_engine(
+    models: Mapping[str, Path],
+) -> None:
+    async def body(engine: VllmEngine) -> None:
+        await engine.hold()
+        held = asyncio.ensure_future(engine.generate(group(3)))
+        await until(lambda: len(engine._requests) == SAMPLES)
+        async with asyncio.timeout(10):
+            await engine.close()
+        assert [one.finish_reason for one in await held] == ["abort"] * SAMPLES
+
+    against(Salted().reply, models["tied"], body, deadlines=DEADLINES)
+
+
+def test_a_score_waits_behind_no_completion(models: Mapping[str, Path]) -> None:
+    """It is the check after a sync, which has a deadline."""
+    asked = Salted()
+
+    async def body(engine: VllmEngine) -> None:
+        running = asyncio.ensure_future(engine.generate(group(3)))
+        await until(lambda: len(asked.versions) == 1)
+        async with asyncio.timeout(10):
+            await engine.logprobs([np.arange(4, dtype=np.int32)], temperature=1)
+        asked.may_answer.set()
+        await running
+
+    against(asked.reply, models["tied"], body, deadlines=DEADLINES, max_rows=1)
+
+
+def test_the_deadline_of_a_request_counts_from_its_turn(models: Mapping[str, Path]) -> None:
+    """Eight that take 0.2 s each, one at a time, each with a second."""
+
+    class Slow(Salted):
+        async def reply(self, incoming: web.Request) -> web.StreamResponse:
+            if incoming.path == GENERATE:
+                await asyncio.sleep(0.2)
+            return await super().reply(incoming)
+
+    asked = Slow()
+    asked.may_answer.set()
+
+    async def body(engine: VllmEngine) -> None:
+        assert len(await engine.generate(group(3))) == SAMPLES
+
+    deadlines = Deadlines(start_s=60, request_s=1, update_s=60, control_s=60)
+    against(asked.reply, models["tied"], body, deadlines=deadlines, max_rows=1)
 
 
 async def brought(engine: VllmEngine, model: Path) -> None:

@@ -18,8 +18,6 @@ _SHOWN = 500
 _KEPT_S = 2.0
 """How long an idle connection is used again: less than the 5 s after which the server closes it.
 Who computes meanwhile does not notice the end, and would ask a server that does not listen."""
-_LEAST_S = 1e-3
-"""What is left of a deadline at least: for aiohttp 0 is none."""
 _ASKED, _ASKED_EVERY_S = 140, 0.05
 """How often and how soon a server that does not answer is looked at: its guard waits 5 s for engine
 processes before it says that the server has ended."""
@@ -82,7 +80,7 @@ class Client:
             method: Of HTTP.
             path: Begins with a slash.
             body: JSON-able, or makes what is.
-            timeout_s: Longest wait, that for its turn included.
+            timeout_s: Longest wait, from its turn on: before, those whose turn it is have theirs.
             queues: Whether it waits for its turn, as a completion. Orders do not: an abort
                 that stood behind what it shall abort would come too late. Each has a
                 connection of its own, as the server closes one on which it refused.
@@ -141,18 +139,19 @@ class Client:
         """An answer that was not refused; what fails while it is read has its type too."""
         import aiohttp
 
-        loop = asyncio.get_running_loop()
-        until = loop.time() + timeout_s
         session = self._connected(queues)
         try:
             async with AsyncExitStack() as stack:
-                async with asyncio.timeout_at(until):
-                    if queues:
-                        await stack.enter_async_context(self._turns)
-                    content = await body() if callable(body) else body
-                rest = aiohttp.ClientTimeout(total=max(until - loop.time(), _LEAST_S))
+                if queues:
+                    await stack.enter_async_context(self._turns)
+                content = await body() if callable(body) else body
                 answer = await stack.enter_async_context(
-                    session.request(method, self.url + path, json=content, timeout=rest)
+                    session.request(
+                        method,
+                        self.url + path,
+                        json=content,
+                        timeout=aiohttp.ClientTimeout(total=timeout_s),
+                    )
                 )
                 if answer.status >= 300:
                     raise Refused(answer.status, await answer.text(), self.url)

@@ -207,6 +207,7 @@ class VllmEngine:
         await self._connected()
         # Before it is done: one server of several, or the caller, may not wait for it.
         self._is_paused = True
+        await self._requests.hold("pause")
         await self._fleet.order("/pause?mode=keep&clear_cache=false")
 
     async def resume(self) -> None:
@@ -214,6 +215,7 @@ class VllmEngine:
         await self._connected()
         await self._fleet.order("/resume")
         self._is_paused = False
+        self._requests.release("pause")
 
     async def sleep(self, level: int) -> None:
         """Give back the GPU memory of weights and cache; level 1 keeps the weights in the machine's.
@@ -306,10 +308,12 @@ class VllmEngine:
                 "Bring the first adapter before the first request"
             )
         try:
-            with self._requests.held():
-                await self._commit(version)
+            await self._requests.hold("commit")
+            await self._commit(version)
         except ServerError as error:
             raise WeightSyncError(f"policy version {version} was lost: {error}") from error
+        finally:
+            self._requests.release("commit")
 
     async def _commit(self, version: int) -> None:
         """Load what has arrived while nothing computes.
@@ -343,6 +347,10 @@ class VllmEngine:
         """Of every server."""
         return [client.url for client in self._fleet.clients]
 
+    async def hold(self) -> None:
+        """See `skyrl_kernel.protocols.Served`."""
+        await self._requests.hold("adopt")
+
     async def adopt(self, version: int) -> None:
         """Go on with the weights of ``version``, which another process has brought.
 
@@ -359,6 +367,7 @@ class VllmEngine:
                 )
         self._updates.adopt(version)
         self.version = version
+        self._requests.release("adopt")
 
     async def forget_cache(self) -> None:
         """Drop all keys and values; requests in flight compute theirs again with the weights of now.

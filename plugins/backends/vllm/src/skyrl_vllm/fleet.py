@@ -25,7 +25,7 @@ class Deadlines:
     start_s: float = 600.0
     """Of a server, until it is ready."""
     request_s: float = 3600.0
-    """Of one completion, with the wait for its turn."""
+    """Of one completion, from its turn on."""
     update_s: float = 600.0
     """Of one call that an update consists of, and of one that moves memory."""
     cancel_s: float = 30.0

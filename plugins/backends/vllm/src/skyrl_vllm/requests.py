@@ -28,6 +28,19 @@ _ABORT_EVERY_S = 0.1
 """Between two orders to abort: one that comes before its request is not remembered by the server."""
 
 
+_UNSENT = Completion(
+    tokens=np.zeros(0, np.int32),
+    logprobs=np.zeros(0, np.float32),
+    versions=np.zeros(0, np.int32),
+    finish_reason="abort",
+)
+"""What comes of a request that was aborted before its turn."""
+
+
+class _AbortedUnsentError(Exception):
+    """A request was aborted before its turn."""
+
+
 class Requests:
     """Asks servers for completions and scores, each completion under a name of its own.
 
@@ -44,25 +57,41 @@ class Requests:
         self._running: dict[str, asyncio.Future[None]] = {}
         self._names = itertools.count()
         self._name = uuid.uuid4().hex[:12]
-        self._may_go = asyncio.Event()
-        self._may_go.set()
+        self._holds: set[str] = set()
+        self._aborted: set[str] = set()
+        self._news = asyncio.Event()
 
     def __len__(self) -> int:
         """How many completions are under way."""
         return len(self._running)
 
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """No completion is sent within, as the version of the weights that will sample it is not known.
+    async def hold(self, why: str) -> None:
+        """Send no completion until `release`, as it is not known which weights will sample it.
 
-        A server takes requests while it loads others, and computes them afterwards: with the salt of the
-        old version they would find the prefix that the old weights have computed.
+        A server takes requests while it is paused and while others are loaded, and computes them
+        afterwards: with the salt of the old version they would find the prefix that the old weights
+        have computed. Those that run go on. Returns when the servers have what was sent before: their
+        engines have answered a question that was asked after it. (A router may hand it on later.)
+
+        Args:
+            why: Of several reasons each is released by itself.
+
+        Raises:
+            ServerError: A server is gone; the hold stays.
         """
-        self._may_go.clear()
-        try:
-            yield
-        finally:
-            self._may_go.set()
+        self._holds.add(why)
+        if self._running:
+            await self._fleet.look("/is_paused")
+
+    def release(self, why: str) -> None:
+        """Undo `hold`; without one, nothing."""
+        self._holds.discard(why)
+        self._tell()
+
+    def _tell(self) -> None:
+        """Those that are held look whether they still are."""
+        self._news.set()
+        self._news = asyncio.Event()
 
     async def complete(self, request: GenerateRequest, model: str | None) -> Completion:
         """One completion.
@@ -76,8 +105,11 @@ class Requests:
             ServerError: The server is gone.
         """
         version = self._version()
-        with self._begun(request, model) as (body, client):
-            return wire.completion(await self._answer(client, body), version)
+        try:
+            with self._begun(request, model) as (body, client):
+                return wire.completion(await self._answer(client, body, queues=True), version)
+        except _AbortedUnsentError:
+            return _UNSENT
 
     async def stream(
         self, request: GenerateRequest, model: str | None
@@ -85,12 +117,17 @@ class Requests:
         """The completion as it is sampled; arguments and errors are those of `complete`."""
         parts: list[Piece] = []
         version = self._version()
-        with self._begun(request, model, stream=True) as (body, client):
-            asked = client.listen(wire.GENERATE, body, timeout_s=self._fleet.deadlines.request_s)
-            async with self._typed(client), aclosing(asked) as events:
-                async for event in events:
-                    parts.append(wire.piece(event, parts, version))
-                    yield parts[-1]
+        try:
+            with self._begun(request, model, stream=True) as (body, client):
+                asked = client.listen(
+                    wire.GENERATE, body, timeout_s=self._fleet.deadlines.request_s
+                )
+                async with self._typed(client), aclosing(asked) as events:
+                    async for event in events:
+                        parts.append(wire.piece(event, parts, version))
+                        yield parts[-1]
+        except _AbortedUnsentError:
+            yield Piece(tokens=_UNSENT.tokens, logprobs=_UNSENT.logprobs, completion=_UNSENT)
 
     async def score(
         self, client: Client, row: IntArray, temperature: float, model: str | None
@@ -99,7 +136,8 @@ class Requests:
         if len(row) < 2:
             return np.zeros(len(row), dtype=np.float32)
         body = wire.to_score(row, temperature) | _named(model)
-        return wire.scores(await self._answer(client, body), row, temperature)
+        # It waits behind no completion: what asks is the check after a sync, within the sync's deadline.
+        return wire.scores(await self._answer(client, body, queues=False), row, temperature)
 
     async def abort(self) -> None:
         """End all completions under way; returns when they have ended.
@@ -108,6 +146,8 @@ class Requests:
             ServerError: They have not within `Deadlines.control_s`.
         """
         waiting = dict(self._running)
+        self._aborted |= waiting.keys()  # those that were not sent will not be
+        self._tell()
         loop = asyncio.get_running_loop()
         deadline_s = self._fleet.deadlines.control_s
         until = loop.time() + deadline_s
@@ -128,26 +168,31 @@ class Requests:
     ) -> Iterator[tuple[Body, Client]]:
         """What to ask and whom; `abort` knows of it until the block ends."""
         name = f"{self._name}-{next(self._names)}"
-        body = partial(self._salted, wire.to_complete(request, name) | _named(model) | more)
+        body = partial(self._salted, name, wire.to_complete(request, name) | _named(model) | more)
         self._running[name] = asyncio.get_running_loop().create_future()
         try:
             with self._fleet.lane(request.tokens) as client:
                 yield body, client
         finally:
+            self._aborted.discard(name)
             self._running.pop(name).set_result(None)
 
-    async def _salted(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
+    async def _salted(self, name: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
         """What is sent: only now, as the weights may have changed while it waited for its turn."""
-        await self._may_go.wait()
+        while self._holds and name not in self._aborted:
+            await self._news.wait()
+        if name in self._aborted:
+            raise _AbortedUnsentError
         if not self._is_salted:
             return body
         return {**body, "cache_salt": f"{self._name}-{self._version()}"}
 
-    async def _answer(self, client: Client, body: Body) -> Any:
+    async def _answer(self, client: Client, body: Body, *, queues: bool) -> Any:
         """What a server says to one request."""
+        deadline_s = self._fleet.deadlines.request_s
         async with self._typed(client):
             return await client.ask(
-                "POST", wire.GENERATE, body, timeout_s=self._fleet.deadlines.request_s, queues=True
+                "POST", wire.GENERATE, body, timeout_s=deadline_s, queues=queues
             )
 
     @asynccontextmanager

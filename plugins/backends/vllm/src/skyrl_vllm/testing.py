@@ -60,7 +60,7 @@ class Listener:
 
     async def reply(self, incoming: web.Request) -> web.StreamResponse:
         """A `Handler`."""
-        body = await incoming.json() if incoming.can_read_body else {}
+        body = await incoming.json() if incoming.body_exists else {}
         self.asked.append(incoming.path_qs)
         if "prompt_logprobs" in body.get("sampling_params", {}):
             rest = [{str(token): {"logprob": self.score}} for token in body["token_ids"][1:]]
