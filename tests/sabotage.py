@@ -124,24 +124,25 @@ from skyrl_kernel.hookspecs import hookimpl
 @hookimpl(wrapper=True)
 def sync_weights():
     inner = yield
-    first = []
+    kept = []
 
     async def sync(trainer, engine, version):
         await inner(trainer, engine, version)
-        first.append(first[0] if first else copy.deepcopy(trainer.module("policy")))
-        engine.share(first[0])
+        if version <= LAST:
+            kept[:] = [copy.deepcopy(trainer.module("policy"))]
+        engine.share(kept[0])
 
     return sync
 """
-"""An engine that answers as if it had the newest weights, and samples from the first ones."""
+"""An engine that answers as if it had the newest weights, and samples from those of version ``LAST``."""
 
 
-def install_stale(site: Path) -> None:
-    """The plugin ``stale``, as a distribution."""
+def install_stale(site: Path, *, last: int) -> None:
+    """The plugin ``stale``, as a distribution; ``last`` is the newest version that arrives."""
     make_distribution(
         site,
         "skyrl-stale",
-        modules={"skyrl_stale": STALE},
+        modules={"skyrl_stale": f"LAST = {last}\n{STALE}"},
         entry_points={"skyrl.plugins": {"stale": "skyrl_stale"}},
     )
 

@@ -105,18 +105,35 @@ def test_an_engine_that_keeps_old_weights_is_told_and_stops_the_run(
         "trainer__logprobs_diff__warn_above": 0.001,
     }
     with probe_installed(tmp_path / "site") as site:
-        install_stale(site)
+        install_stale(site, last=1)
         discover(refresh=True)
         lab = Lab(random_model, tmp_path)
         assert "engine and trainer differ" not in lab.run("fresh", **changes).out
         told = lab.run("told", "--plugin", "stale", **changes)
         assert told.code == 0, told.err
-        assert "step 2: engine and trainer differ by 0." in told.out
+        assert "step 3: engine and trainer differ by 0." in told.out
         stopped = lab.run(
             "stopped", "--plugin", "stale", trainer__logprobs_diff__stop_above=0.001, **changes
         )
     assert stopped.code == 1
-    assert stopped.err.startswith("skyrl: step 2: engine and trainer differ by 0.")
+    assert stopped.err.startswith("skyrl: step 3: engine and trainer differ by 0.")
     assert len(stopped.err.splitlines()) == 1
-    assert [path.name for path in lab.at("stopped").checkpoints.iterdir()] == ["global_step_1"]
-    assert [line["step"] for line in lab.at("stopped").read_metrics()] == [0, 1, 2]
+    assert [path.name for path in lab.at("stopped").checkpoints.iterdir()] == [
+        "global_step_1",
+        "global_step_2",
+    ]
+    assert [line["step"] for line in lab.at("stopped").read_metrics()] == [0, 1, 2, 3]
+
+
+def test_weights_that_never_arrive_end_the_run_at_the_first_sync_that_brings_others(
+    random_model: Path, tmp_path: Path
+) -> None:
+    with probe_installed(tmp_path / "site") as site:
+        install_stale(site, last=0)
+        discover(refresh=True)
+        lab = Lab(random_model, tmp_path)
+        done = lab.run("never", "--plugin", "stale")
+    assert done.code == 1
+    assert done.err.startswith(
+        "skyrl: after the sync of policy version 1, engine and trainer differ by 0."
+    )

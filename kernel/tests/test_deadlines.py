@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -64,9 +65,14 @@ async def in_a_thread(trainer, engine, version):
     await asyncio.to_thread(time.sleep, 3600)
 
 
+async def blocks(trainer, engine, version):
+    time.sleep(2)
+    print("it returned")
+
+
 @hookimpl
 def sync_weights(name):
-    return {"waits": waits, "in_a_thread": in_a_thread}.get(name)
+    return {"waits": waits, "in_a_thread": in_a_thread, "blocks": blocks}.get(name)
 """
 
 METHODS = ("begin_update", "apply_update", "finish_update", "logprobs", "close")
@@ -99,7 +105,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             folder,
             "skyrl-waits",
             modules={"skyrl_waits": STAGES},
-            entry_points={PLUGINS: {"waits": "skyrl_waits", "in_a_thread": "skyrl_waits"}},
+            entry_points={
+                PLUGINS: dict.fromkeys(("waits", "in_a_thread", "blocks"), "skyrl_waits")
+            },
         )
         discover(refresh=True)
         yield folder
@@ -136,6 +144,19 @@ def test_a_stage_that_never_returns_ends_the_run(tmp_path: Path) -> None:
         WeightSyncError, match=r"by 'waits' was not done .* it waits in .*waits → Ev"
     ):
         run_scripted(tmp_path, *SHORT, f"{ENGINE}.weight_sync_backend=waits")
+
+
+@pytest.mark.usefixtures("site")
+def test_a_stage_that_blocks_is_named_at_the_deadline_and_ends_the_run_when_it_returns(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    who = r"plugin '\w+' \(skyrl-waits 0\.1\.0\) in hook 'sync_weights' \(skyrl_waits\.blocks, line \d+\)"
+    with pytest.raises(
+        WeightSyncError, match=rf"weight_sync_timeout_s=0\.3 s; {who} blocked the run for 2\.\d s\."
+    ):
+        run_scripted(tmp_path, *SHORT, f"{ENGINE}.weight_sync_backend=blocks")
+    told, _, _ = capsys.readouterr().out.partition("it returned")
+    assert re.search(rf"warning: {who} has blocked the run for [01]\.\d s", told)
 
 
 @pytest.mark.usefixtures("site")

@@ -1,8 +1,8 @@
 """Whether the engine really holds the trainer's weights.
 
 Status codes and versions prove nothing; equal log-probs do. After the first
-weight sync and every `INTERVAL`-th, both compute the log-probs of the same few
-rows.
+weight sync, the second, which is the first to bring weights that changed, and
+every `INTERVAL`-th, both compute the log-probs of the same few rows.
 """
 
 from collections.abc import Sequence
@@ -16,6 +16,8 @@ from skyrl_kernel.records import FloatArray, IntArray
 
 INTERVAL = 10
 """Syncs between two probes: often enough to find a stale engine early, too seldom to be felt."""
+FIRST_CHANGE = 1
+"""Number of the sync, from 0, that is the first one after an update."""
 MAX_ROWS = 2
 MAX_TOKENS = 128
 """Of one row; a longer one is cut: what differs differs at its beginning, and an engine may have

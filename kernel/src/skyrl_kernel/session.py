@@ -28,7 +28,7 @@ from skyrl_kernel.errors import (
 )
 from skyrl_kernel.feed import Feed
 from skyrl_kernel.plan import Plan
-from skyrl_kernel.probe import INTERVAL, coarser, probe
+from skyrl_kernel.probe import FIRST_CHANGE, INTERVAL, coarser, probe
 from skyrl_kernel.producer import Batch, Producer
 from skyrl_kernel.progress import Progress
 from skyrl_kernel.protocols import (
@@ -187,7 +187,7 @@ class Session:
         """
         if isinstance(self.engine, Starts):
             await self.engine.started()
-        await in_time(self._sync(version), self.plan, version)
+        await in_time(self._sync(version), self.plan, version, self.progress.warning)
 
     async def _sync(self, version: int) -> None:
         await self.turns.begin_sync()
@@ -206,7 +206,7 @@ class Session:
                 f"{self.engine.version}; the sync_weights stage "
                 f"'{self.plan.stages['sync_weights'].provider.name}' must commit the version it was given"
             )
-        is_due = self._syncs % INTERVAL == 0
+        is_due = self._syncs % INTERVAL == 0 or self._syncs == FIRST_CHANGE
         self._syncs += 1
         rows = self.probe_rows if is_due else ()
         expected: list[FloatArray] = []

@@ -261,7 +261,8 @@ def _play(
                     if isinstance(engine, Starts):
                         await engine.started()
                     stage = assemble.make_sync(plan, runtime)
-                    await in_time(_sync(plan, stage, trainer, engine, step), plan, step)
+                    sync = _sync(plan, stage, trainer, engine, step)
+                    await in_time(sync, plan, step, progress.warning)
                 return await play(
                     rollouts,
                     data.val.prompts,

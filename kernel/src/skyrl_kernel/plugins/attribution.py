@@ -1,7 +1,7 @@
 """Whose code raised: from a traceback to the plugin that a user should blame."""
 
 from collections.abc import Iterable
-from types import TracebackType
+from types import FrameType, TracebackType
 
 from skyrl_kernel.errors import PluginError
 from skyrl_kernel.plugins.catalog import PluginEntry
@@ -26,6 +26,25 @@ def owner_of(error: BaseException, entries: Iterable[PluginEntry]) -> PluginEntr
         owner = _module_owner(tuple(module.split(".")), candidates) or owner
         traceback = traceback.tb_next
     return owner
+
+
+def running_owner(
+    innermost: FrameType, entries: Iterable[PluginEntry]
+) -> tuple[PluginEntry, str] | None:
+    """The plugin whose code runs, and its function and line; None if it is nobody's.
+
+    Args:
+        innermost: Frame of a thread; a plugin may have called a library.
+        entries: The loaded plugins.
+    """
+    candidates = [(tuple(entry.value.split(".")), entry) for entry in entries]
+    frame: FrameType | None = innermost
+    while frame is not None:
+        module = str(frame.f_globals.get("__name__", ""))
+        if owner := _module_owner(tuple(module.split(".")), candidates):
+            return owner, f"{module}.{frame.f_code.co_qualname}, line {frame.f_lineno}"
+        frame = frame.f_back
+    return None
 
 
 def _module_owner(
