@@ -5,11 +5,13 @@ import importlib.util
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 
+from skyrl_kernel.testing.distributions import make_distribution
 from skyrl_transformers.testing import write_random_model
 from skyrl_vllm.inside import OWN
 from skyrl_vllm.server import Server
@@ -107,6 +109,61 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     kept = Servers(tmp_path_factory.mktemp("log") / "vllm.log")
     yield kept
     kept.stop()
+
+
+class Brake:
+    """Makes servers slow to receive weights, in the thread in which they do.
+
+    Args:
+        folder: Holds what is put into their processes, and says when.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / "seconds"
+        metadata = make_distribution(
+            folder,
+            "brake",
+            modules={
+                "brake": f"""
+                    import time
+                    from pathlib import Path
+
+                    def slow(call):
+                        def slowed(*args):
+                            found = call(*args)
+                            if (file := Path({str(self._file)!r})).exists():
+                                time.sleep(float(file.read_text()))
+                            return found
+                        return slowed
+
+                    def register():
+                        from skyrl_vllm.inside import adapters
+                        from skyrl_vllm.inside.own import OwnReceiver
+
+                        OwnReceiver.receive = slow(OwnReceiver.receive)
+                        adapters.made = slow(adapters.made)
+                """
+            },
+        )
+        points = "[vllm.general_plugins]\nbrake = brake:register\n"
+        (metadata / "entry_points.txt").write_text(points)
+        path = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
+        self.variables = {"PYTHONPATH": os.pathsep.join(path)}
+        """Environment of such a server."""
+
+    @contextmanager
+    def on(self, seconds: float) -> Iterator[None]:
+        """Each parcel, and what is made of an adapter's, takes so much longer."""
+        self._file.write_text(str(seconds))
+        try:
+            yield
+        finally:
+            self._file.unlink()
+
+
+@pytest.fixture(scope="session")
+def brake(tmp_path_factory: pytest.TempPathFactory) -> Brake:
+    return Brake(tmp_path_factory.mktemp("brake"))
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -37,7 +37,8 @@ def test_an_update_in_its_sleep_does_not_let_the_server_compute(model: Path, sal
     first = server.asked.index("/sleep?level=2")
     assert server.asked[first:] == [
         *("/sleep?level=2", "/wake_up?tags=weights", "/start_weight_update"),
-        *("/update_weights", "/update_weights", "/finish_weight_update", "/wake_up?tags=kv_cache"),
+        *("/update_weights", "/collective_rpc", "/update_weights", "/finish_weight_update"),
+        "/wake_up?tags=kv_cache",
     ]
 
 

@@ -2,11 +2,13 @@
 
 vLLM calls `register` in each of its processes, through its own plugin entry
 point, and imports the module of the backend it was started with. The run reads no more
-of this than the backend's name.
+of this than the names of the backend and of a question.
 """
 
 OWN = "skyrl"
 """``--weight-transfer-config``: weights come by any transport of this package's own."""
+HAS_ARRIVED = "skyrl_has_arrived"
+"""What a worker is asked, and the one field of its answer: `skyrl_vllm.inside.receiver`."""
 
 
 def register() -> None:

@@ -1,16 +1,23 @@
 """What every transport of ours does inside vLLM: receive beside generation, check, load all or nothing.
 
-One update is four calls of vLLM's own weight-transfer routes:
+One update is these calls, the question through ``/collective_rpc``, the others by vLLM's own
+weight-transfer routes:
 
 | call | does |
 |---|---|
 | `start_weight_update` | forgets what an update before has left |
-| `update_weights` {…} | begins to receive, in a thread; generation goes on |
-| `update_weights` {"wait": true} | waits for that thread; raises if anything is wrong |
-| `finish_weight_update` | loads, in one call between two steps of the engine |
+| `update_weights` {…} | begins to receive, in a thread |
+| `HAS_ARRIVED` | says whether that thread is done; asked until it is |
+| `update_weights` {"wait": true} | raises if anything is wrong |
+| `finish_weight_update` | loads |
 
-An error in the first three has changed nothing: vLLM closes the update where
-`update_weights` raises, so {"cancel": true} is one more way to say no.
+vLLM makes each of them between two steps of the engine, which computes nothing meanwhile. So
+all but the last are short, and `update_weights` is not asked before the answer is yes. It has
+no way to answer "not yet": vLLM closes the update where it raises, for which {"cancel": true} is
+one more way. Of several data-parallel copies vLLM hears the first one's answer alone; on the others
+{"wait": true} does wait.
+
+An error in all but the last has changed nothing.
 """
 
 import time
@@ -31,7 +38,7 @@ from vllm.model_executor.model_loader.reload.layerwise import (
     initialize_layerwise_reload,
 )
 
-from skyrl_vllm.inside import adapters
+from skyrl_vllm.inside import adapters, question
 from skyrl_vllm.layout import Weights
 
 if TYPE_CHECKING:
@@ -58,7 +65,7 @@ class Announcement(WeightTransferUpdateInfo):  # type: ignore[misc]
     number: int = 0
     """How many parcels came before."""
     wait: bool = False
-    """Everything was sent."""
+    """Everything was sent, and has arrived as far as is known."""
     cancel: bool = False
     """Nothing more will come."""
     deadline_s: float = 600.0
@@ -78,8 +85,10 @@ class Receiver(WeightTransferEngine):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         adapters.give_held_ones()
+        question.let_workers_answer()
         self.restart_thread()
         self._coming: list[Future[Weights]] = []
+        self._whole: Future[tuple[Weights, LoRAModel | None]] | None = None
         self._received: Weights = []
         self._adapter: LoRAModel | None = None
         self._update_id = ""
@@ -123,9 +132,7 @@ class Receiver(WeightTransferEngine):  # type: ignore[misc]
             if update_info.parcel is not None:
                 self._coming.append(self.in_thread(self.receive, update_info.parcel))
             if update_info.wait:
-                self._received = self._arrived(update_info.deadline_s)
-                if adapters.are_adapter(self._received):
-                    self._adapter = adapters.made(self.model, self._received)
+                self._received, self._adapter = self._arrived(update_info.deadline_s)
         except BaseException:
             self.forget()
             raise
@@ -141,21 +148,42 @@ class Receiver(WeightTransferEngine):  # type: ignore[misc]
                 f"{what} was said to come after {info.number} parcels, and {len(self._coming)} came"
             )
 
-    def _arrived(self, deadline_s: float) -> Weights:
+    def has_arrived(self, update: str, number: int) -> bool:
+        """Whether there is nothing to wait for: all ``number`` parcels are here, or something is wrong.
+
+        The answer to `HAS_ARRIVED`. It never raises: of several workers that do vLLM hears one.
+        """
+        if update != self._update_id or number != len(self._coming):
+            return True
+        return self._put_together().done() or any(map(_has_failed, self._coming))
+
+    def _arrived(self, deadline_s: float) -> "tuple[Weights, LoRAModel | None]":
         until = time.monotonic() + deadline_s
-        found: Weights = []
-        for number, one in enumerate(self._coming):
+        whole = self._put_together()
+        waited: list[Future[Any]] = [*self._coming, whole]
+        for number, one in enumerate(waited):
             try:
-                found += one.result(max(0.0, until - time.monotonic()))
+                one.result(max(0.0, until - time.monotonic()))
             except TimeoutError as error:
                 raise TimeoutError(
-                    f"parcel {number} of {len(self._coming)} had not come after {deadline_s:g} s: {error}"
+                    f"{number} of {len(self._coming)} parcels had come in time: {error}"
                 ) from error
-        self._coming = []
+        self._coming, self._whole = [], None
+        return whole.result()
+
+    def _put_together(self) -> "Future[tuple[Weights, LoRAModel | None]]":
+        """What all parcels are, made once, in the thread: it comes to that after the last of them."""
+        if self._whole is None:
+            self._whole = self.in_thread(self._made_of, [*self._coming])
+        return self._whole
+
+    def _made_of(self, coming: list[Future[Weights]]) -> "tuple[Weights, LoRAModel | None]":
+        found = [tensor for parcel in coming for tensor in parcel.result()]
         names = [name for name, _ in found]
         if len(set(names)) != len(names):
             raise ValueError("a tensor came twice")
-        return found
+        is_adapter = adapters.are_adapter(found)
+        return found, adapters.made(self.model, found) if is_adapter else None
 
     def finish_weight_update(self) -> None:
         """Load.
@@ -194,7 +222,11 @@ class Receiver(WeightTransferEngine):  # type: ignore[misc]
     def forget(self) -> None:
         """Nothing is under way any more; extend it where more than tensors is kept."""
         self._coming, self._received, self._update_id = [], [], ""
-        self._adapter = None
+        self._whole = self._adapter = None
+
+
+def _has_failed(one: Future[Weights]) -> bool:
+    return one.done() and (one.cancelled() or one.exception() is not None)
 
 
 def repack(model: torch.nn.Module) -> None:

@@ -1,17 +1,20 @@
 """The calls to vLLM that our own transports share; `skyrl_vllm.inside.receiver` answers them."""
 
+import asyncio
 import contextlib
+import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from skyrl_kernel.errors import RunError
+from skyrl_kernel.errors import RunError, WeightSyncError
 from skyrl_kernel.rollout.deadline import CallTimeout
 from skyrl_kernel.rollout.workers import Workers
 from skyrl_vllm.client import Refused
 from skyrl_vllm.fleet import Fleet
+from skyrl_vllm.inside import HAS_ARRIVED
 from skyrl_vllm.layout import in_order
 
 if TYPE_CHECKING:
@@ -19,6 +22,10 @@ if TYPE_CHECKING:
 
 
 _UPDATE = "/update_weights"
+_ASK = "/collective_rpc"
+"""Calls a method of every worker of a server."""
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.001, 0.02
+"""Between two questions to a server; each takes it a moment between two of its steps."""
 PARCEL_BYTES = 2**30
 """Of one parcel, unless a single tensor has more. A trainer of several ranks makes each tensor whole when
 it is read: no more of them than this exist, and moving 1 GiB takes so long that the calls around it
@@ -66,13 +73,40 @@ class Parcels(ABC):
         await self._update(parcel=dict(parcel), update=self._update_id, number=self._sent)
 
     async def arrive(self) -> None:
-        """Wait for every server's checks."""
-        await self._update(
-            wait=True,
-            update=self._update_id,
-            number=self._sent,
-            deadline_s=self._fleet.deadlines.update_s,
-        )
+        """Ask every server until it has everything, and hear its checks."""
+        about = {"update": self._update_id, "number": self._sent}
+        until = time.monotonic() + self._fleet.deadlines.update_s
+        pause_s = _FIRST_PAUSE_S
+        while late := await self._late(about):
+            if time.monotonic() > until:
+                raise TimeoutError(
+                    f"no sign in {self._fleet.deadlines.update_s:g} s that all of {self._sent} parcels came "
+                    f"to {', '.join(late)}"
+                )
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+        await self._update(wait=True, **about, deadline_s=max(0.0, until - time.monotonic()))
+
+    async def _late(self, about: Mapping[str, Any]) -> list[str]:
+        """Addresses of the servers that still receive.
+
+        Raises:
+            WeightSyncError: One cannot be asked.
+        """
+        try:
+            answers = await self._tell(_ASK, {"method": HAS_ARRIVED, "kwargs": about})
+        except Refused as error:
+            if HAS_ARRIVED not in error.text:  # a method that its workers do not have
+                raise
+            raise WeightSyncError(
+                f"nothing was loaded: the vLLM server at {error.url} has another skyrl-vllm beside it than "
+                f"this run, which does not know {HAS_ARRIVED}; install the run's there, and start it again"
+            ) from error
+        return [
+            client.url
+            for client, answer in zip(self._fleet.clients, answers, strict=True)
+            if not all(worker[HAS_ARRIVED] for worker in (answer or {}).get("results", ()))
+        ]
 
     async def load(self, version: int) -> None:
         """Load, and tag later tokens with the version."""
@@ -117,8 +151,8 @@ class Parcels(ABC):
     async def _update(self, **info: Any) -> None:
         await self._tell(_UPDATE, {"update_info": info})
 
-    async def _tell(self, path: str, body: Mapping[str, Any] | None = None) -> None:
-        await self._fleet.ask(path, body, timeout_s=self._fleet.deadlines.update_s)
+    async def _tell(self, path: str, body: Mapping[str, Any] | None = None) -> list[Any]:
+        return await self._fleet.ask(path, body, timeout_s=self._fleet.deadlines.update_s)
 
 
 def _taken(rest: "Iterator[tuple[str, torch.Tensor]]") -> "list[tuple[str, torch.Tensor]]":
