@@ -219,3 +219,27 @@ def test_a_wrapper_that_raises_is_named(site: Path) -> None:
         PluginError, match=r"plugin 'bad' .* in hook 'reward', start-up.*OSError: no"
     ):
         resolve(site, "reward", base=BASE, bad=wrapper)
+
+
+@pytest.mark.parametrize("hook", ["advantage", "loss", "evaluate"])
+@pytest.mark.parametrize(
+    ("needs", "told"),
+    [
+        (
+            'frozenset({"ref_logprob"})',
+            r"the score 'ref_logprob', which there is not\. Did you mean 'ref_logprobs'\? "
+            r"Scores: old_logprobs, ref_logprobs, teacher_logprobs, values\.",
+        ),
+        ('"values"', r"'values'; needed: a frozenset of names"),
+    ],
+)
+def test_a_score_that_there_is_not_is_refused(site: Path, hook: str, needs: str, told: str) -> None:
+    made = f"protocols.{hook.capitalize()}"
+    source = f"""
+from skyrl_kernel import protocols
+@hookimpl
+def {hook}(name):
+    return {made}(fn=lambda inputs: None, needs={needs}) if name == "base" else None
+"""
+    with pytest.raises(HookError, match=rf"its hook '{hook}' needs {told}"):
+        resolve(site, hook, base=source)

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from skyrl_kernel.errors import CheckpointError, ResumeError, is_disk_full
 from skyrl_kernel.run.checkpoint import (
-    _dump_state,
     checkpoint_at,
+    dump_json,
     latest_checkpoint,
     load_state,
     save_checkpoint,
@@ -335,11 +335,11 @@ def test_the_checkpoint_at_a_path_is_verified_and_read(tmp_path):
     )
 )
 def test_state_keeps_every_bit(value):
-    assert json.loads(_dump_state({"value": value})) == {"value": value}
+    assert json.loads(dump_json({"value": value}, "state")) == {"value": value}
 
 
 def test_state_keeps_what_is_not_finite():
-    back = json.loads(_dump_state({"best": -math.inf, "last": math.nan}))
+    back = json.loads(dump_json({"best": -math.inf, "last": math.nan}, "state"))
     assert back["best"] == -math.inf
     assert math.isnan(back["last"])
 

@@ -33,6 +33,7 @@ from skyrl_kernel.rollout.remote_env import RemoteFactory
 from skyrl_kernel.run.folder import RunFolder
 from skyrl_kernel.sentinels import Sentinels
 from skyrl_kernel.session import Session
+from skyrl_kernel.stage_states import bring_back, stage_states
 
 NO_LIMIT = 2**31 - 1
 
@@ -147,8 +148,8 @@ def make_session(
     )
     if start.checkpoint is not None:
         order.load_state_dict(state["producer"]["prompts"])
-        for hook, saved in state["stages"].items():
-            plan.stages[hook].value.load_state_dict(saved)
+        bring_back(plan, state["stages"])
+    stage_states(plan)  # found now, or it would be after much work
     rollouts = make_rollouts(plan, engine, prepared.tokenizer, progress)
     sampling = training_sampling(config.generator)
     size = config.generator.n_samples_per_prompt

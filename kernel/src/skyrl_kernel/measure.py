@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 from skyrl_kernel import metrics
 from skyrl_kernel.clock import Clock
 from skyrl_kernel.credited import Credited
+from skyrl_kernel.errors import HookError
 from skyrl_kernel.producer import Batch
 from skyrl_kernel.records import Group, UpdateResult
 from skyrl_kernel.rollout_metrics import generation_metrics, group_time_metrics, merge_metrics
@@ -25,6 +27,11 @@ class Measured:
     """What is told of a step before its updates."""
 
     numbers: Mapping[str, float]
+    """The kernel's."""
+    credit: Mapping[str, float]
+    """The stage `advantage`'s own."""
+    who: str
+    """Computed those."""
     num_tokens: int
     """Of all rows, prompts included."""
     num_devices: int
@@ -33,13 +40,15 @@ class Measured:
     def complete(self, results: Sequence[UpdateResult], clock: Clock) -> dict[str, float]:
         """Everything that is told of the step, the evaluation and the seconds of its stages aside."""
         is_known = f"{MISMATCH}_mean" in self.numbers
-        return {
+        numbers = {
             **self.numbers,
             "trainer/tokens_per_second_per_gpu": self.num_tokens
             / (clock.seconds["train_critic_and_policy"] * self.num_devices),
             **metrics.update_metrics(results),
             **({} if is_known else mismatch_of_update(results[0])),
         }
+        refuse_taken(self.credit, numbers, self.who)
+        return {**numbers, **self.credit}
 
 
 def measure(run: Session, step: int, batch: Batch, credited: Credited) -> Measured:
@@ -62,19 +71,53 @@ def measure(run: Session, step: int, batch: Batch, credited: Credited) -> Measur
         numbers |= mismatch_metrics(credited)
     if "kl" in run.loss.coefficients:
         numbers["loss/kl_loss_coef"] = run.loss.coefficients["kl"]
-    numbers |= run.advantage.measure(credited)
     if algorithm.zero_variance_filter:
         numbers |= metrics.filter_metrics(batch)
     if run.plan.tree.generator.merge_stepwise_output:
         numbers |= merge_metrics(trajectories)
     if batch.dropped:
         numbers |= dropped_metrics([group for group, _ in batch.dropped])
+    with run.stage("advantage", step):
+        credit = dict(run.advantage.measure(credited))
+    who = str(run.plan.stages["advantage"])
+    refuse_names(credit, who)
+    refuse_taken(credit, numbers, who)
     placement = run.config.placement
     return Measured(
         numbers=numbers,
+        credit=credit,
+        who=who,
         num_tokens=sum(credited.lengths),
         num_devices=placement.policy_num_nodes * placement.policy_num_gpus_per_node,
     )
+
+
+def refuse_names(metrics: Mapping[str, float], who: str) -> None:
+    """Metrics of a plugin are called as the kernel's are, and are numbers.
+
+    Raises:
+        HookError: Names the plugin and the metric.
+    """
+    for name, value in metrics.items():
+        area, slash, rest = str(name).partition("/")
+        if not (isinstance(name, str) and area and slash and rest):
+            raise HookError(
+                f"{who} measures {name!r}; a metric is called AREA/NAME, such as 'loss/{name}'"
+            )
+        if not isinstance(value, Real):
+            raise HookError(f"{who} measures {name} = {value!r}; needed: a number")
+
+
+def refuse_taken(metrics: Mapping[str, float], taken: Mapping[str, float], who: str) -> None:
+    """What a plugin measures must not stand for what the kernel does.
+
+    Raises:
+        HookError: Names the plugin and the metric.
+    """
+    if both := sorted(metrics.keys() & taken.keys()):
+        raise HookError(
+            f"{who} measures {', '.join(both)}, which the kernel measures itself; use another name"
+        )
 
 
 def dropped_metrics(groups: Sequence[Group]) -> dict[str, float]:

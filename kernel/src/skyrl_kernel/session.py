@@ -65,6 +65,7 @@ from skyrl_kernel.run.checkpoint import save_checkpoint
 from skyrl_kernel.run.folder import RunFolder
 from skyrl_kernel.score_metrics import MISMATCH
 from skyrl_kernel.sentinels import Sentinels
+from skyrl_kernel.stage_states import stage_states
 from skyrl_kernel.turns import Turns
 from skyrl_kernel.weight_sync import in_time
 
@@ -335,6 +336,8 @@ class Session:
         )
         self.observe("on_step_end", step=info)
         self.sentinels.refuse(step, difference)
+        if step == self.first_step:  # a later checkpoint would find it too, after much work
+            stage_states(self.plan, step)
 
     def report_evaluation(
         self,
@@ -441,10 +444,6 @@ class Session:
             "sentinels": self.sentinels.state_dict(),
             "warnings": self.warnings,
             "first_eval": self.first_eval,
-            "stages": {
-                hook: resolved.value.state_dict()
-                for hook, resolved in self.plan.stages.items()
-                if hasattr(resolved.value, "state_dict")
-            },
+            "stages": stage_states(self.plan, step),
             "lock": list(self.lock),
         }

@@ -47,6 +47,13 @@ def running_owner(
     return None
 
 
+def module_owner(module: str, entries: Iterable[PluginEntry]) -> PluginEntry | None:
+    """The plugin that a module belongs to, as a frame in it does."""
+    return _module_owner(
+        tuple(module.split(".")), [(tuple(entry.value.split(".")), entry) for entry in entries]
+    )
+
+
 def _module_owner(
     module: tuple[str, ...], candidates: Iterable[tuple[tuple[str, ...], PluginEntry]]
 ) -> PluginEntry | None:

@@ -6,12 +6,13 @@ by name. This happens at start-up: what comes out is a plain callable.
 """
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from skyrl_kernel.errors import HookError, SkyrlError
 from skyrl_kernel.plugins.catalog import PluginEntry
+from skyrl_kernel.plugins.wording import did_you_mean, listed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,6 +48,11 @@ class Resolved:
     """Who answered."""
     wrappers: tuple[PluginEntry, ...] = ()
     """Who changed the answer, innermost first."""
+
+    def __str__(self) -> str:
+        """All of them, for messages."""
+        around = "".join(f", wrapped by {one}" for one in self.wrappers)
+        return f"{self.provider}{around}"
 
 
 Blame = Callable[[Exception, PluginEntry], SkyrlError]
@@ -165,10 +171,23 @@ def check_stage(hook: str, value: object, who: str) -> None:
                 f"{needed.__name__}(fn=…)."
             )
         function = value.fn  # type: ignore[attr-defined]
+        _check_needs(value.needs, get_args(protocols.ScoreName), who)  # type: ignore[attr-defined]
     if not callable(function):
         raise HookError(f"{who} returned {_described(function)}; needed: a callable.")
     _check_colour(hook, function, who)
     _check_call(hook, function, who)
+
+
+def _check_needs(needs: object, known: Sequence[str], who: str) -> None:
+    """A score that the kernel does not know would never be there."""
+    if isinstance(needs, str) or not isinstance(needs, Iterable):
+        raise HookError(f"{who} needs {needs!r}; needed: a frozenset of names of scores.")
+    for name in needs:
+        if name not in known:
+            raise HookError(
+                f"{who} needs the score {name!r}, which there is not.{did_you_mean(str(name), known)} "
+                f"Scores: {listed(known)}."
+            )
 
 
 def _check_colour(hook: str, function: Callable[..., Any], who: str) -> None:

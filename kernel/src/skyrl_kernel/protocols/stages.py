@@ -146,9 +146,10 @@ class Advantage:
     needs_one_row: bool = False
     """True refuses trajectories of several token rows: credit flows from token to token along one."""
     measure: Callable[[Sequence[CreditedGroup]], Mapping[str, float]] = _nothing_to_tell
-    """Metrics of a step, by full name, from what was credited; a wrapper adds its own."""
+    """Metrics of a step, by full name (``loss/mine``) and none that the kernel measures itself, from
+    what was credited; a wrapper adds its own."""
     state: Mapping[str, Stateful] = field(default_factory=dict)
-    """What it remembers from step to step, by name: goes into checkpoints."""
+    """What it remembers from step to step, by name: goes into checkpoints as JSON."""
 
     def __call__(
         self, groups: Sequence[Sequence[Scored]]

@@ -73,7 +73,7 @@ def save_checkpoint(
         TypeError: ``state`` would not come back from JSON as it is.
         OSError: It could not be written; what was there before is untouched.
     """
-    text = _dump_state(state)
+    text = dump_json(state, "the controller's state")
 
     def fill(temporary: Path) -> None:
         write(temporary)
@@ -239,13 +239,17 @@ def _hash_files(folder: Path, names: list[str]) -> dict[str, str]:
         return dict(zip(names, pool.map(digest, names), strict=True))
 
 
-def _dump_state(state: Mapping[str, Any]) -> str:
-    """``state`` as JSON text; Python's JSON, which knows NaN and infinities."""
-    _require_string_keys(state, "state")
+def dump_json(value: Any, what: str) -> str:
+    """``value`` as JSON text, if that gives it back; Python's JSON, which knows NaN and infinities.
+
+    Raises:
+        TypeError: It would not come back; names ``what`` and the place in it.
+    """
+    _require_string_keys(value, what)
     try:
-        return json.dumps(dict(state))
-    except TypeError as error:
-        raise TypeError(f"the controller's state does not fit in JSON: {error}") from error
+        return json.dumps(dict(value) if isinstance(value, Mapping) else value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{what} does not fit in JSON: {error}") from error
 
 
 def _require_string_keys(value: Any, where: str) -> None:
