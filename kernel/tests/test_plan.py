@@ -44,6 +44,7 @@ SYNC = "generator.inference_engine.weight_sync_backend"
 WORDS = f"""
 [silent]
 slots = ["{ENGINE}"]
+offers = ["recieves_weights"]
 [words]
 slots = ["generator.tokenizer"]
 offers = ["shares_module", "concurrent_generation"]
@@ -244,6 +245,15 @@ def test_a_transport_that_the_engine_does_not_receive_is_refused_with_those_that
     told = re.escape(f"The engine '{engine}' takes {SYNC}={takes}.")
     with pytest.raises(CapabilityError, match=rf"'mail' .* needs 'mailbox', .* {told}"):
         plan(*words, plugins=("grpo", "fsdp"))
+
+
+def test_a_run_tells_a_doubtful_word_of_a_plugin_that_it_uses() -> None:
+    made = plan(f"{ENGINE}=silent")
+    (note,) = made.notes
+    assert note.startswith(
+        "backend 'silent' (skyrl-parts 0.1.0): offers in its plugin.toml has 'recie"
+    )
+    assert plan().notes == []
 
 
 AHEAD = "trainer.fully_async"

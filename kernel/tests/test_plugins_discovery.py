@@ -218,6 +218,41 @@ def test_a_plugin_toml_without_the_entry_points_table_is_a_warning(site: Path) -
     assert "has no table [foo]; it has: [fooo]" in find("foo").warnings[0]
 
 
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (
+            'offers = ["recieves_weights"]',
+            "offers in its plugin.toml has 'recieves_weights', which the kernel does not know. "
+            "Did you mean 'receives_weights'?",
+        ),
+        (
+            'needs = ["same_machin"]',
+            "needs in its plugin.toml has 'same_machin', which the kernel does not know. "
+            "Did you mean 'same_machine'?",
+        ),
+        (
+            'slots = ["trainer.algorithm.advantage_estimater"]',
+            "slots in its plugin.toml has 'trainer.algorithm.advantage_estimater', and no key of that "
+            "name holds a plugin. Did you mean 'trainer.algorithm.advantage_estimator'?",
+        ),
+        ('slots = ["foo.part"]\nconfig = ["foo"]', None),
+        ('offers = ["receives_letters", "served"]\nneeds = ["env", "letters", "gpus"]', None),
+    ],
+)
+def test_a_word_that_is_nearly_one_of_the_kernels_is_a_warning_and_another_is_none(
+    site: Path, line: str, told: str | None
+) -> None:
+    make_distribution(
+        site,
+        "skyrl-foo",
+        modules=HOOKLESS,
+        entry_points={ENVS: {"foo": "skyrl_foo.plugin"}},
+        files={"skyrl_foo/plugin.toml": f"[foo]\n{line}\n"},
+    )
+    assert find("foo").warnings == ((told,) if told else ())
+
+
 def test_a_package_that_is_gone_is_a_problem(site: Path) -> None:
     make_distribution(site, "skyrl-foo", entry_points={ENVS: {"foo": "skyrl_foo.plugin"}})
     assert find("foo").problems == ("its package 'skyrl_foo' is nowhere on sys.path: reinstall it",)

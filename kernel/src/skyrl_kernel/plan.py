@@ -122,11 +122,12 @@ class Plan:
 
     @property
     def notes(self) -> list[str]:
-        """What was set or asked for and has no effect, for the user of a run."""
+        """What is doubtful of its plugins, and what was set and has no effect, for the user of a run."""
         names = [one.setting for one in self.config.not_read]
         names += [one.name for one in unread_variables() if one.name.startswith("SKYRL_")]
         unread = [f"not read here: {', '.join(names)}; --dry-run says why"] if names else []
-        return [*unread, *self.overruled]
+        doubts = [f"{entry}: {text}" for entry in self.entries for text in entry.warnings]
+        return [*doubts, *unread, *self.overruled]
 
     @property
     def overruled(self) -> list[str]:

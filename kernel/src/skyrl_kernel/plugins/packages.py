@@ -13,6 +13,7 @@ from skyrl_kernel.plugins.manifest import (
     parse_manifest,
     read_tables,
 )
+from skyrl_kernel.plugins.vocabulary import doubts
 from skyrl_kernel.plugins.wording import listed
 
 
@@ -49,7 +50,8 @@ def describe(name: str, value: str, fallback: Manifest) -> tuple[Manifest, list[
         manifest = parse_manifest(tables[name])
     except ManifestError as error:
         return fallback, [f"{path}, table [{name}]: {error}"], []
-    return replace(manifest, summary=manifest.summary or fallback.summary), [], []
+    whole = replace(manifest, summary=manifest.summary or fallback.summary)
+    return whole, [], list(doubts(manifest))
 
 
 def find_package(name: str) -> list[Path]:

@@ -1,12 +1,15 @@
 """The capabilities that the kernel knows by name, and whose promise each is.
 
-A plugin may offer and need words of its own; these are the ones that a run asks about.
+A plugin may offer and need words of its own; these are the ones that a run asks about. One that
+is nearly such a word is told in a listing and in a run, since the run would not find it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from types import MappingProxyType
 
-from skyrl_kernel.slots import SLOTS
+from skyrl_kernel.plugins.manifest import Manifest
+from skyrl_kernel.plugins.wording import did_you_mean
+from skyrl_kernel.slots import GROUPS, SETS, SLOTS, SWITCHES
 
 _KEYS = {slot.hook: slot.key for slot in SLOTS}
 RUNTIME, TRAINER, ENGINE = _KEYS["make_runtime"], _KEYS["make_trainer"], _KEYS["make_engine"]
@@ -47,3 +50,29 @@ PROMISED_BY: Mapping[str, tuple[str, ...]] = MappingProxyType(
 That a plugin is selected is not enough: ``--plugin vllm`` makes no engine where
 ``generator.inference_engine.backend`` names another.
 """
+
+_SLOT_KEYS = frozenset(
+    {slot.key for slot in SLOTS} | {key for key, _ in SETS} | {key for key, _, _ in SWITCHES}
+)
+_LIKENESS = 0.85
+"""Above it a word is taken for a misspelt one: ``recieves_weights``, not ``receives_letters``."""
+
+
+def doubts(manifest: Manifest) -> Iterator[str]:
+    """Sentences about words that may be misspelt."""
+    for word in manifest.offers:
+        yield from _near("offers", word, PROMISED_BY)
+    for word in manifest.needs:
+        if word not in PROMISED_BY:  # most plugins need no other, and listing them should be quick
+            from skyrl_kernel.place import PLACES
+
+            yield from _near("needs", word, {*PROMISED_BY, *PLACES, *GROUPS})
+    for key in manifest.slots:
+        if key not in _SLOT_KEYS and not any(key.startswith(f"{own}.") for own in manifest.config):
+            near = did_you_mean(key, _SLOT_KEYS)
+            yield f"slots in its plugin.toml has '{key}', and no key of that name holds a plugin.{near}"
+
+
+def _near(field: str, word: str, known: Collection[str]) -> Iterator[str]:
+    if word not in known and (near := did_you_mean(word, known, _LIKENESS)):
+        yield f"{field} in its plugin.toml has '{word}', which the kernel does not know.{near}"
