@@ -1,6 +1,7 @@
 """The contract suites refuse what breaks the contract: a broken thing of each kind, and its test."""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from skyrl_kernel.batch import credit
 from skyrl_kernel.env import Env
 from skyrl_kernel.errors import HookError, RunError
 from skyrl_kernel.hookspecs import hookimpl
@@ -24,6 +26,7 @@ from skyrl_kernel.testing.contracts import (
     TrainerContract,
 )
 from skyrl_kernel.testing.contracts.engine import SleepContract
+from skyrl_kernel.testing.groups import judged_group
 from skyrl_kernel.testing.scripted import Script, ScriptedEngine, ScriptedEnv, ScriptedTrainer
 
 Refused = (AssertionError, BadResult, pytest.fail.Exception)
@@ -359,6 +362,139 @@ def test_a_broken_advantage_is_refused(value: Any, test: Callable[[Any], None]) 
 
     with pytest.raises((AssertionError, ArithmeticError)):
         test(Contract())
+
+
+def outcome(groups: Sequence[Any]) -> Any:
+    """Every trained token is credited with the total reward."""
+    return [
+        [
+            tuple(
+                TokenAdvantages(
+                    advantages=np.where(s.loss_mask, np.float32(total(group, i)), np.float32(0)),
+                    loss_mask=s.loss_mask,
+                )
+                for s in one.trajectory.segments
+            )
+            for i, one in enumerate(group)
+        ]
+        for group in groups
+    ]
+
+
+def changed(**fields: Callable[[Any], Any]) -> Any:
+    """As `outcome`, with some fields of each entry made otherwise."""
+
+    def fn(groups: Any) -> Any:
+        return [
+            [
+                tuple(
+                    replace(one, **{name: make(one) for name, make in fields.items()})
+                    for one in rows
+                )
+                for rows in group
+            ]
+            for group in outcome(groups)
+        ]
+
+    return fn
+
+
+def from_the_reference(groups: Any) -> Any:
+    for group in groups:
+        for one in group:
+            for scores in one.scores:
+                scores.ref_logprobs.sum()
+    return outcome(groups)
+
+
+class Baseline:
+    """Running mean of all rewards, which one of the two ways to keep it forgets."""
+
+    mean = 0.0
+    forgets = False
+
+    def fn(self, groups: Any) -> Any:
+        rewards = [total(group, i) for group in groups for i in range(len(group))]
+        before, self.mean = self.mean, (self.mean + sum(rewards)) / (1 + len(rewards))
+        shift = np.float32(before)
+        return changed(advantages=lambda one: one.advantages - one.loss_mask * shift)(groups)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self.forgets else {"mean": self.mean}
+
+    def load_state_dict(self, state: Any) -> None:
+        self.mean = state.get("mean", 0.0)
+
+
+class Forgetful(Baseline):
+    forgets = True
+
+
+class Arrays(Baseline):
+    def state_dict(self) -> dict[str, Any]:
+        return {"mean": np.array(self.mean)}
+
+
+def remembering(made: type[Baseline]) -> Callable[[], Advantage]:
+    def make() -> Advantage:
+        part = made()
+        return Advantage(fn=part.fn, state={"baseline": part})
+
+    return make
+
+
+TYPES = (
+    AdvantageContract.test_what_is_not_trained_on_is_credited_with_nothing_and_types_are_the_kernels
+)
+KEPT = AdvantageContract.test_what_it_remembers_goes_through_a_checkpoint
+MEASURED = AdvantageContract.test_what_it_measures_has_names_and_is_numbers
+NAMED = AdvantageContract.test_it_needs_no_score_but_those_that_it_names
+
+
+@pytest.mark.parametrize(
+    ("make", "test"),
+    [
+        (lambda: per_token(lambda group, i, call: 1.0), TYPES),
+        (lambda: Advantage(fn=changed(advantages=lambda one: one.advantages.astype(float))), TYPES),
+        (lambda: Advantage(fn=changed(loss_mask=lambda one: one.loss_mask.astype(int))), TYPES),
+        (lambda: Advantage(fn=changed(returns=lambda one: one.advantages.astype(float))), TYPES),
+        (lambda: Advantage(fn=from_the_reference), NAMED),
+        (lambda: Advantage(fn=outcome, measure=lambda groups: {"mine": 1.0}), MEASURED),
+        (lambda: Advantage(fn=outcome, measure=lambda groups: {"a/b": 1 / len(groups)}), MEASURED),
+        (remembering(Forgetful), KEPT),
+        (remembering(Arrays), KEPT),
+    ],
+)
+def test_what_an_advantage_brings_beside_its_numbers_is_checked(
+    make: Callable[[], Advantage], test: Callable[[Any], None]
+) -> None:
+    class Contract(AdvantageContract):
+        def advantage(self) -> Advantage:
+            return make()
+
+    with pytest.raises((AssertionError, HookError, TypeError, AttributeError, ZeroDivisionError)):
+        test(Contract())
+
+
+def test_an_advantage_that_keeps_all_of_it_passes() -> None:
+    class Contract(AdvantageContract):
+        def advantage(self) -> Advantage:
+            return remembering(Baseline)()
+
+    for test in (TYPES, NAMED, MEASURED, KEPT):
+        test(Contract())
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"loss_mask": lambda one: one.loss_mask.astype(int)}, "a mask of int64 .* needed: bool"),
+        ({"returns": lambda one: one.advantages[1:]}, r"returns of shape \(4,\) .* segment has"),
+    ],
+)
+def test_a_run_refuses_columns_that_it_would_misread(fields: Any, told: str) -> None:
+    with pytest.raises(HookError, match=told):
+        credit(Advantage(fn=changed(**fields)), [judged_group([[1.0], [0.0]])], masked=())
 
 
 def test_an_advantage_that_needs_one_row_is_given_no_others() -> None:

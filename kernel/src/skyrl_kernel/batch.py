@@ -208,14 +208,24 @@ def _check_shapes(scored: Scored, tokens: Sequence[TokenAdvantages]) -> None:
             f"{scored.trajectory.id}, which has {len(segments)} segments"
         )
     for segment, entry in zip(segments, tokens, strict=True):
-        shape = segment.tokens.shape
+        shape, returns = segment.tokens.shape, entry.returns
         if entry.advantages.shape != shape or entry.loss_mask.shape != shape:
             raise HookError(
                 f"the advantage stage returned shapes {entry.advantages.shape} and {entry.loss_mask.shape} "
                 f"for trajectory {scored.trajectory.id}, whose segment has {shape}"
             )
+        if returns is not None and returns.shape != shape:
+            raise HookError(
+                f"the advantage stage returned returns of shape {returns.shape} for trajectory "
+                f"{scored.trajectory.id}, whose segment has {shape}"
+            )
         if entry.loss_mask is segment.loss_mask:
             continue
+        if entry.loss_mask.dtype != np.bool_:
+            raise HookError(
+                f"the advantage stage returned a mask of {entry.loss_mask.dtype} for trajectory "
+                f"{scored.trajectory.id}; needed: bool"
+            )
         if (entry.loss_mask & ~segment.loss_mask).any():
             raise HookError(
                 f"the advantage stage unmasked tokens of trajectory {scored.trajectory.id} that the policy "

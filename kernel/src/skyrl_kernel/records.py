@@ -369,7 +369,7 @@ class TokenAdvantages:
     """What `advantage` says of one segment, [T] each."""
 
     advantages: FloatArray
-    """What the policy term multiplies; read only where ``loss_mask`` is True."""
+    """What the policy term multiplies; read only where ``loss_mask`` is True, and 0 elsewhere."""
     loss_mask: BoolArray
     """The segment's mask, or a subset of it."""
     returns: FloatArray | None = None

@@ -1,7 +1,8 @@
 """What an algorithm must keep: its advantage and its loss."""
 
 import copy
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -9,11 +10,10 @@ import numpy as np
 import pytest
 
 from skyrl_kernel.batch import credit
+from skyrl_kernel.measure import refuse_names
 from skyrl_kernel.protocols import Advantage, Loss
-from skyrl_kernel.records import (
-    Scored,
-    TokenAdvantages,
-)
+from skyrl_kernel.records import Scored, Scores, TokenAdvantages
+from skyrl_kernel.run.checkpoint import dump_json
 from skyrl_kernel.testing.contracts.minibatch import gradients, random_minibatch
 from skyrl_kernel.testing.groups import judged_group
 
@@ -38,7 +38,7 @@ class AdvantageContract:
     """True if a group whose rewards are all equal is credited with 0."""
 
     def advantage(self) -> Advantage:
-        """What ``trainer.algorithm.advantage_estimator`` names."""
+        """What ``trainer.algorithm.advantage_estimator`` names; a new one at each call."""
         raise NotImplementedError("override advantage()")
 
     def test_every_segment_is_credited_with_finite_numbers_of_its_own_shape(self) -> None:
@@ -57,6 +57,41 @@ class AdvantageContract:
         """Every trajectory of a group may have been lost."""
         assert self._credit([]) == []
         assert [len(group) for group in self._credit([judged_group([[1.0], [0.0]]), []])] == [2, 0]
+
+    def test_what_is_not_trained_on_is_credited_with_nothing_and_types_are_the_kernels(
+        self,
+    ) -> None:
+        """Advantages and returns are float32, masks are bool, and a masked token's advantage is 0."""
+        groups = [judged_group([[0.0, 1.0], [1.0, 0.5]]), judged_group([[1.0], [0.0]])]
+        for one in (entry for group in self._credit(groups) for rows in group for entry in rows):
+            assert one.loss_mask.dtype == np.bool_
+            assert one.advantages.dtype == np.float32
+            assert one.returns is None or one.returns.dtype == np.float32
+            assert not one.advantages[~one.loss_mask].any(), "an advantage where the mask is False"
+
+    def test_it_needs_no_score_but_those_that_it_names(self) -> None:
+        """The kernel computes no others: they are None in a run."""
+        advantage = self.advantage()
+        groups = [judged_group([[0.0], [1.0], [0.25]])]
+        named = [[_with_scores(one, advantage.needs) for one in group] for group in groups]
+        _assert_equal(self._credit(named), self._credit(groups))
+
+    def test_what_it_measures_has_names_and_is_numbers(self) -> None:
+        """``AREA/NAME``, of a batch with groups and of one whose trajectories were all lost."""
+        advantage = self.advantage()
+        for groups in ([judged_group([[0.0], [1.0]]), judged_group([[1.0], [1.0]])], []):
+            credited = credit(advantage, groups, masked=())
+            refuse_names(advantage.measure(credited), "the advantage")
+
+    def test_what_it_remembers_goes_through_a_checkpoint(self) -> None:
+        """One that goes on from the state, as JSON, credits as the one that was not interrupted."""
+        first, second = judged_group([[0.0], [1.0], [0.25]]), judged_group([[2.0], [1.0], [1.0]])
+        straight, resumed = self.advantage(), self.advantage()
+        straight([first, second])
+        state = dump_json(straight.state_dict(), "state_dict()")
+        resumed.load_state_dict(json.loads(state))
+        assert dump_json(resumed.state_dict(), "state_dict()") == state
+        _assert_equal(straight([second, first]), resumed([second, first]))
 
     def test_nothing_that_comes_in_is_changed(self) -> None:
         """The same records are written to the run folder."""
@@ -326,6 +361,12 @@ def _assert_equal(left: Credited, right: Credited, atol: float = 1e-6) -> None:
             for x, y in zip(a, b, strict=True):
                 np.testing.assert_allclose(x.advantages, y.advantages, atol=atol)
                 np.testing.assert_array_equal(x.loss_mask, y.loss_mask)
+
+
+def _with_scores(scored: Scored, needs: Collection[str]) -> Scored:
+    """The same with no other scores than ``needs``."""
+    given = [Scores(**{name: getattr(one, name) for name in needs}) for one in scored.scores]
+    return replace(scored, scores=tuple(given))
 
 
 def _inputs(loss: Loss, *, count: int = 12, shift: float = 0.0) -> "LossInputs":
