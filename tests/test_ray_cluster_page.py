@@ -96,6 +96,16 @@ def test_a_ray_job_asks_for_as_many_gpus_as_its_run() -> None:
         assert mounted == {"shared": "/shared", "memory": "/dev/shm"}
         assert {volume["name"] for volume in pod["volumes"]} == set(mounted)
         assert _container(group)["image"] in FILES["image.sh"]
+    assert f"ray=={cluster['rayVersion']}\n" in (ROOT / "constraints.txt").read_text()
+
+
+def test_a_job_of_anyscale_runs_the_image_that_is_built_for_it() -> None:
+    job = yaml.safe_load(FILES["job.yaml"])
+    assert f"--tag {job['image_uri']} " in FILES["anyscale.sh"]
+    assert f"docker push {job['image_uri']}\n" in FILES["anyscale.sh"]
+    (workers,) = job["compute_config"]["worker_nodes"]
+    assert workers["min_nodes"] == workers["max_nodes"]
+    assert f"NUM_NODES={workers['min_nodes']} " in job["entrypoint"]
 
 
 def _container(group: dict[str, Any]) -> dict[str, Any]:
@@ -137,3 +147,4 @@ def test_what_the_image_runs_to_install_is_shell(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         assert wanted in done.stdout
         assert "./plugins/backends/fsdp" in done.stdout
+        assert " ray[default] " in done.stdout  # what KubeRay asks of a node, and its jobs
