@@ -2,21 +2,25 @@
 
 import asyncio
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
+import numpy as np
 import pytest
 from aiohttp import web
 from safetensors.torch import load_file
 
 from skyrl_kernel.errors import ConfigError, WeightSyncError
 from skyrl_kernel.plan import make_plan
+from skyrl_kernel.records import GenerateRequest, Sampling
 from skyrl_transformers.testing import write_random_model
 from skyrl_vllm.attached import Needs, compare
 from skyrl_vllm.client import ServerError
 from skyrl_vllm.engine import VllmEngine
 from skyrl_vllm.fleet import Deadlines
+from skyrl_vllm.server import Server
 from skyrl_vllm.testing import Handler, Shelf, against
 from skyrl_vllm.wire import GENERATE
 
@@ -146,6 +150,40 @@ def test_a_server_as_the_readme_starts_it_is_what_a_run_needs(servers: Any, mode
         asyncio.run(use("bfloat16"))
     with urlopen(f"{server.url}/server_info?config_format=json", timeout=60) as answer:
         assert compare(json.load(answer), needs(models["tied"])) == ([], [])
+
+
+@pytest.mark.slow
+def test_a_server_that_is_started_anew_at_its_address_is_noticed_by_what_it_answers(
+    servers: Any, models: Mapping[str, Path], tmp_path: Path
+) -> None:
+    first = servers.start(models["tied"])
+    prompt = np.arange(4, dtype=np.int32)
+    asked = GenerateRequest(tokens=prompt, sampling=Sampling(max_tokens=3), seed=0)
+
+    async def use() -> None:
+        engine = VllmEngine(first.url, models["tied"])
+        try:
+            await engine.generate([asked])
+            servers.stop()
+            flags = ["--dtype", "float32", "--enforce-eager"]
+            anew = Server(
+                models["tied"], flags, log=tmp_path / "log", port=int(first.url.rpartition(":")[2])
+            )
+            try:
+                await anew.wait_until_ready(540)
+                with pytest.raises(ServerError, match=f"{first.url} was started anew"):
+                    await engine.logprobs([prompt], temperature=1)
+                with pytest.raises(ServerError, match=f"{first.url} was started anew"):
+                    await engine.generate([asked])
+                other = VllmEngine(first.url, models["tied"])  # as the same command again
+                assert len(await other.generate([asked])) == 1
+                await other.close()
+            finally:
+                await asyncio.to_thread(anew.close)
+        finally:
+            await engine.close()
+
+    asyncio.run(use())
 
 
 def test_an_engine_goes_on_with_what_another_process_has_brought_its_server(model: Path) -> None:

@@ -187,6 +187,29 @@ def test_weights_are_not_sent_to_another_machine(model: Path) -> None:
     against(well, model, use)
 
 
+@pytest.mark.parametrize("what", ["completion", "stream", "score"])
+def test_a_server_that_was_started_anew_ends_the_run(model: Path, what: str) -> None:
+    """It answers at the same address, with the weights that it was started with."""
+    first = [{"version": "default", "start": 0, "end": 3}]
+    told = answer(weight_versions=first) | {"prompt_logprobs": [None, {"6": {"logprob": -1.0}}]}
+
+    async def handler(asked: web.Request) -> web.StreamResponse:
+        if what == "stream" and asked.path == GENERATE:
+            return web.Response(text=f"data: {json.dumps(told)}\n\ndata: [DONE]\n\n")
+        return web.json_response(told if asked.path == GENERATE else {})
+
+    async def use(engine: VllmEngine) -> None:
+        asking: dict[str, Callable[[], Awaitable[Any]]] = {
+            "completion": lambda: engine.generate([request()]),
+            "stream": lambda: all_of(engine),
+            "score": lambda: engine.logprobs([PROMPT], temperature=1.0),
+        }
+        with pytest.raises(ServerError, match=r"was started anew .*The same command goes on"):
+            await asking[what]()
+
+    against(handler, model, use)
+
+
 # --- tokens as they come ----------------------------------------------------------------------------
 
 
@@ -242,6 +265,8 @@ def test_a_stream_ends_with_the_whole_and_the_versions_of_its_tokens(model: Path
         ((event(7),), ServerError, "broke off"),
         ((event(7), {"error": {"code": 400, "message": "bad"}}), TrajectoryError, "bad"),
         ((event(7), {"choices": []}, "[DONE]"), TrajectoryError, "another answer than expected"),
+        ((event(7), "[DONE]"), TrajectoryError, "ended a stream without its completion"),
+        (("[DONE]",), TrajectoryError, "ended a stream without its completion"),
     ],
 )
 def test_a_stream_that_breaks_off_or_says_so_is_an_error(

@@ -8,7 +8,7 @@ import pytest
 from skyrl_kernel.errors import FailureKind, TrajectoryError
 from skyrl_kernel.records import Sampling
 from skyrl_vllm.testing import answer
-from skyrl_vllm.wire import completion, sampling_params, scores, to_score
+from skyrl_vllm.wire import StartedAnewError, completion, sampling_params, scores, to_score
 
 
 def test_every_field_that_decides_what_is_sampled_is_named() -> None:
@@ -43,7 +43,7 @@ def test_an_abort_before_the_first_token_is_an_empty_completion() -> None:
         {"token_ids": [7, 8]},
         {"token_ids": [7, 8, 10]},
         {"finish_reason": "error"},
-        {"weight_versions": [{"version": "default", "start": 0, "end": 3}]},
+        {"weight_versions": [{"version": "new", "start": 0, "end": 3}]},
     ],
 )
 def test_another_answer_costs_its_trajectory(changed: dict[str, Any]) -> None:
@@ -56,10 +56,34 @@ def test_scores_at_another_temperature_come_from_the_whole_vocabulary() -> None:
     """Of 1/2, 1/4 and 1/4 the squares are as 4 : 1 : 1, so at temperature 1/2 the first has 2/3."""
     row = np.array([2, 0, 1], dtype=np.int32)
     position = {str(token): {"logprob": np.log(p)} for token, p in enumerate((0.5, 0.25, 0.25))}
-    told = {"prompt_logprobs": [None, position, position]}
+    told = answer() | {"prompt_logprobs": [None, position, position]}
     for temperature, asked, expected in (
         (0.5, -1, [0, np.log(2 / 3), np.log(1 / 6)]),
         (1.0, 0, [0, np.log(1 / 2), np.log(1 / 4)]),
     ):
         assert to_score(row, temperature)["sampling_params"]["prompt_logprobs"] == asked
         np.testing.assert_allclose(scores(told, row, temperature), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {},
+        answer(),
+        answer() | {"prompt_logprobs": [None]},
+        answer() | {"prompt_logprobs": [None, {"3": {"logprob": -1.0}}]},
+        answer() | {"prompt_logprobs": [None, {"2": {"rank": 1}}]},
+    ],
+)
+def test_scores_that_are_none_cost_what_asked_for_them(told: dict[str, Any]) -> None:
+    with pytest.raises(TrajectoryError, match="gave another answer than expected"):
+        scores(told, np.array([1, 2], dtype=np.int32), 1.0)
+
+
+def test_weights_that_a_server_was_started_with_are_told_from_the_runs() -> None:
+    first = [{"version": "default", "start": 0, "end": 1}]
+    with pytest.raises(StartedAnewError):
+        completion(answer(weight_versions=first), version=2)
+    told = answer(weight_versions=first) | {"prompt_logprobs": [None, {"2": {"logprob": -1.0}}]}
+    with pytest.raises(StartedAnewError):
+        scores(told, np.array([1, 2], dtype=np.int32), 1.0)

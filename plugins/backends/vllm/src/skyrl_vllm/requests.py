@@ -107,7 +107,8 @@ class Requests:
         version = self._version()
         try:
             with self._begun(request, model) as (body, client):
-                return wire.completion(await self._answer(client, body, queues=True), version)
+                async with self._typed(client):
+                    return wire.completion(await self._ask(client, body, queues=True), version)
         except _AbortedUnsentError:
             return _UNSENT
 
@@ -126,6 +127,10 @@ class Requests:
                     async for event in events:
                         parts.append(wire.piece(event, parts, version))
                         yield parts[-1]
+                if not parts or parts[-1].completion is None:
+                    raise wire.lost(
+                        FailureKind.INFRASTRUCTURE, "ended a stream without its completion"
+                    )
         except _AbortedUnsentError:
             yield Piece(tokens=_UNSENT.tokens, logprobs=_UNSENT.logprobs, completion=_UNSENT)
 
@@ -137,7 +142,8 @@ class Requests:
             return np.zeros(len(row), dtype=np.float32)
         body = wire.to_score(row, temperature) | _named(model)
         # It waits behind no completion: what asks is the check after a sync, within the sync's deadline.
-        return wire.scores(await self._answer(client, body, queues=False), row, temperature)
+        async with self._typed(client):
+            return wire.scores(await self._ask(client, body, queues=False), row, temperature)
 
     async def abort(self) -> None:
         """End all completions under way; returns when they have ended.
@@ -187,23 +193,26 @@ class Requests:
             return body
         return {**body, "cache_salt": f"{self._name}-{self._version()}"}
 
-    async def _answer(self, client: Client, body: Body, *, queues: bool) -> Any:
+    async def _ask(self, client: Client, body: Body, *, queues: bool) -> Any:
         """What a server says to one request."""
         deadline_s = self._fleet.deadlines.request_s
-        async with self._typed(client):
-            return await client.ask(
-                "POST", wire.GENERATE, body, timeout_s=deadline_s, queues=queues
-            )
+        return await client.ask("POST", wire.GENERATE, body, timeout_s=deadline_s, queues=queues)
 
     @asynccontextmanager
     async def _typed(self, client: Client) -> AsyncIterator[None]:
-        """One failed request costs one trajectory."""
+        """One failed request costs one trajectory; a server with other weights than the run's costs the run."""
         try:
             yield
         except Refused as error:
             raise await self._why(client, error) from error
         except TimeoutError as error:
             raise wire.lost(FailureKind.TIMEOUT, str(error)) from error
+        except wire.StartedAnewError as error:
+            raise ServerError(
+                f"the vLLM server at {client.url} was started anew while the run went on, and has the "
+                "weights that it was started with instead of the run's. The same command goes on after the "
+                "run's newest checkpoint, and brings the server its weights"
+            ) from error
 
     async def _why(self, client: Client, error: Refused) -> SkyrlError:
         """A refusal costs one trajectory, unless it is the server's last word."""

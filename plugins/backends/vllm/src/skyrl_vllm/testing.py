@@ -64,7 +64,7 @@ class Listener:
         self.asked.append(incoming.path_qs)
         if "prompt_logprobs" in body.get("sampling_params", {}):
             rest = [{str(token): {"logprob": self.score}} for token in body["token_ids"][1:]]
-            return web.json_response({"prompt_logprobs": [None, *rest]})
+            return web.json_response(answer() | {"prompt_logprobs": [None, *rest]})
         return web.json_response(answer() if incoming.path == GENERATE else {})
 
     def count(self, path: str) -> int:

@@ -23,12 +23,18 @@ from skyrl_kernel.records import (
 GENERATE = "/inference/v1/generate"
 REGISTERED = "generate-tokens-"
 """What vLLM puts before the id of a request; an abort without it is answered 200 and does nothing."""
+_UNNAMED = "default"
+"""What vLLM calls the weights that a server was started with, until somebody gives them a version."""
 _SEEDS = 2**63 - 1
 _FINISHED: dict[str | None, Literal["stop", "length", "abort"]] = {
     "stop": "stop",
     "length": "length",
     "abort": "abort",
 }
+
+
+class StartedAnewError(Exception):
+    """An answer was computed with the weights that its server was started with."""
 
 
 def to_complete(request: GenerateRequest, name: str) -> dict[str, Any]:
@@ -91,6 +97,7 @@ def completion(answer: Mapping[str, Any], version: int) -> Completion:
 
     Raises:
         TrajectoryError: It is no such answer.
+        StartedAnewError: See there.
     """
     with _expected(answer):
         (choice,) = answer["choices"]
@@ -108,6 +115,7 @@ def piece(event: Mapping[str, Any], before: Sequence[Piece], version: int) -> Pi
 
     Raises:
         TrajectoryError: It is no such event.
+        StartedAnewError: See there.
     """
     with _expected(event):
         (choice,) = event["choices"]
@@ -130,11 +138,18 @@ def scores(answer: Mapping[str, Any], row: IntArray, temperature: float) -> Floa
         answer: To `to_score` of the same row and temperature.
         row: [T] at least one token.
         temperature: Of the distribution; 0 takes 1.
+
+    Raises:
+        TrajectoryError: It is no such answer.
+        StartedAnewError: See there.
     """
     found = np.zeros(len(row), dtype=np.float32)
-    positions = answer["prompt_logprobs"]
-    for place, token in enumerate(row.tolist()[1:], start=1):
-        found[place] = _at_temperature(positions[place], str(token), temperature)
+    with _expected(answer):
+        (choice,) = answer["choices"]
+        _versions(choice, np.zeros(1, dtype=np.int32))  # of the one token that it has sampled
+        positions = answer["prompt_logprobs"]
+        for place, token in enumerate(row.tolist()[1:], start=1):
+            found[place] = _at_temperature(positions[place], str(token), temperature)
     return found
 
 
@@ -170,11 +185,18 @@ def _sampled(choice: Mapping[str, Any]) -> tuple[IntArray, FloatArray]:
 def _whole(
     choice: Mapping[str, Any], tokens: IntArray, logprobs: FloatArray, version: int
 ) -> Completion:
-    versions = np.full(len(tokens), version, dtype=np.int32)
-    for span in choice["weight_versions"] or ():
-        versions[span["start"] : span["end"]] = int(span["version"])
+    versions = _versions(choice, np.full(len(tokens), version, dtype=np.int32))
     reason = _FINISHED[choice["finish_reason"]]
     return Completion(tokens=tokens, logprobs=logprobs, versions=versions, finish_reason=reason)
+
+
+def _versions(choice: Mapping[str, Any], versions: IntArray) -> IntArray:
+    """``versions`` with those that the server tells in their place."""
+    for span in choice["weight_versions"] or ():
+        if span["version"] == _UNNAMED:
+            raise StartedAnewError
+        versions[span["start"] : span["end"]] = int(span["version"])
+    return versions
 
 
 def _at_temperature(
