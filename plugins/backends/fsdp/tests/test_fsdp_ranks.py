@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.distributed.distributed_c10d import Backend, BackendConfig
 
+from skyrl_fsdp.ranks import backend
 from skyrl_fsdp.testing import first_gradients
 from skyrl_fsdp.trainer import FsdpTrainer
 from skyrl_kernel.config.trainer import TrainerConfig
@@ -29,6 +31,21 @@ CONFIG: dict[str, Any] = {
     "policy": {"optimizer_config": {"lr": 1e-3, "max_grad_norm": MAX_NORM}},
 }
 TEMPERATURE = 0.7
+
+
+def on_devices(gpus: int) -> pytest.MarkDecorator:
+    """On processors, and on so many GPUs where there are so many."""
+    gpu = pytest.param(
+        "cuda",
+        marks=(
+            pytest.mark.gpu,
+            pytest.mark.skipif(
+                torch.cuda.device_count() < gpus,
+                reason=f"ranks on {gpus} GPU(s), over NCCL, were not compared with one process",
+            ),
+        ),
+    )
+    return pytest.mark.parametrize("device", ["cpu", gpu])
 
 
 def sample(number: int, length: int) -> TrainingSample:
@@ -97,12 +114,15 @@ def dealt(rows: Sequence[Any], one: FsdpTrainer, *, to_one_share: bool) -> list[
 
 
 def two_updates(
-    models: dict[str, Path], config: dict[str, Any], to_one_share: bool = False
+    models: dict[str, Path],
+    config: dict[str, Any],
+    to_one_share: bool = False,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     torch.set_num_threads(1)
     elsewhere = {"policy"} - models.keys()
     one = FsdpTrainer(
-        models, TrainerConfig(**config), device="cpu", timeout_s=60, elsewhere=elsewhere
+        models, TrainerConfig(**config), device=device, timeout_s=60, elsewhere=elsewhere
     )
     stage = loss(critic="value" in models)
     results, found = [], {}
@@ -112,7 +132,7 @@ def two_updates(
         found = found or first_gradients(one)
     rows = dealt([row.tokens for row in BATCH], one, to_one_share=to_one_share)
     scores = {role: one.score(role, rows, temperature=TEMPERATURE) for role in models}
-    weights = {role: dict(one.weights(role)) for role in models}
+    weights = {role: {name: t.cpu() for name, t in one.weights(role)} for role in models}
     one.close()
     return {"results": results, "gradients": found, "scores": scores, "weights": weights}
 
@@ -124,10 +144,11 @@ def assert_like_one_process(
     *,
     to_one_share: bool = False,
     sharding: Mapping[str, Any] | None = None,
+    device: str = "cpu",
 ) -> None:
-    expected = two_updates(models, config)
+    expected = two_updates(models, config, device=device)
     config = {**config, "policy": {**config["policy"], "fsdp_config": sharding or {}}}
-    ranks = on_ranks(number, two_updates, models, config, to_one_share, deadline_s=100)
+    ranks = on_ranks(number, two_updates, models, config, to_one_share, device, deadline_s=100)
     assert len(expected["gradients"]) > 10
     scale = sum(float(np.sum(g**2)) for g in expected["gradients"].values()) ** 0.5
     if "policy" in models:
@@ -156,8 +177,10 @@ def assert_like_one_process(
             np.testing.assert_allclose(mine, theirs, atol=1e-3)
 
 
-def test_two_ranks_with_unequal_shares_are_one_process(qwen2: Path) -> None:
-    assert_like_one_process(2, {"policy": qwen2, "reference": qwen2, "value": qwen2}, CONFIG)
+@on_devices(2)
+def test_two_ranks_with_unequal_shares_are_one_process(qwen2: Path, device: str) -> None:
+    models = {"policy": qwen2, "reference": qwen2, "value": qwen2}
+    assert_like_one_process(2, models, CONFIG, device=device)
 
 
 def test_two_ranks_with_the_critic_alone_are_one_process(qwen2: Path) -> None:
@@ -169,8 +192,21 @@ def test_a_rank_without_rows_computes_along(llama: Path) -> None:
     assert_like_one_process(4, {"policy": llama}, CONFIG, to_one_share=True)
 
 
-def test_one_process_may_offload_too(llama: Path) -> None:
-    assert_like_one_process(1, {"policy": llama}, CONFIG, sharding={"cpu_offload": True})
+@on_devices(1)
+def test_one_process_may_offload_too(llama: Path, device: str) -> None:
+    sharding = {"cpu_offload": True}
+    assert_like_one_process(1, {"policy": llama}, CONFIG, sharding=sharding, device=device)
+
+
+def test_gpus_meet_over_nccl_and_what_they_keep_in_memory_over_gloo() -> None:
+    """As torch reads it, also where it was built without NCCL."""
+
+    def connected_by(device: str) -> dict[str, str]:
+        config = BackendConfig(Backend(backend(torch.device(device))))
+        return dict(config.get_device_backend_map())
+
+    assert connected_by("cuda:1") == {"cpu": "gloo", "cuda": "nccl"}
+    assert connected_by("cpu")["cpu"] == "gloo"
 
 
 def test_adapters_and_the_policy_without_them_are_those_of_one_process(llama: Path) -> None:

@@ -189,14 +189,15 @@ class Ranks:
             dist.destroy_process_group()
 
 
-def _backend(device: torch.device) -> str:
+def backend(device: torch.device) -> str:
+    """torch.distributed's, for ranks that compute there."""
     # What is kept in the machine's memory (fsdp_config.cpu_offload) is reduced by gloo there.
     return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
 
 
 def _join_nobody(device: torch.device) -> None:
     """A group of this process alone, for what only sharded modules do."""
-    dist.init_process_group(_backend(device), store=HashStore(), rank=0, world_size=1)
+    dist.init_process_group(backend(device), store=HashStore(), rank=0, world_size=1)
 
 
 def join(device: str | torch.device, *, timeout_s: float, sequence: int = 1) -> Ranks:
@@ -219,7 +220,7 @@ def join(device: str | torch.device, *, timeout_s: float, sequence: int = 1) -> 
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         try:
-            meet(_backend(device), timedelta(seconds=timeout_s))
+            meet(backend(device), timedelta(seconds=timeout_s))
         except (RuntimeError, OSError) as error:  # torch's DistError is a RuntimeError
             raise RankError(
                 f"rank {os.environ.get('RANK')} of {world} waited {timeout_s:g} s for the others at "

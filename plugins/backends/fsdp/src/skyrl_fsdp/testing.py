@@ -15,5 +15,5 @@ def first_gradients(trainer: FsdpTrainer) -> dict[str, FloatArray]:
         names = model._names()
         for optimizer in model.optimizers:
             for parameter, state in optimizer.state.items():
-                found[f"{role}/{names[parameter]}"] = (whole(state["exp_avg"]) / 0.1).numpy()
+                found[f"{role}/{names[parameter]}"] = (whole(state["exp_avg"]) / 0.1).cpu().numpy()
     return found
