@@ -1,5 +1,7 @@
 """The contract suites refuse what breaks the contract: a broken thing of each kind, and its test."""
 
+import signal
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +15,7 @@ from skyrl_kernel.batch import credit
 from skyrl_kernel.env import Env
 from skyrl_kernel.errors import HookError, RunError
 from skyrl_kernel.hookspecs import hookimpl
+from skyrl_kernel.plugins import discover
 from skyrl_kernel.protocols import Advantage, Engine, Loss, Trainer
 from skyrl_kernel.records import Completion, GenerateRequest, IntArray, TokenAdvantages
 from skyrl_kernel.rollout.env_checks import BadResult
@@ -26,6 +29,7 @@ from skyrl_kernel.testing.contracts import (
     TrainerContract,
 )
 from skyrl_kernel.testing.contracts.engine import SleepContract
+from skyrl_kernel.testing.distributions import make_distribution, on_path
 from skyrl_kernel.testing.groups import judged_group
 from skyrl_kernel.testing.scripted import Script, ScriptedEngine, ScriptedEnv, ScriptedTrainer
 
@@ -216,6 +220,80 @@ def test_a_broken_engine_is_refused(
 
     with pytest.raises((AssertionError, pytest.fail.Exception, RunError)):
         test(Contract())
+
+
+class KeepsItsTurn(ScriptedEngine):
+    """Waits for the end of a pause, and lets nobody end it."""
+
+    is_paused = False
+
+    async def pause(self) -> None:
+        self.is_paused = True
+
+    async def generate(self, requests: Any) -> Any:
+        while self.is_paused:
+            time.sleep(0.01)
+        return await super().generate(requests)
+
+
+class Described(SleepContract, EngineContract):
+    """An engine of the plugin ``half``."""
+
+    plugin = "half"
+
+    def make(self) -> Engine:
+        return ScriptedEngine(Script())  # sleeps and forgets its cache
+
+    def prompts(self) -> Sequence[IntArray]:
+        return [np.array([9, 10], dtype=np.int32), np.array([9, 10, 11], dtype=np.int32)]
+
+
+def test_an_engine_that_keeps_the_event_loop_is_told_the_rule_and_no_hang() -> None:
+    class Contract(Described):
+        patience_s = 0.5
+
+        def make(self) -> Engine:
+            return KeepsItsTurn(Script())
+
+    before, timer = signal.getsignal(signal.SIGALRM), signal.getitimer(signal.ITIMER_REAL)
+    with pytest.raises(
+        pytest.fail.Exception,
+        match=r"the engine keeps the event loop for 0\.5 s \(patience_s\) in KeepsItsTurn\.generate, line "
+        r"\d+: .* await asyncio\.sleep\(0\) between tokens",
+    ):
+        Contract().test_a_paused_engine_waits_until_it_may_go_on()
+    assert signal.getsignal(signal.SIGALRM) is before
+    left, again = signal.getitimer(signal.ITIMER_REAL)  # somebody else's
+    assert (left <= timer[0], again) == (True, timer[1])
+
+
+@pytest.mark.parametrize(
+    ("offers", "told"),
+    [
+        (["sleeps", "forgets_cache", "concurrent_generation"], None),
+        (["sleeps", "forgets_cache", "streams"], "beside what its plugin.toml"),
+        (["sleeps"], "beside what its plugin.toml"),
+        (["sleeps", "forgets_cache", "served"], "ServedContract is not run"),
+    ],
+)
+def test_what_a_plugin_offers_and_what_the_suite_finds_agree(
+    tmp_path: Path, offers: list[str], told: str | None
+) -> None:
+    with on_path(tmp_path):
+        make_distribution(
+            tmp_path,
+            "skyrl-half",
+            modules={"skyrl_half.plugin": ""},
+            entry_points={"skyrl.backends": {"half": "skyrl_half.plugin"}},
+            files={"skyrl_half/plugin.toml": f"[half]\noffers = {offers}\n"},
+        )
+        discover(refresh=True)
+        test = Described().test_what_its_plugin_offers_is_there_and_is_checked
+        if told is None:
+            test()
+        else:
+            with pytest.raises(AssertionError, match=told):
+                test()
 
 
 # --- trainers ----------------------------------------------------------------------------

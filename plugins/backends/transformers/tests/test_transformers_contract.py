@@ -53,6 +53,8 @@ class Subject(ModelEngine):
 
 
 class TestTied(Subject, Suite):
+    plugin = "transformers"
+
     @pytest.fixture(autouse=True)
     def _folder(self, llama: Path) -> None:
         self.folder = llama

@@ -174,6 +174,7 @@ class OwnOfVllm(UpdateContract):
 class TestTied(Subject, ServedContract, OwnOfVllm, SleepContract, ModelEngineContract):
     """``builtin:tiny``'s shape: embedding and head are one tensor."""
 
+    plugin = "vllm"
     killed_says = r"ended by signal 9; the end of .*vllm.log"
 
 

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from skyrl_kernel.errors import WeightSyncError
-from skyrl_kernel.protocols import Engine
+from skyrl_kernel.plugins import discover
+from skyrl_kernel.protocols import Engine, Forgets, Served, Sleeps, Streams
 from skyrl_kernel.records import Completion, GenerateRequest
+from skyrl_kernel.slots import BACKENDS, PLUGINS
 from skyrl_kernel.testing.contracts.engine.subject import EngineSubject
 
 
@@ -22,6 +24,37 @@ class EngineContract(EngineSubject):
         assert isinstance(engine, Engine)
         assert engine.version == 0
         assert isinstance(engine.lockstep, bool)
+
+    def test_what_its_plugin_offers_is_there_and_is_checked(self) -> None:
+        """A run believes ``plugin.toml``: a word too many fails in its middle, one too few is never used."""
+        if self.plugin is None:
+            pytest.skip("not checked: what the plugin offers, as the subclass names no `plugin`")
+        installed = discover().named(self.plugin, (BACKENDS, PLUGINS))
+        if not installed:
+            pytest.skip(
+                f"not checked: what '{self.plugin}' offers, as no plugin of that name is installed"
+            )
+        offers = installed[0].manifest.offers
+        engine = self.make()
+        parts = {
+            "sleeps": isinstance(engine, Sleeps),
+            "forgets_cache": isinstance(engine, Forgets),
+            "streams": isinstance(engine, Streams),
+            "shares_module": hasattr(engine, "share"),
+        }
+        found = {word for word, is_there in parts.items() if is_there}
+        offered = {word for word in offers if word in parts}
+        assert found == offered, "what the engine has beside what its plugin.toml offers"
+        assert not isinstance(engine, Served) or "served" in offers
+        assert not (engine.lockstep and "concurrent_generation" in offers), (
+            "an engine in the caller's thread (lockstep) does not generate while the trainer trains"
+        )
+        assert self.has_random_sampling or "seeded_sampling" not in offers
+        suites = {base.__name__ for base in type(self).__mro__}
+        for word, suite in (("sleeps", "SleepContract"), ("served", "ServedContract")):
+            assert word not in offers or suite in suites, (
+                f"'{word}' is offered, and {suite} is not run"
+            )
 
     def test_each_request_gets_its_completion_in_order(self) -> None:
         """Arrays agree in length, log-probs are log-probs, tokens carry the version."""
