@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,14 @@ from skyrl_kernel.records import GenerateRequest, IntArray, Sampling
 from skyrl_vllm.adapters import adapter_flags, adapter_variables
 from skyrl_vllm.engine import VllmEngine
 from skyrl_vllm.fleet import Deadlines
-from skyrl_vllm.testing import demo, run
+from skyrl_vllm.testing import counter, demo, run
 from skyrl_vllm.updates import stored_shapes
 
 TOLERANCE = 1e-4
 """Nats, in float32."""
+SLOW_S = 2.0
+"""Of receiving an adapter, and of making it."""
+SAMPLED = "vllm:generation_tokens_total"
 DEADLINES = Deadlines(start_s=540, request_s=240, update_s=120, control_s=60)
 ROWS: list[IntArray] = [
     np.random.default_rng(n).integers(0, 250, 60).astype(np.int32) for n in range(4)
@@ -63,14 +67,20 @@ def request(seed: int, tokens: int) -> GenerateRequest:
     return GenerateRequest(tokens=ROWS[0], sampling=sampling, seed=seed)
 
 
+async def sample(engine: VllmEngine) -> None:
+    while True:
+        await engine.generate([request(0, 200)])
+
+
 def test_an_adapter_alone_makes_the_server_compute_as_the_trainer(
-    servers: Any, models: Mapping[str, Path]
+    servers: Any, brake: Any, models: Mapping[str, Path]
 ) -> None:
-    """One server, which takes longest to start: its first weights, syncs, refusals, a sync under way."""
+    """One server, which takes longest to start: its first weights, syncs, refusals, a slow sync under way."""
     model = models["tied"]
     trainer = make_trainer(model)
     flags = adapter_flags("adapters", trainer._config, stored_shapes(model) or {})
-    server = servers.start(model, adapter_variables("adapters"), flags=flags)
+    variables = adapter_variables("adapters") | brake.variables
+    server = servers.start(model, variables, flags=flags)
 
     async def use() -> None:
         engine = VllmEngine(server.url, model, takes_adapters=True, deadlines=DEADLINES)
@@ -83,6 +93,7 @@ def test_an_adapter_alone_makes_the_server_compute_as_the_trainer(
             assert await difference(engine, trainer) < TOLERANCE
         await refuses(engine)
         await goes_on(engine)
+        await samples_meanwhile(engine)
         await engine.close()
 
     async def refuses(engine: VllmEngine) -> None:
@@ -109,6 +120,23 @@ def test_an_adapter_alone_makes_the_server_compute_as_the_trainer(
         row = np.concatenate([ROWS[0], after.tokens])
         (expected,) = trainer.score("policy", [row], temperature=1.0)
         np.testing.assert_allclose(after.logprobs, expected[len(ROWS[0]) :], atol=TOLERANCE)
+        assert await difference(engine, trainer) < TOLERANCE
+
+    async def samples_meanwhile(engine: VllmEngine) -> None:
+        """A server that is slow to receive an adapter, and to make it, samples in every second of both."""
+        running = asyncio.create_task(sample(engine))
+        move(trainer, 4)
+        counts = []
+        with brake.on(SLOW_S):
+            syncing = asyncio.create_task(adapters(trainer, engine, 4))
+            while not syncing.done():
+                counts.append(await asyncio.to_thread(counter, server.url, SAMPLED))
+                await asyncio.sleep(1)
+        await syncing
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        assert len(counts) >= 2 * SLOW_S
+        assert all(before < after for before, after in pairwise(counts)), counts
         assert await difference(engine, trainer) < TOLERANCE
 
     asyncio.run(use())
