@@ -363,7 +363,7 @@ def test_a_full_disk_ends_the_run_in_one_line_and_the_same_command_goes_on(lab):
         "skyrl: cannot write: [Errno 28] No space left on device. What was finished is kept; make "
         "room and repeat the command\n  the same command goes on after step 2\n"
     )
-    assert "failed at step 2\n" in outcome.out
+    assert "failed after the checkpoint of step 2\n" in outcome.out
     full.unlink()
     assert lab.run("run", "--plugin", "fill").code == 0
     assert [line["step"] for line in lab.at().read_metrics()] == [0, 1, 2, 3, 4]

@@ -114,6 +114,7 @@ class RunEnd:
     """What observers learn when a run ends, however it ends."""
 
     step: int
+    """The last one that is kept: of a run that did not finish, that of its newest checkpoint, 0 if none."""
     status: Literal["finished", "stopped", "interrupted", "failed"]
     message: str
     warnings: Sequence[str] = ()

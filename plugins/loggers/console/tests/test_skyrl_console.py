@@ -217,9 +217,12 @@ def test_without_evaluations_the_end_is_one_line(logger, stream):
 
 
 def test_what_the_command_tells_by_itself_is_not_told_twice(logger, stream):
-    for status in ("failed", "interrupted"):
-        logger.end(RunEnd(step=3, status=status, message="the engine is gone"))
-    assert stream.getvalue() == "failed at step 3\ninterrupted at step 3\n"
+    for status, step in (("failed", 3), ("interrupted", 0)):
+        logger.end(RunEnd(step=step, status=status, message="the engine is gone"))
+    assert stream.getvalue().splitlines() == [
+        "failed after the checkpoint of step 3",
+        "interrupted before the first checkpoint",
+    ]
 
 
 def test_the_hooks_print_a_whole_run_and_a_new_run_begins_afresh(capsys):

@@ -96,9 +96,16 @@ def end_lines(
         last: The same of the last one.
         arrow: Stands between before and after.
     """
-    # Why it failed or was interrupted is raised, and told by whoever began the run.
-    told = end.message and end.status not in ("failed", "interrupted")
-    lines = [f"{end.status} at step {end.step}" + (f": {end.message}" if told else "")]
+    if end.status in ("failed", "interrupted"):
+        # Why is raised, and told by whoever began the run.
+        kept = (
+            f"after the checkpoint of step {end.step}"
+            if end.step
+            else "before the first checkpoint"
+        )
+        lines = [f"{end.status} {kept}"]
+    else:
+        lines = [f"{end.status} at step {end.step}" + (f": {end.message}" if end.message else "")]
     after = score(last[1]) if last else None
     if first and last and after:
         name, value = after
