@@ -231,13 +231,14 @@ def _sync(n: Numbers) -> str:
                     *(_ms(one[part]) for part in ("copy_s", "moving_s", "loading_s", "total_s")),
                     f"{100 * one['of_copy']:.0f} %",
                     _ms([one["first_s"]]),
-                    _ms(one["stopped_s"]),
+                    _ms(one["stopped_s"]) if "stopped_s" in one else "–",
                     f"{_ms(one['silence_s'])} ({_range_ms(one['silence_s'])})",
                     f"{1e3 * one['usual_s']:.0f}",
+                    _ms(one["paused_s"]),
                 ]
             )
     head = ["weights", "transport", "plain copy", "moving", "loading", "all", "moving, of a copy"]
-    head += ["the first", "stopped", "silence", "usual"]
+    head += ["the first", "stopped", "silence", "usual", "paused"]
     return f"""\
 ### Weight sync
 
@@ -250,10 +251,12 @@ to pause and to go on included. **plain copy**: as many bytes in one process, to
 written before; moving by shared memory shall have {100 * SYNC_GOAL:.0f} % of its speed from \
 {SYNC_GOAL_BYTES / 1e6:.0f} MB on.
 
-The last three are of {n["silences"]} other updates, in which a completion is streamed meanwhile. \
-**stopped**: from the order to pause to the answer to go on. **silence**: the longest time between \
-two tokens of that stream around the update, least and most in brackets; **usual**: the same before \
-it. Trainer, server and who listens share the cores here, so the silence is longer than the stop.
+The last four are of {n["silences"]} other updates, in which a completion is streamed meanwhile; the \
+first three of them are told by its tokens alone. **stopped**: by how much the tokens around the \
+update took longer than as many did before it; what moves weights shares the cores with what \
+generates here, and that counts too. **silence**: the longest time between two of them, least and \
+most in brackets. **usual**: the mean before the update. **paused**: from the engine's order to pause \
+to the answer to go on.
 
 {_measured(n)}
 """

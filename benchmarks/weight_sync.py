@@ -11,9 +11,10 @@ server. A clock around the transport tells two parts apart:
 Beside each update as many bytes are copied in this process's memory, from one place to another
 that was written before: a plain copy, which nothing that moves bytes can beat.
 
-In other updates a completion is streamed meanwhile. The silence is the longest time in which no
-token of it came to this process; the usual time between two tokens is in it. The stop is what the
-engine was told: from the order to pause to the answer to go on.
+In other updates a completion is streamed meanwhile, and what it loses is told by its tokens alone,
+as they come to this process. The stop is by how much the tokens around the update took longer than
+as many did before it, whatever held them up; the silence is the longest time without one. The pause
+is what the engine was told: from the order to pause to the answer to go on.
 """
 
 import asyncio
@@ -23,7 +24,7 @@ import statistics
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import aiohttp
 import click
@@ -156,7 +157,7 @@ async def _transport(
     trainer: Any = Weights(tensors)
     source = np.concatenate([one.detach().numpy().ravel() for one in tensors.values()])
     copy = np.zeros_like(source)
-    stops = _timed_stops(engine)
+    pauses = _timed_pauses(engine)
     numbers: dict[str, Any] = {"moving_s": [], "loading_s": [], "total_s": [], "copy_s": []}
     versions = itertools.count(1)
     try:
@@ -177,7 +178,7 @@ async def _transport(
                 ("copy_s", copy_s),
             ):
                 numbers[name].append(seconds)
-        silences = []
+        found = []
         for _ in range(SILENCES):
             async with _stream(url, model) as arrivals:
                 await asyncio.sleep(AROUND_S)
@@ -185,10 +186,13 @@ async def _transport(
                 await push(trainer, engine, next(versions))
                 ended = time.perf_counter()
                 await asyncio.sleep(AROUND_S)
-            silences.append(silence(arrivals, began, ended))
-        numbers["stopped_s"] = stops[-SILENCES:]
-        numbers["silence_s"] = [longest for longest, _ in silences]
-        numbers["usual_s"] = statistics.median(usual for _, usual in silences)
+                while arrivals[-1] < ended:
+                    await asyncio.sleep(0.01)
+            found.append(loss(arrivals, began, ended))
+        numbers["stopped_s"] = [one.stopped_s for one in found]
+        numbers["silence_s"] = [one.silence_s for one in found]
+        numbers["usual_s"] = statistics.median(one.usual_s for one in found)
+        numbers["paused_s"] = pauses[-SILENCES:]
     finally:
         await engine.close()
     copies = zip(numbers["copy_s"], numbers["moving_s"], strict=True)
@@ -196,9 +200,9 @@ async def _transport(
     return numbers
 
 
-def _timed_stops(engine: VllmEngine) -> list[float]:
-    """Will hold the seconds of each stop, from the order to pause to the answer to go on."""
-    stops: list[float] = []
+def _timed_pauses(engine: VllmEngine) -> list[float]:
+    """Will hold the seconds of each pause, from the order to the answer to go on."""
+    pauses: list[float] = []
     pause, resume = engine.pause, engine.resume
     began = 0.0
 
@@ -209,10 +213,10 @@ def _timed_stops(engine: VllmEngine) -> list[float]:
 
     async def timed_resume() -> None:
         await resume()
-        stops.append(time.perf_counter() - began)
+        pauses.append(time.perf_counter() - began)
 
     engine.pause, engine.resume = timed_pause, timed_resume  # type: ignore[method-assign]
-    return stops
+    return pauses
 
 
 @contextlib.asynccontextmanager
@@ -245,18 +249,31 @@ async def _stream(url: str, model: Path) -> AsyncIterator[list[float]]:
         await asyncio.gather(task, return_exceptions=True)
 
 
-def silence(arrivals: Sequence[float], began: float, ended: float) -> tuple[float, float]:
-    """Seconds: the longest between two tokens around an update, and the usual before it.
+class Loss(NamedTuple):
+    """What a stream of tokens lost to an update."""
+
+    stopped_s: float
+    """By how much the tokens around it were later than at the pace before it."""
+    silence_s: float
+    """The longest between two tokens around it."""
+    usual_s: float
+    """The mean between two before it."""
+
+
+def loss(arrivals: Sequence[float], began: float, ended: float) -> Loss:
+    """From the last token before an update to the first after it.
 
     Args:
-        arrivals: When tokens came, in order.
+        arrivals: When tokens came, in order, in seconds: several before, one or more after.
         began: When the update did.
         ended: When the update did.
     """
-    gaps = [*itertools.pairwise(arrivals)]
-    during = [stop - start for start, stop in gaps if stop > began and start < ended]
-    before = [stop - start for start, stop in gaps if stop <= began]
-    return max(during), statistics.median(before)
+    last = max(place for place, one in enumerate(arrivals) if one <= began)
+    first = min(place for place, one in enumerate(arrivals) if one >= ended)
+    usual_s = (arrivals[last] - arrivals[0]) / last
+    late_s = arrivals[first] - arrivals[last] - (first - last) * usual_s
+    silence_s = max(stop - start for start, stop in itertools.pairwise(arrivals[last : first + 1]))
+    return Loss(max(late_s, 0.0), silence_s, usual_s)
 
 
 def _line(numbers: dict[str, Any]) -> str:
@@ -266,5 +283,5 @@ def _line(numbers: dict[str, Any]) -> str:
     return (
         f"moving {ms('moving_s')} ({100 * numbers['of_copy']:.0f} % of a copy), loading "
         f"{ms('loading_s')}, all {ms('total_s')}, "
-        f"stopped {ms('stopped_s')}, silence {ms('silence_s')}"
+        f"stopped {ms('stopped_s')}, silence {ms('silence_s')}, paused {ms('paused_s')}"
     )

@@ -6,6 +6,7 @@ import engines_report
 import overlap
 import pytest
 import simulation
+import weight_sync
 from simulation import Workload, simulate
 
 PLAIN = Workload(
@@ -112,3 +113,14 @@ def test_moving_has_a_goal_from_256_megabytes_on() -> None:
 
 def test_without_numbers_the_page_says_what_was_not_run() -> None:
     assert "Not run" in engines_report.section({})
+
+
+def test_what_an_update_costs_a_stream_is_told_by_its_tokens_alone() -> None:
+    """A token each 0.1 s; from 0.4 to 1.5 there were 4, so that 1.1 - 4 x 0.1 s were lost."""
+    before, after = [0.0, 0.1, 0.2, 0.3, 0.4], [1.5, 1.6, 1.7]
+    found = weight_sync.loss([*before, 0.5, 1.2, 1.3, *after], began=0.45, ended=1.45)
+    assert found == pytest.approx((0.7, 0.7, 0.1))
+    twice = weight_sync.loss([*before, 0.7, 0.8, 1.2, *after], began=0.45, ended=1.45)
+    assert twice == pytest.approx((0.7, 0.4, 0.1))  # stops that are not the longest count
+    none = weight_sync.loss([one / 10 for one in range(30)], began=0.45, ended=1.45)
+    assert none == pytest.approx((0.0, 0.1, 0.1))
