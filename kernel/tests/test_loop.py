@@ -103,6 +103,17 @@ def sync_weights():
     return only_once
 """
 
+REFUSES = """
+from skyrl_kernel.hookspecs import hookimpl
+
+@hookimpl(wrapper=True)
+def sync_weights():
+    yield
+    async def refuses(trainer, engine, version):
+        raise OSError("no way to the engine")
+    return refuses
+"""
+
 STALE = """
 from skyrl_kernel.hookspecs import hookimpl
 
@@ -128,6 +139,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             "forgets": FORGETS,
             "stale": STALE,
             "remembers": REMEMBERS,
+            "refuses": REFUSES,
             "shouts": SELECT.format(name="shouts", verdict="Drop", rule="no_variance"),
             "drops": SELECT.format(name="drops", verdict="drop", rule="no_variance"),
             "masks": SELECT.format(name="masks", verdict="mask", rule="no_variance"),
@@ -604,6 +616,15 @@ def test_an_exception_in_the_trainer_names_plugin_stage_and_step(tmp_path: Path)
 
 
 @pytest.mark.usefixtures("site")
+def test_an_exception_in_the_first_sync_names_its_plugin_and_no_step(tmp_path: Path) -> None:
+    with pytest.raises(
+        PluginError,
+        match=r"^plugin 'refuses' \(skyrl-refuses 0\.1\.0\) failed in hook 'sync_weights', before the first "
+        r"step, process controller: OSError: no way to the engine$",
+    ):
+        run_scripted(tmp_path, plugins=["refuses"])
+
+
 def test_evaluation_comes_before_training_at_its_interval_and_at_the_end(tmp_path: Path) -> None:
     result = run_scripted(tmp_path, "trainer.eval_interval=3")
 

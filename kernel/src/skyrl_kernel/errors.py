@@ -150,7 +150,7 @@ class PluginError(RunError):
         plugin: Entry-point name.
         distribution: Name and version of the distribution, such as ``skyrl-grpo 0.1.0``.
         hook: The hook, or the stage, whose code was running.
-        step: The training step, or None outside of one.
+        step: The training step, 0 before the first, or None where the run has not begun.
         process: Which process, such as ``controller``.
         cause: ``TypeName: message`` of the original exception.
     """
@@ -183,7 +183,7 @@ class PluginError(RunError):
         return told
 
     def __str__(self) -> str:
-        where = f"step {self.step}" if self.step is not None else "start-up"
+        where = {None: "start-up", 0: "before the first step"}.get(self.step, f"step {self.step}")
         return (
             f"plugin '{self.plugin}' ({self.distribution}) failed in hook '{self.hook}', "
             f"{where}, process {self.process}: {self.cause}"

@@ -31,7 +31,8 @@ async def train(run: Session) -> int:
         The last step that was finished.
     """
     step = run.first_step - 1
-    await run.sync(step)
+    with run.stage("sync_weights", step):
+        await run.sync(step)
     await run.counted("train", 0.0)  # from here on
     if step == 0 and run.eval_before_train:
         await evaluate(run, step=0, clock=Clock())
