@@ -120,15 +120,21 @@ def test_an_update_is_refused_in_its_own_words_where_the_server_dies_in_it(model
 
 
 def test_an_abort_that_does_not_stop_is_an_error(model: Path) -> None:
+    is_there = asyncio.Event()
+
+    async def reply() -> web.StreamResponse:
+        is_there.set()
+        return await hang()
+
     async def use(engine: VllmEngine) -> None:
-        engine._fleet.deadlines = Deadlines(request_s=5, control_s=0.3)
         task = asyncio.ensure_future(engine.generate([request()]))
-        await asyncio.sleep(0.1)
-        with pytest.raises(ServerError, match=r"1 requests .* still run 0.3 s after"):
+        await is_there.wait()
+        with pytest.raises(ServerError, match=r"1 requests .* still run 1 s after"):
             await engine.abort()
         task.cancel()
+        await asyncio.wait([task])
 
-    against(only(GENERATE, hang), model, use)
+    against(only(GENERATE, reply), model, use, deadlines=Deadlines(request_s=60, control_s=1))
 
 
 def test_an_abort_names_requests_as_the_server_registered_them(model: Path) -> None:
