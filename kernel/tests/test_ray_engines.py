@@ -15,6 +15,7 @@ from skyrl_kernel.ray.engines import RayEngines
 from skyrl_kernel.ray.errors import Process
 from skyrl_kernel.ray.packets import Completions, Requests
 from skyrl_kernel.records import Completion, GenerateRequest, IntArray, Piece, Sampling
+from skyrl_kernel.rollout.lockstep import Lockstep
 
 NAMES = [Process(name=f"engine {number}") for number in range(2)]
 pytestmark = pytest.mark.usefixtures("fakes_on_ray")
@@ -89,6 +90,23 @@ def test_a_round_of_which_a_part_fails_fails(two: list[Any]) -> None:
     engines = RayEngines(two, NAMES, [], batches=True, lockstep=True)
     with pytest.raises(TrajectoryError, match="engine 1 is ill"):
         asyncio.run(engines.generate([request(prompt) for prompt in range(4)]))
+
+
+def test_of_such_a_round_each_request_is_asked_again_alone_and_an_ill_engine_costs_only_its_own(
+    two: list[Any],
+) -> None:
+    async def a_round(engines: RayEngines) -> list[Any]:
+        lockstep = Lockstep(engines, 60.0)
+        seats = [lockstep.enter(place) for place in range(4)]
+        asked = [seat.generate([request(prompt)]) for prompt, seat in enumerate(seats)]
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    found = asyncio.run(a_round(RayEngines(two, NAMES, [], batches=True, lockstep=True)))
+    lost = [str(one) for one in found if isinstance(one, TrajectoryError)]
+    assert len(lost) < len(found)
+    assert set(lost) <= {"engine 1 is ill"}
+    both_ill = RayEngines([two[1]] * 2, NAMES, [], batches=True, lockstep=True)
+    assert [str(one) for one in asyncio.run(a_round(both_ill))] == ["engine 1 is ill"] * 4
 
 
 def test_samples_of_one_prompt_share_an_engine_also_in_calls_of_their_own(two: list[Any]) -> None:
