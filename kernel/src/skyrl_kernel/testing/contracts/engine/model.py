@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from skyrl_kernel.defaults.push import push
-from skyrl_kernel.protocols import Engine, Tokenizer, Trainer
+from skyrl_kernel.protocols import Engine, SyncWeights, Tokenizer, Trainer
 from skyrl_kernel.records import Completion, GenerateRequest, IntArray
 from skyrl_kernel.testing.contracts.engine.reference import Reference, joined
 from skyrl_kernel.testing.contracts.engine.subject import EngineSubject, T
@@ -47,6 +47,10 @@ class ModelEngine(EngineSubject):
     def make_with(self, transport: str) -> Engine:
         """As `make`; new weights come by one of `transports`."""
         return self.make()
+
+    def sync_weights(self) -> SyncWeights:
+        """The stage by which new weights come; who tests a transport returns it here."""
+        return push
 
     def reference(self) -> "torch.nn.Module":
         """A Hugging Face module with the first weights, loaded by Hugging Face's own code.
@@ -110,7 +114,7 @@ class ModelEngine(EngineSubject):
 
     async def _push(self, weights: Reference, engine: Engine, version: int) -> None:
         """As the loop does it."""
-        await push(cast(Trainer, weights), engine, version)
+        await self.sync_weights()(cast(Trainer, weights), engine, version)
 
     async def _differences(
         self,
