@@ -249,6 +249,29 @@ def test_the_metrics_of_vllm_are_explained() -> None:
     assert sorted(names) == sorted(explained)
 
 
+SKYRLS = """
+    critic/critic_loss critic/values_mean critic/values_clipfrac critic/critic_lr critic/grad_norm
+
+    async/staleness_mean async/staleness_max async/staleness_min async/staleness_ratio
+    async/staleness_violation_count async/num_groups_dropped async/keep_rate
+    async/gen_buffer_qsize_at_wait_start
+
+    vllm/<phase>/num_requests_running vllm/<phase>/num_requests_waiting
+    vllm/<phase>/kv_cache_usage_perc vllm/<phase>/generation_throughput_tok_s
+    vllm/<phase>/prompt_throughput_tok_s vllm/<phase>/prefix_cache_hit_rate
+    vllm/<phase>/ttft_seconds_avg vllm/<phase>/tpot_seconds_avg
+
+    ray/node.N.gpu.N.util ray/node.N.gpu.N.mem_used_gb ray/gpu.util.avg ray/gpu.mem_used_gb.avg
+    ray/cpu_ram_used_gb.avg
+"""
+"""What SkyRL writes under these areas."""
+
+
+def test_skyrls_metrics_of_critics_runs_ahead_servers_and_machines_are_all_here() -> None:
+    explained = set(re.findall(r"`(\w+/[\w.<>/]+)`", (REFERENCE / "metrics.md").read_text()))
+    assert set(SKYRLS.split()) - explained == set()
+
+
 def test_the_columns_of_trajectory_files_are_explained() -> None:
     text = (REFERENCE / "records-and-files.md").read_text()
     section = text.partition("### trajectories/")[2].partition("\n### ")[0]
