@@ -181,6 +181,8 @@ def test_a_request_that_comes_while_its_caller_has_paused_waits_too(
         engine.carry(Shelf)
         await engine.pause()
         waiting = asyncio.ensure_future(engine.generate(group(3)))
+        await until(lambda: len(engine._requests) == SAMPLES)
+        await asyncio.sleep(0.1)
         await brought(engine, models["tied"])
         assert asked.versions == []
         await engine.resume()
