@@ -123,16 +123,14 @@ def test_an_update_reaches_both_servers_and_requests_in_flight_go_on(pair: Pair)
 
 def test_an_abort_ends_requests_at_both_servers(pair: Pair) -> None:
     async def use(engine: VllmEngine) -> None:
-        long = [request(prompt, seed, max_tokens=400) for prompt in PROMPTS for seed in range(8)]
+        long = [endless(prompt, seed) for prompt in PROMPTS for seed in range(8)]
         completions = asyncio.ensure_future(engine.generate(long))
         await sampling(pair)
         await engine.abort()
-        found = Counter(one.finish_reason for one in await completions)
-        assert found["abort"] > len(long) / 2  # some may have ended by themselves
+        assert {one.finish_reason for one in await completions} == {"abort"}
+        assert await stopped(pair)
 
     pair.run(use)
-    for server in pair.servers:
-        assert counter(server.url, "vllm:num_requests_running") == 0
 
 
 def test_a_stream_gives_the_completion_that_generate_gives(pair: Pair) -> None:
@@ -176,8 +174,8 @@ async def sampling(pair: Pair) -> None:
 
 
 async def stopped(pair: Pair) -> bool:
-    """Whether nothing runs within 3 s, and no tokens are sampled from then on."""
-    until = time.monotonic() + 3
+    """Whether nothing runs within 10 s, and no tokens are sampled from then on."""
+    until = time.monotonic() + 10
     while running(pair) and time.monotonic() < until:
         await asyncio.sleep(0.05)
     sampled = [counter(one.url, "vllm:generation_tokens_total") for one in pair.servers]
