@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,14 @@ BLOCK = 128
 PROMPT = np.random.default_rng(5).integers(0, 256, 2 * BLOCK + 1, dtype=np.int32)
 SAMPLES = 8
 
+ATTEMPTS = 5
+"""Of which at least one brings an update while requests run."""
+
 Answered = Sequence[Completion]
+
+
+class EndedError(Exception):
+    """On a busy machine what the update should overtake had ended before it came."""
 
 
 @pytest.fixture
@@ -55,7 +62,7 @@ def use(
     body: Callable[[VllmEngine], Awaitable[None]],
     **settings: Any,
 ) -> None:
-    """An engine at version 0."""
+    """An engine at version 0, and another one where the update came too late."""
 
     async def main() -> None:
         engine = VllmEngine(server.url, models["tied"], deadlines=DEADLINES, **settings)
@@ -65,7 +72,9 @@ def use(
         finally:
             await engine.close()
 
-    asyncio.run(main())
+    for attempt in range(ATTEMPTS):
+        with nullcontext() if attempt == ATTEMPTS - 1 else suppress(EndedError):
+            return asyncio.run(main())
 
 
 async def update(engine: VllmEngine, weights: Mapping[int, Reference], version: int) -> None:
@@ -345,11 +354,10 @@ def test_a_group_that_an_update_overtakes_leaves_its_prefix_to_no_later_sample(
         before = hits(server)
         running = asyncio.ensure_future(engine.generate(group(250)))
         await under_way(server, SAMPLES)
+        await engine.pause()  # at once: on a busy machine the commit's own comes late
         shared = hits(server)
-        assert shared >= before + (SAMPLES - 1) * 2 * BLOCK
-        await (
-            engine.pause()
-        )  # the commit's own may come too late: on a busy machine its checks take long
+        if shared < before + (SAMPLES - 1) * 2 * BLOCK:
+            raise EndedError
         await engine.finish_update(1)
         await engine.resume()
         check_new(await engine.generate(group(16, seed=1000)), weights)
@@ -365,7 +373,8 @@ def test_a_group_that_an_update_overtakes_leaves_its_prefix_to_no_later_sample(
                 old, new = (given_whole_rows(weights[version], one) for version in (0, 1))
                 expected = np.where(one.versions == 1, new, old)
             np.testing.assert_allclose(one.logprobs, expected, atol=TOLERANCE)
-        assert overtaken == SAMPLES
+        if overtaken < SAMPLES:
+            raise EndedError
         check_new(await engine.generate(group(16, seed=2000)), weights)
 
     use(server, models, weights, body, is_salted=is_salted)
@@ -388,8 +397,10 @@ def test_what_waited_for_its_turn_is_computed_with_the_weights_that_sample_it(
             await engine.resume()
             *_, last = [piece async for piece in pieces]
         assert last.completion is not None
-        assert set(last.completion.versions.tolist()) == {0, 1}
-        check_new(await waiting, weights)
+        answered = await waiting
+        if set(last.completion.versions.tolist()) == {0}:
+            raise EndedError
+        check_new(answered, weights)
         assert hits(server) > before
 
     use(server, models, weights, body, max_rows=1)
