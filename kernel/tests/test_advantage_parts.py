@@ -32,6 +32,23 @@ def advantage():
         return inner(groups)
     return replace(inner, fn=fn, measure=lambda groups: {measured}, state={{"steps": steps}})
 """
+SELECTS = """
+from skyrl_kernel.defaults.keep_all import keep_all
+from skyrl_kernel.hookspecs import hookimpl
+
+class Keeps:
+    seen = [2, 3]
+    def __call__(self, candidates, target, rng):
+        return keep_all(candidates, target, rng)
+    def state_dict(self):
+        return {remembered}
+    def load_state_dict(self, state):
+        self.seen = [*state]
+
+@hookimpl
+def select(name):
+    return Keeps() if name == "{name}" else None
+"""
 MEASURED = {
     "unnamed": '{"mine": 1.0}',
     "takes": '{"reward/avg_raw_reward": 1.0}',
@@ -40,6 +57,7 @@ MEASURED = {
     "divides": '{"loss/mine": 1 / 0}',
 }
 REMEMBERED = {"at_once": "{1, 2}", "after_a_step": "self.done and {1: 2}", "text": "str(self.done)"}
+SELECTED = {"a_list": "self.seen", "a_set": "{*self.seen}"}
 SHORT = ("data.val_data=[]", "trainer.ckpt_interval=-1")
 
 
@@ -53,6 +71,13 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
                 folder,
                 f"skyrl-{name}",
                 modules={f"skyrl_{name}": AROUND.format(remembered=remembered, measured=measured)},
+                entry_points={PLUGINS: {name: f"skyrl_{name}"}},
+            )
+        for name, remembered in SELECTED.items():
+            make_distribution(
+                folder,
+                f"skyrl-{name}",
+                modules={f"skyrl_{name}": SELECTS.format(remembered=remembered, name=name)},
                 entry_points={PLUGINS: {name: f"skyrl_{name}"}},
             )
         discover(refresh=True)
@@ -112,3 +137,14 @@ def test_what_cannot_go_on_from_its_checkpoint_is_named(tmp_path: Path) -> None:
         PluginError, match=r"^plugin 'text' .* failed in hook 'advantage', start-up, .*TypeError"
     ):
         run_scripted(tmp_path, *steps[:2], f"{steps[2]}2", plugins=["text"])
+
+
+def test_another_stage_remembers_whatever_json_keeps_and_is_named_otherwise(tmp_path: Path) -> None:
+    select = "trainer.algorithm.dynamic_sampling.type="
+    run_scripted(tmp_path / "kept", *SHORT, f"{select}a_list")
+    with pytest.raises(
+        HookError,
+        match=r"^plugin 'a_set' \(skyrl-a_set 0\.1\.0\): its hook 'select' remembers what no checkpoint "
+        r"keeps: state_dict\(\) does not fit",
+    ):
+        run_scripted(tmp_path / "lost", *SHORT, f"{select}a_set")

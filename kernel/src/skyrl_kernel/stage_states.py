@@ -1,11 +1,13 @@
 """What stages remember from step to step, into a checkpoint and back."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from skyrl_kernel.errors import HookError
 from skyrl_kernel.plan import Plan
 from skyrl_kernel.plugins.attribution import module_owner
+from skyrl_kernel.plugins.catalog import PluginEntry
+from skyrl_kernel.plugins.stages import Resolved
 from skyrl_kernel.protocols import Advantage
 from skyrl_kernel.run.checkpoint import dump_json
 
@@ -29,17 +31,25 @@ def stage_states(plan: Plan, step: int | None = None) -> dict[str, Any]:
             states[hook] = resolved.value.state_dict()
         except Exception as error:
             raise plan.manager.attribute(error, hook, step, provider=resolved.provider) from error
-        parts = resolved.value.state if isinstance(resolved.value, Advantage) else {}
-        for name, part in states[hook].items():
+        for part, what, owner in _parts(resolved, states[hook], plan):
             try:
-                dump_json(part, f"state['{name}']")
+                dump_json(part, what)
             except TypeError as error:
-                owner = module_owner(type(parts.get(name)).__module__, plan.manager.entries)
                 raise HookError(
-                    f"{owner or resolved.provider}: its hook '{hook}' remembers what no checkpoint "
-                    f"keeps: {error}. Keep numbers, text, lists and tables with text keys"
+                    f"{owner}: its hook '{hook}' remembers what no checkpoint keeps: {error}. "
+                    "Keep numbers, text, lists and tables with text keys"
                 ) from error
     return states
+
+
+def _parts(resolved: Resolved, state: Any, plan: Plan) -> Iterator[tuple[Any, str, PluginEntry]]:
+    """What a stage remembers, what to call it, and whose it is: an advantage's parts have owners each."""
+    if not isinstance(resolved.value, Advantage):
+        yield state, "state_dict()", resolved.provider
+        return
+    for name, part in resolved.value.state.items():
+        owner = module_owner(type(part).__module__, plan.manager.entries)
+        yield state[name], f"state['{name}']", owner or resolved.provider
 
 
 def bring_back(plan: Plan, states: Mapping[str, Any]) -> None:
