@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from skyrl_kernel.errors import FailureKind, SkyrlError
+from skyrl_kernel.errors import FailureKind, SkyrlError, TrajectoryError
 from skyrl_kernel.records import Completion, FloatArray, GenerateRequest, IntArray, Piece
 from skyrl_vllm import wire
 from skyrl_vllm.client import Body, Client, Refused, ServerError
@@ -206,7 +206,7 @@ class Requests:
         except Refused as error:
             raise await self._why(client, error) from error
         except TimeoutError as error:
-            raise wire.lost(FailureKind.TIMEOUT, str(error)) from error
+            raise TrajectoryError(FailureKind.TIMEOUT, str(error), "vllm") from error
         except wire.StartedAnewError as error:
             raise ServerError(
                 f"the vLLM server at {client.url} was started anew while the run went on, and has the "
