@@ -106,7 +106,7 @@ def test_a_server_that_hangs_in_a_sync_is_named_before_the_sync_is_given_up(mode
         return web.json_response({})
 
     async def use(engine: VllmEngine) -> None:
-        told = rf"the vLLM server at {engine.addresses[0]} gave no answer to /start_.* in 1\.8 s"
+        told = rf"failed: the vLLM server at {engine.addresses[0]} gave no answer to /start_.* in 1\.8 s"
         with pytest.raises(WeightSyncError, match=told):
             await given_up_after(sync(engine, model), sync_s)
 
@@ -125,7 +125,7 @@ def test_an_update_that_failed_is_not_taken_back_for_as_long_as_one_may_take(mod
         return web.json_response({})
 
     async def use(engine: VllmEngine) -> None:
-        with pytest.raises(WeightSyncError, match=r"gave status 500: no room\. It keeps"):
+        with pytest.raises(WeightSyncError, match=r"gave status 500: no room\. The engine keeps"):
             await given_up_after(sync(engine, model), 10)
         assert "cancel" in asked[1]
 

@@ -22,8 +22,8 @@ from skyrl_vllm.wire import GENERATE
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 NOWHERE = "http://127.0.0.1:1"
 """Nobody listens there."""
-SOON = Deadlines(request_s=0.3, update_s=0.3, cancel_s=0.3, control_s=0.3)
-"""For servers that hang."""
+SOON = Deadlines(request_s=1, update_s=1, cancel_s=1, control_s=1)
+"""For servers that hang; one that does not answers within them on a busy machine too."""
 PROMPTS = 8
 """Of a step of `demo`."""
 

@@ -183,9 +183,10 @@ class Updates:
             if isinstance(error, ServerError):
                 raise self._lost(version, error) from error
             if isinstance(error, (Refused, TimeoutError, OSError)):
+                found = f"{self._fleet} gave {error}" if isinstance(error, Refused) else error
                 raise WeightSyncError(
-                    f"the update to policy version {version} failed: {self._fleet} gave {error}. It "
-                    f"keeps the weights of version {self.version}"
+                    f"the update to policy version {version} failed: {found}. The engine keeps the "
+                    f"weights of version {self.version}"
                 ) from error
             raise
 
