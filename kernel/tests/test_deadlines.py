@@ -160,6 +160,11 @@ def test_a_stage_that_blocks_is_named_at_the_deadline_and_ends_the_run_when_it_r
 
 
 @pytest.mark.usefixtures("site")
+def test_a_deadline_that_is_none_may_be_any_number(tmp_path: Path) -> None:
+    run_scripted(tmp_path, *SHORT, f"{ENGINE}.weight_sync_timeout_s=1e300")
+
+
+@pytest.mark.usefixtures("site")
 @pytest.mark.parametrize("name", ["hangs_close", "deaf_close"])
 def test_an_engine_that_does_not_close_is_an_error_after_all_steps_are_saved(
     tmp_path: Path, name: str

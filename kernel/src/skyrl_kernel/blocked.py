@@ -14,6 +14,8 @@ from types import FrameType
 
 _ANSWER_S = 0.5
 """An event loop that is only busy takes its turn within it."""
+_LONGEST_S = threading.TIMEOUT_MAX / 2
+"""A thread cannot wait for longer, and an event loop, which keeps the deadline itself, can."""
 
 
 @dataclass
@@ -51,7 +53,7 @@ def watched(
             watch.who = who(frame)
             tell(watch.who, watch.seconds)
 
-    timer = threading.Timer(after_s, look)
+    timer = threading.Timer(min(after_s, _LONGEST_S), look)
     timer.daemon = True
     timer.start()
     try:
