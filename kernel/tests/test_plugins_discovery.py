@@ -233,10 +233,10 @@ def test_a_plugin_toml_without_the_entry_points_table_is_a_warning(site: Path) -
         ),
         (
             'slots = ["trainer.algorithm.advantage_estimater"]',
-            "slots in its plugin.toml has 'trainer.algorithm.advantage_estimater', and no key of that "
-            "name holds a plugin. Did you mean 'trainer.algorithm.advantage_estimator'?",
+            "slots in its plugin.toml has 'trainer.algorithm.advantage_estimater', which the kernel does "
+            "not know. Did you mean 'trainer.algorithm.advantage_estimator'?",
         ),
-        ('slots = ["foo.part"]\nconfig = ["foo"]', None),
+        ('slots = ["foo.part", "trainer.algorithm.others.kind"]\nconfig = ["foo"]', None),
         ('offers = ["receives_letters", "served"]\nneeds = ["env", "letters", "gpus"]', None),
     ],
 )

@@ -68,9 +68,8 @@ def doubts(manifest: Manifest) -> Iterator[str]:
 
             yield from _near("needs", word, {*PROMISED_BY, *PLACES, *GROUPS})
     for key in manifest.slots:
-        if key not in _SLOT_KEYS and not any(key.startswith(f"{own}.") for own in manifest.config):
-            near = did_you_mean(key, _SLOT_KEYS)
-            yield f"slots in its plugin.toml has '{key}', and no key of that name holds a plugin.{near}"
+        if not any(key.startswith(f"{own}.") for own in manifest.config):
+            yield from _near("slots", key, _SLOT_KEYS)
 
 
 def _near(field: str, word: str, known: Collection[str]) -> Iterator[str]:
