@@ -97,7 +97,7 @@ async def sync(engine: VllmEngine, model: Path) -> None:
 
 def test_a_server_that_hangs_in_a_sync_is_named_before_the_sync_is_given_up(model: Path) -> None:
     """It does not answer either when the update is taken back."""
-    sync_s = 2.0
+    sync_s = 5.0
     generator = settings(weight_sync_timeout_s=sync_s)[GeneratorConfig]
 
     async def server(request: web.Request) -> web.StreamResponse:
@@ -106,7 +106,7 @@ def test_a_server_that_hangs_in_a_sync_is_named_before_the_sync_is_given_up(mode
         return web.json_response({})
 
     async def use(engine: VllmEngine) -> None:
-        told = rf"failed: the vLLM server at {engine.addresses[0]} gave no answer to /start_.* in 1\.8 s"
+        told = rf"failed: the vLLM server at {engine.addresses[0]} gave no answer to /start_.* in 4\.5 s"
         with pytest.raises(WeightSyncError, match=told):
             await given_up_after(sync(engine, model), sync_s)
 
