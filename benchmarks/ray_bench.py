@@ -92,13 +92,14 @@ def steps_and_start(scratch: Path) -> dict[str, Any]:
         ]
         for runtime, found in seconds.items()
     }
-    extra = statistics.median(
-        ray - local for ray, local in zip(least["ray"], least["local"], strict=True)
-    )
+    differences = [ray - local for ray, local in zip(least["ray"], least["local"], strict=True)]
+    extra = statistics.median(differences)
     return {
+        "steps": STEPS,
         "local_step_s": statistics.median(least["local"]),
         "ray_step_s": statistics.median(least["ray"]),
         "extra_step_s": extra,
+        "extra_step_range_s": [min(differences), max(differences)],
         "overhead_of_2_s": extra / 2.0,
         "start_up": min(starts, key=lambda parts: sum(parts.values())),
     }
