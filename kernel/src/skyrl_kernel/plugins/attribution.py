@@ -18,12 +18,10 @@ def owner_of(error: BaseException, entries: Iterable[PluginEntry]) -> PluginEntr
     libraries and of the kernel belong to nobody. Kernel defaults are owned
     each by its own module.
     """
-    candidates = [(tuple(entry.value.split(".")), entry) for entry in entries]
     owner: PluginEntry | None = None
     traceback: TracebackType | None = error.__traceback__
     while traceback is not None:
-        module = str(traceback.tb_frame.f_globals.get("__name__", ""))
-        owner = _module_owner(tuple(module.split(".")), candidates) or owner
+        owner = module_owner(_module_of(traceback.tb_frame), entries) or owner
         traceback = traceback.tb_next
     return owner
 
@@ -37,38 +35,34 @@ def running_owner(
         innermost: Frame of a thread; a plugin may have called a library.
         entries: The loaded plugins.
     """
-    candidates = [(tuple(entry.value.split(".")), entry) for entry in entries]
     frame: FrameType | None = innermost
     while frame is not None:
-        module = str(frame.f_globals.get("__name__", ""))
-        if owner := _module_owner(tuple(module.split(".")), candidates):
+        module = _module_of(frame)
+        if owner := module_owner(module, entries):
             return owner, f"{module}.{frame.f_code.co_qualname}, line {frame.f_lineno}"
         frame = frame.f_back
     return None
 
 
 def module_owner(module: str, entries: Iterable[PluginEntry]) -> PluginEntry | None:
-    """The plugin that a module belongs to, as a frame in it does."""
-    return _module_owner(
-        tuple(module.split(".")), [(tuple(entry.value.split(".")), entry) for entry in entries]
-    )
-
-
-def _module_owner(
-    module: tuple[str, ...], candidates: Iterable[tuple[tuple[str, ...], PluginEntry]]
-) -> PluginEntry | None:
-    # A frame of the kernel is a plugin's only inside one default's own module.
-    least = len(_DEFAULTS) + 1 if module[: len(_KERNEL)] == _KERNEL else 1
+    """The plugin that a module belongs to, by the rule of `owner_of`."""
+    names = tuple(module.split("."))
+    # A module of the kernel is a plugin's only inside one default's own.
+    least = len(_DEFAULTS) + 1 if names[: len(_KERNEL)] == _KERNEL else 1
     best: PluginEntry | None = None
-    for value, entry in candidates:
+    for entry in entries:
         shared = 0
-        for ours, theirs in zip(module, value, strict=False):
+        for ours, theirs in zip(names, entry.value.split("."), strict=False):
             if ours != theirs:
                 break
             shared += 1
         if shared >= least:
             best, least = entry, shared + 1
     return best
+
+
+def _module_of(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", ""))
 
 
 def attributed(
