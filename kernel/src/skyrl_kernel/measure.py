@@ -81,7 +81,6 @@ def measure(run: Session, step: int, batch: Batch, credited: Credited) -> Measur
         credit = dict(run.advantage.measure(credited))
     who = str(run.plan.stages["advantage"])
     refuse_names(credit, who)
-    refuse_taken(credit, numbers, who)
     placement = run.config.placement
     return Measured(
         numbers=numbers,
