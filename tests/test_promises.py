@@ -15,8 +15,7 @@ import pytest
 from running import COMMAND, Lab, probe_installed, without_times
 from workspace import ROOT
 
-from skyrl_kernel.plugins import discover
-from skyrl_kernel.testing.distributions import make_distribution
+from skyrl_kernel.testing.distributions import make_distribution, make_plugins
 
 PROVEN = {
     # a run that learns nothing says so
@@ -84,13 +83,7 @@ def lab(random_model, tmp_path):
 
 def install(lab, name, source):
     """A plugin of kind ``plugin``."""
-    make_distribution(
-        lab.folder / "site",
-        f"skyrl-{name}",
-        modules={f"skyrl_{name}": source},
-        entry_points={"skyrl.plugins": {name: f"skyrl_{name}"}},
-    )
-    discover(refresh=True)
+    make_plugins(lab.folder / "site", {name: source})
 
 
 # --- 1: a run that learns nothing says so -----------------------------------------------------

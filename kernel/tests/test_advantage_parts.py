@@ -6,9 +6,7 @@ from pathlib import Path
 import pytest
 
 from skyrl_kernel.errors import HookError, PluginError
-from skyrl_kernel.plugins import discover
-from skyrl_kernel.slots import PLUGINS
-from skyrl_kernel.testing.distributions import make_distribution
+from skyrl_kernel.testing.distributions import make_plugins
 from skyrl_kernel.testing.scripted import Script, installed, run_scripted
 
 AROUND = """
@@ -63,24 +61,16 @@ SHORT = ("data.val_data=[]", "trainer.ckpt_interval=-1")
 
 @pytest.fixture(scope="module", autouse=True)
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    sources = {name: ("self.done", text) for name, text in MEASURED.items()}
-    sources |= {name: (text, "{}") for name, text in REMEMBERED.items()}
+    sources = {
+        name: AROUND.format(remembered="self.done", measured=text)
+        for name, text in MEASURED.items()
+    }
+    sources |= {
+        name: AROUND.format(remembered=text, measured="{}") for name, text in REMEMBERED.items()
+    }
+    sources |= {name: SELECTS.format(remembered=text, name=name) for name, text in SELECTED.items()}
     with installed(tmp_path_factory.mktemp("site")) as folder:
-        for name, (remembered, measured) in sources.items():
-            make_distribution(
-                folder,
-                f"skyrl-{name}",
-                modules={f"skyrl_{name}": AROUND.format(remembered=remembered, measured=measured)},
-                entry_points={PLUGINS: {name: f"skyrl_{name}"}},
-            )
-        for name, remembered in SELECTED.items():
-            make_distribution(
-                folder,
-                f"skyrl-{name}",
-                modules={f"skyrl_{name}": SELECTS.format(remembered=remembered, name=name)},
-                entry_points={PLUGINS: {name: f"skyrl_{name}"}},
-            )
-        discover(refresh=True)
+        make_plugins(folder, sources)
         yield folder
 
 

@@ -22,11 +22,10 @@ from skyrl_kernel.cli.show import describe_plan
 from skyrl_kernel.errors import ConfigError, HookError
 from skyrl_kernel.feed import feed, process
 from skyrl_kernel.plan import make_plan
-from skyrl_kernel.plugins import discover
 from skyrl_kernel.run import RunFolder
 from skyrl_kernel.runner import RunResult
 from skyrl_kernel.slots import LOGGERS
-from skyrl_kernel.testing.distributions import make_distribution
+from skyrl_kernel.testing.distributions import make_distribution, make_plugins
 from skyrl_kernel.testing.scripted import installed, run_scripted
 
 DIARY = """
@@ -130,14 +129,7 @@ def _site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             files={"skyrl_diary/plugin.toml": manifest},
             entry_points={LOGGERS: dict.fromkeys(("diary", "second"), "skyrl_diary.plugin")},
         )
-        for name, source in (("junk", JUNK), ("watcher", OBSERVER), ("kills", KILLS)):
-            make_distribution(
-                folder,
-                f"skyrl-{name}",
-                modules={f"skyrl_{name}": source},
-                entry_points={LOGGERS: {name: f"skyrl_{name}"}},
-            )
-        discover(refresh=True)
+        make_plugins(folder, {"junk": JUNK, "watcher": OBSERVER, "kills": KILLS}, LOGGERS)
         yield
 
 

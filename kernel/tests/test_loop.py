@@ -18,8 +18,7 @@ from skyrl_kernel.errors import (
 from skyrl_kernel.plugins import discover
 from skyrl_kernel.run.trajectory_file import read_trajectories
 from skyrl_kernel.runner import RunResult
-from skyrl_kernel.slots import PLUGINS
-from skyrl_kernel.testing.distributions import make_distribution
+from skyrl_kernel.testing.distributions import make_plugins
 from skyrl_kernel.testing.scripted import Script, installed, read_metrics, run_scripted
 
 ASYNC = ("trainer.fully_async.enabled=true", "trainer.fully_async.max_staleness_steps=2")
@@ -88,21 +87,19 @@ def advantage(settings):
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with installed(tmp_path_factory.mktemp("site")) as folder:
-        for name, source in {
-            "stops": STOPS,
-            "on_eval": SATISFIED.format(hook="on_eval_end(evaluation)", event="evaluation.step"),
-            "on_save": SATISFIED.format(hook="on_checkpoint(step)", event="step"),
-            "remembers": REMEMBERS,
-            "drops": SELECT.format(name="drops", verdict="drop", rule="no_variance"),
-            "masks": SELECT.format(name="masks", verdict="mask", rule="no_variance"),
-        }.items():
-            make_distribution(
-                folder,
-                f"skyrl-{name}",
-                modules={f"skyrl_{name}": source},
-                entry_points={PLUGINS: {name: f"skyrl_{name}"}},
-            )
-        discover(refresh=True)
+        make_plugins(
+            folder,
+            {
+                "stops": STOPS,
+                "on_eval": SATISFIED.format(
+                    hook="on_eval_end(evaluation)", event="evaluation.step"
+                ),
+                "on_save": SATISFIED.format(hook="on_checkpoint(step)", event="step"),
+                "remembers": REMEMBERS,
+                "drops": SELECT.format(name="drops", verdict="drop", rule="no_variance"),
+                "masks": SELECT.format(name="masks", verdict="mask", rule="no_variance"),
+            },
+        )
         yield folder
 
 

@@ -12,11 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from skyrl_kernel.errors import FailureBudgetError
-from skyrl_kernel.plugins import discover
 from skyrl_kernel.run.trajectory_file import read_trajectories
 from skyrl_kernel.runner import RunResult
-from skyrl_kernel.slots import PLUGINS
-from skyrl_kernel.testing.distributions import make_distribution
+from skyrl_kernel.testing.distributions import make_plugins
 from skyrl_kernel.testing.killing import check_each_prompt_once, consumed
 from skyrl_kernel.testing.scripted import Ask, Script, installed, read_metrics, run_scripted
 from skyrl_kernel.testing.scripted.engine import token_logprobs
@@ -76,20 +74,16 @@ def differing(candidates, target, rng):
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with installed(tmp_path_factory.mktemp("site")) as folder:
-        for name, source in {
-            "watches": WATCHES,
-            "drops": DROPS,
-            "on_step": STOPS.format(hook="on_step_end(step)", event="step.step"),
-            "on_eval": STOPS.format(hook="on_eval_end(evaluation)", event="evaluation.step"),
-            "on_save": STOPS.format(hook="on_checkpoint(step)", event="step"),
-        }.items():
-            make_distribution(
-                folder,
-                f"skyrl-{name}",
-                modules={f"skyrl_{name}": source},
-                entry_points={PLUGINS: {name: f"skyrl_{name}"}},
-            )
-        discover(refresh=True)
+        make_plugins(
+            folder,
+            {
+                "watches": WATCHES,
+                "drops": DROPS,
+                "on_step": STOPS.format(hook="on_step_end(step)", event="step.step"),
+                "on_eval": STOPS.format(hook="on_eval_end(evaluation)", event="evaluation.step"),
+                "on_save": STOPS.format(hook="on_checkpoint(step)", event="step"),
+            },
+        )
         yield folder
 
 

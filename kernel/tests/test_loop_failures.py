@@ -14,11 +14,9 @@ from skyrl_kernel.errors import (
     RunError,
     WeightSyncError,
 )
-from skyrl_kernel.plugins import discover
 from skyrl_kernel.run.trajectory_file import read_trajectories
 from skyrl_kernel.runner import RunResult
-from skyrl_kernel.slots import PLUGINS
-from skyrl_kernel.testing.distributions import make_distribution
+from skyrl_kernel.testing.distributions import make_plugins
 from skyrl_kernel.testing.scripted import Ask, Script, installed, read_metrics, run_scripted
 from skyrl_kernel.testing.scripted.engine import ScriptedEngine
 
@@ -79,15 +77,9 @@ def sync_weights():
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with installed(tmp_path_factory.mktemp("site")) as folder:
-        plugins = {"shouts": SHOUTS, "forgets": FORGETS, "refuses": REFUSES, "stale": STALE}
-        for name, source in plugins.items():
-            make_distribution(
-                folder,
-                f"skyrl-{name}",
-                modules={f"skyrl_{name}": source},
-                entry_points={PLUGINS: {name: f"skyrl_{name}"}},
-            )
-        discover(refresh=True)
+        make_plugins(
+            folder, {"shouts": SHOUTS, "forgets": FORGETS, "refuses": REFUSES, "stale": STALE}
+        )
         yield folder
 
 

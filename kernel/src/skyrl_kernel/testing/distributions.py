@@ -12,6 +12,7 @@ from pathlib import Path
 from textwrap import dedent
 
 from skyrl_kernel.plugins import discover
+from skyrl_kernel.slots import PLUGINS
 
 ANY_KERNEL = ("skyrl-kernel>=0.1",)
 
@@ -74,6 +75,22 @@ def make_distribution(
             lines += [f"[{group}]", *(f"{point} = {value}" for point, value in points.items())]
         _write(metadata / "entry_points.txt", "\n".join(lines) + "\n")
     return metadata
+
+
+def make_plugins(folder: Path, sources: Mapping[str, str], group: str = PLUGINS) -> None:
+    """Install a distribution of its own for each plugin.
+
+    Args:
+        folder: As in `make_distribution`.
+        sources: Name → source of the one module that is the plugin.
+        group: Their group of entry points.
+    """
+    for name, source in sources.items():
+        module = f"skyrl_{name}"
+        make_distribution(
+            folder, f"skyrl-{name}", modules={module: source}, entry_points={group: {name: module}}
+        )
+    discover(refresh=True)
 
 
 @contextmanager
