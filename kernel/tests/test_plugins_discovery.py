@@ -182,6 +182,16 @@ def test_two_distributions_claiming_one_name_are_both_named(site: Path) -> None:
         catalog.find("foo")
 
 
+def make_foo(site: Path, manifest: str) -> None:
+    make_distribution(
+        site,
+        "skyrl-foo",
+        modules=HOOKLESS,
+        entry_points={ENVS: {"foo": "skyrl_foo.plugin"}},
+        files={"skyrl_foo/plugin.toml": manifest},
+    )
+
+
 @pytest.mark.parametrize(
     ("manifest", "problem"),
     [
@@ -192,13 +202,7 @@ def test_two_distributions_claiming_one_name_are_both_named(site: Path) -> None:
 def test_a_broken_plugin_toml_is_that_plugins_problem_alone(
     site: Path, manifest: str, problem: str
 ) -> None:
-    make_distribution(
-        site,
-        "skyrl-foo",
-        modules=HOOKLESS,
-        entry_points={ENVS: {"foo": "skyrl_foo.plugin"}},
-        files={"skyrl_foo/plugin.toml": manifest},
-    )
+    make_foo(site, manifest)
     make_distribution(
         site, "skyrl-bar", modules={"skyrl_bar": ""}, entry_points={ENVS: {"bar": "skyrl_bar"}}
     )
@@ -208,13 +212,7 @@ def test_a_broken_plugin_toml_is_that_plugins_problem_alone(
 
 
 def test_a_plugin_toml_without_the_entry_points_table_is_a_warning(site: Path) -> None:
-    make_distribution(
-        site,
-        "skyrl-foo",
-        modules=HOOKLESS,
-        entry_points={ENVS: {"foo": "skyrl_foo.plugin"}},
-        files={"skyrl_foo/plugin.toml": "[fooo]"},
-    )
+    make_foo(site, "[fooo]")
     assert "has no table [foo]; it has: [fooo]" in find("foo").warnings[0]
 
 
@@ -243,13 +241,7 @@ def test_a_plugin_toml_without_the_entry_points_table_is_a_warning(site: Path) -
 def test_a_word_that_is_nearly_one_of_the_kernels_is_a_warning_and_another_is_none(
     site: Path, line: str, told: str | None
 ) -> None:
-    make_distribution(
-        site,
-        "skyrl-foo",
-        modules=HOOKLESS,
-        entry_points={ENVS: {"foo": "skyrl_foo.plugin"}},
-        files={"skyrl_foo/plugin.toml": f"[foo]\n{line}\n"},
-    )
+    make_foo(site, f"[foo]\n{line}\n")
     assert find("foo").warnings == ((told,) if told else ())
 
 

@@ -122,6 +122,13 @@ async def sample(engine: VllmEngine, times: list[float]) -> None:
             times += [time.monotonic()] * len(piece.tokens)
 
 
+def served(servers: Any, brake: Any, folder: Path) -> str:
+    """URL of a server that the brake slows; it is not new any more."""
+    url: str = servers.start(folder, brake.variables).url
+    servers.is_new = False
+    return url
+
+
 async def update(engine: VllmEngine, reference: Reference, version: int) -> None:
     await engine.begin_update(version)
     await engine.apply_update(reference.weights())
@@ -138,8 +145,7 @@ def test_tokens_are_sampled_while_a_server_still_receives(
     servers: Any, brake: Any, models: dict[str, Path], transport: type[Parcels]
 ) -> None:
     folder = models["tied"]
-    server = servers.start(folder, brake.variables)
-    servers.is_new = False
+    url = served(servers, brake, folder)
     first = Reference(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32))
     second = first.perturbed(1, 0.02)
     arrivals: list[tuple[float, float]] = []
@@ -151,7 +157,7 @@ def test_tokens_are_sampled_while_a_server_still_receives(
             arrivals.append((began, time.monotonic()))
 
     async def main() -> None:
-        engine = VllmEngine(server.url, folder, deadlines=DEADLINES)
+        engine = VllmEngine(url, folder, deadlines=DEADLINES)
         engine.carry(Noting)
         times: list[float] = []
         await update(engine, first, 1)
@@ -179,13 +185,12 @@ def test_an_update_at_a_server_that_cannot_be_asked_leaves_one_that_works(
     servers: Any, brake: Any, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = models["tied"]
-    server = servers.start(folder, brake.variables)
-    servers.is_new = False
+    url = served(servers, brake, folder)
     first = Reference(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32))
     second = first.perturbed(1, 0.02)
 
     async def main() -> None:
-        engine = VllmEngine(server.url, folder, deadlines=DEADLINES)
+        engine = VllmEngine(url, folder, deadlines=DEADLINES)
         try:
             await update(engine, first, 1)
             with monkeypatch.context() as patched:
