@@ -15,9 +15,6 @@ Body = Mapping[str, Any] | Callable[[], Awaitable[Mapping[str, Any]]]
 """What is sent as JSON, or makes it when the request's turn has come."""
 _SHOWN = 500
 """Characters of an answer that an error repeats."""
-_KEPT_S = 2.0
-"""How long an idle connection is used again: less than the 5 s after which the server closes it.
-Who computes meanwhile does not notice the end, and would ask a server that does not listen."""
 _ASKED, _ASKED_EVERY_S = 140, 0.05
 """How often and how soon a server that does not answer is looked at: its guard waits 5 s for engine
 processes before it says that the server has ended."""
@@ -47,7 +44,10 @@ class Refused(Exception):
 
 
 class Client:
-    """Connections to one server, opened as they are needed, by the event loop that asks.
+    """Connections to one server, made by the event loop that asks.
+
+    Each request has one of its own: a server closes those that are idle, or on which it refused,
+    and who computes meanwhile learns it only from the request that is lost with one.
 
     Args:
         url: Where it listens.
@@ -61,7 +61,7 @@ class Client:
         self.url = url.rstrip("/")
         self._connections = connections
         self._gone = gone
-        self._sessions: dict[bool, aiohttp.ClientSession] = {}
+        self._session: aiohttp.ClientSession | None = None
         self._turns = asyncio.Semaphore(connections)
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -82,8 +82,7 @@ class Client:
             body: JSON-able, or makes what is.
             timeout_s: Longest wait, from its turn on: before, those whose turn it is have theirs.
             queues: Whether it waits for its turn, as a completion. Orders do not: an abort
-                that stood behind what it shall abort would come too late. Each has a
-                connection of its own, as the server closes one on which it refused.
+                that stood behind what it shall abort would come too late.
 
         Raises:
             Refused: The status is not 2xx.
@@ -139,7 +138,7 @@ class Client:
         """An answer that was not refused; what fails while it is read has its type too."""
         import aiohttp
 
-        session = self._connected(queues)
+        session = self._connected()
         try:
             async with AsyncExitStack() as stack:
                 if queues:
@@ -168,10 +167,9 @@ class Client:
 
     async def close(self) -> None:
         """Close the connections."""
-        sessions, self._sessions = self._sessions, {}
-        if self._loop is asyncio.get_running_loop():
-            for session in sessions.values():
-                await session.close()
+        session, self._session = self._session, None
+        if session is not None and self._loop is asyncio.get_running_loop():
+            await session.close()
 
     async def reason(self) -> str | None:
         """Why it is gone: connections of a process that was killed end before it has."""
@@ -182,18 +180,14 @@ class Client:
             await asyncio.sleep(_ASKED_EVERY_S)
         return None
 
-    def _connected(self, queues: bool) -> "aiohttp.ClientSession":
+    def _connected(self) -> "aiohttp.ClientSession":
         import aiohttp
 
         loop = asyncio.get_running_loop()
-        if self._loop is not loop:
-            self._loop, self._sessions = loop, {}
+        if self._session is None or self._loop is not loop:
+            self._loop = loop
             self._turns = asyncio.Semaphore(self._connections)
-        if queues not in self._sessions:
-            connector = (
-                aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEPT_S)
-                if queues
-                else aiohttp.TCPConnector(limit=0, force_close=True)
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0, force_close=True), trust_env=False
             )
-            self._sessions[queues] = aiohttp.ClientSession(connector=connector, trust_env=False)
-        return self._sessions[queues]
+        return self._session
