@@ -231,7 +231,7 @@ def _sync(n: Numbers) -> str:
                     *(_ms(one[part]) for part in ("copy_s", "moving_s", "loading_s", "total_s")),
                     f"{100 * one['of_copy']:.0f} %",
                     _ms([one["first_s"]]),
-                    _ms(one["stopped_s"]) if "stopped_s" in one else "–",
+                    f"{_ms(one['stopped_s'])} ({_range_ms(one['stopped_s'])})",
                     f"{_ms(one['silence_s'])} ({_range_ms(one['silence_s'])})",
                     f"{1e3 * one['usual_s']:.0f}",
                     _ms(one["paused_s"]),
@@ -254,9 +254,10 @@ written before; moving by shared memory shall have {100 * SYNC_GOAL:.0f} % of it
 The last four are of {n["silences"]} other updates, in which a completion is streamed meanwhile; the \
 first three of them are told by its tokens alone. **stopped**: by how much the tokens around the \
 update took longer than as many did before it; what moves weights shares the cores with what \
-generates here, and that counts too. **silence**: the longest time between two of them, least and \
-most in brackets. **usual**: the mean before the update. **paused**: from the engine's order to pause \
-to the answer to go on.
+generates here, and that counts too. **silence**: the longest time between two of them. **usual**: the \
+mean before the update. **paused**: from the engine's order to pause to the answer to go on. In brackets \
+are least and most. Silences of seconds are not the server's: two of its processes poll without sleeping, \
+and on two cores the one that reads the tokens waits for its turn, then gets those of seconds at once.
 
 {_measured(n)}
 """

@@ -15,6 +15,9 @@ In other updates a completion is streamed meanwhile, and what it loses is told b
 as they come to this process. The stop is by how much the tokens around the update took longer than
 as many did before it, whatever held them up; the silence is the longest time without one. The pause
 is what the engine was told: from the order to pause to the answer to go on.
+
+Two processes of a server poll without sleeping, which is two cores' whole time: this process has been
+seen to wait seconds for one (`/proc/self/schedstat`), and then gets the tokens of those seconds at once.
 """
 
 import asyncio
@@ -55,6 +58,8 @@ SILENCES = 3
 STREAM_TOKENS = 4000
 AROUND_S = 1.0
 """Of generation before and after such an update."""
+MORE = 5
+"""Tokens after it, at least."""
 
 Tensors = dict[str, torch.Tensor]
 
@@ -186,7 +191,8 @@ async def _transport(
                 await push(trainer, engine, next(versions))
                 ended = time.perf_counter()
                 await asyncio.sleep(AROUND_S)
-                while arrivals[-1] < ended:
+                while arrivals[-MORE] < ended:
+                    assert len(arrivals) < STREAM_TOKENS, "the completion ended before the update"
                     await asyncio.sleep(0.01)
             found.append(loss(arrivals, began, ended))
         numbers["stopped_s"] = [one.stopped_s for one in found]
@@ -263,14 +269,20 @@ class Loss(NamedTuple):
 def loss(arrivals: Sequence[float], began: float, ended: float) -> Loss:
     """From the last token before an update to the first after it.
 
+    Tokens that come at once were read late: the last of them is the one that was not.
+
     Args:
-        arrivals: When tokens came, in order, in seconds: several before, one or more after.
+        arrivals: When tokens came, in order, in seconds: several before and several after.
         began: When the update did.
         ended: When the update did.
     """
     last = max(place for place, one in enumerate(arrivals) if one <= began)
-    first = min(place for place, one in enumerate(arrivals) if one >= ended)
     usual_s = (arrivals[last] - arrivals[0]) / last
+    first = min(
+        place
+        for place, (one, following) in enumerate(itertools.pairwise(arrivals))
+        if one >= ended and following - one > usual_s / 2
+    )
     late_s = arrivals[first] - arrivals[last] - (first - last) * usual_s
     silence_s = max(stop - start for start, stop in itertools.pairwise(arrivals[last : first + 1]))
     return Loss(max(late_s, 0.0), silence_s, usual_s)

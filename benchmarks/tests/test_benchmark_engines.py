@@ -122,5 +122,8 @@ def test_what_an_update_costs_a_stream_is_told_by_its_tokens_alone() -> None:
     assert found == pytest.approx((0.7, 0.7, 0.1))
     twice = weight_sync.loss([*before, 0.7, 0.8, 1.2, *after], began=0.45, ended=1.45)
     assert twice == pytest.approx((0.7, 0.4, 0.1))  # stops that are not the longest count
+    late = [*before, *[0.7] * 3, 0.8, *[1.9] * 4, 2.0, 2.1]  # read at once: of 1.6 to 1.9
+    burst = weight_sync.loss(late, began=0.45, ended=1.45)
+    assert burst.stopped_s == pytest.approx(0.7)
     none = weight_sync.loss([one / 10 for one in range(30)], began=0.45, ended=1.45)
     assert none == pytest.approx((0.0, 0.1, 0.1))
