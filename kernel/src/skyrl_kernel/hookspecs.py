@@ -1,9 +1,10 @@
-"""Every hook of the project, in the order in which a run calls them.
+"""Every hook of the project, by family; stages stand in the order of a step.
 
-Three families, three rules:
+Each family has its rule:
 
 - **make** hooks take the name that was asked for and return an object, or None
-  if the name is not theirs. The first answer counts.
+  if the name is not theirs. The first answer counts. The two whose names begin
+  with ``check_`` refuse a run before anything is made.
 - **stage** hooks take the name that their config slot holds and return a typed
   callable, or None if the name is not theirs. They are called once, at
   start-up; the loop calls the callables. A wrapper (``hookimpl(wrapper=True)``)

@@ -143,21 +143,6 @@ class Catalog:
             raise PluginSelectionError(f"'{asked}' is the name of several plugins. Write {forms}.")
         return matches[0]
 
-    def by_config_path(self, path: str) -> PluginEntry | None:
-        """The plugin that owns a config key: the longest of all declared paths that lead to it.
-
-        Example:
-            ``environment.multiply.num_digits`` belongs to the plugin whose
-            ``plugin.toml`` lists ``environment.multiply``.
-        """
-        owners = [
-            (len(prefix), entry)
-            for entry in self.entries
-            for prefix in entry.manifest.config
-            if path == prefix or path.startswith(f"{prefix}.")
-        ]
-        return max(owners, key=lambda owner: owner[0])[1] if owners else None
-
     def offering(self, capability: str) -> list[PluginEntry]:
         """The installed plugins that offer a capability."""
         return [entry for entry in self.entries if capability in entry.manifest.offers]

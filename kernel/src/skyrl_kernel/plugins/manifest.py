@@ -4,13 +4,13 @@ One table per entry-point name. Everything in it is optional, and nothing else
 is allowed in it, so that a misspelt key is a message and not a silence::
 
     [grpo]
-    summary = "Group-relative advantages and the clipped policy loss."
+    summary = "Group-relative advantages (GRPO)."
     slots = ["trainer.algorithm.advantage_estimator"]   # config keys that may hold the name
-    config = ["trainer.algorithm.grpo"]                 # sections that the plugin owns
-    needs = ["sampler_logprobs"]                        # capabilities asked of others
+    config = []                                         # sections that the plugin owns
+    needs = []                                          # capabilities asked of others
     offers = []                                         # capabilities given to others
-    reads = ["trainer.algorithm.grpo_norm_by_std"]      # keys of the kernel that are for few plugins
-    runtime_env = {}                                    # of its processes, where Ray runs: Ray's words
+    reads = ["trainer.algorithm.grpo_norm_by_std"]      # kernel keys that few other plugins read
+    runtime_env = {}                                    # Ray's, for the processes of this plugin
     [grpo.preset]                                       # applied by --plugin grpo
     "trainer.algorithm.advantage_estimator" = "grpo"
 

@@ -14,15 +14,12 @@ from skyrl_kernel.errors import (
     TrajectoryError,
     WeightSyncError,
 )
-from skyrl_kernel.logs import get_logger
 from skyrl_kernel.protocols import Counts, Engine, Forgets, Served, Sleeps, Starts, Streams
 from skyrl_kernel.ray.member import Member
 from skyrl_kernel.ray.packets import Completions, Requests, Rows
 from skyrl_kernel.ray.parcels import Parcel, tensors
 from skyrl_kernel.recipe import EngineRecipe
 from skyrl_kernel.records import GenerateRequest, Piece
-
-log = get_logger(__name__)
 
 
 class Host(Member[EngineRecipe]):

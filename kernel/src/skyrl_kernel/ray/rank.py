@@ -9,7 +9,6 @@ from pathlib import Path
 import ray
 
 from skyrl_kernel.errors import HookError, WeightSyncError
-from skyrl_kernel.logs import get_logger
 from skyrl_kernel.place import num_gpus
 from skyrl_kernel.protocols import Loss, Ranked, Trainer
 from skyrl_kernel.ray.carrier import Carrier, go_along
@@ -19,8 +18,6 @@ from skyrl_kernel.ray.parcels import Parcel, parcels
 from skyrl_kernel.recipe import EngineRecipe, TrainerRecipe
 from skyrl_kernel.records import UpdateResult
 from skyrl_kernel.transport import Carried
-
-log = get_logger(__name__)
 
 
 def torchrun_variables(nodes: Sequence[str], address: str, port: int) -> list[dict[str, str]]:

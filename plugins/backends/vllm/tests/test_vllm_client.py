@@ -33,7 +33,7 @@ def test_no_request_is_lost_with_a_connection_that_the_server_closed_meanwhile()
         client = Client(f"http://127.0.0.1:{server.server_port}")
         for _ in range(3):
             assert await client.ask("POST", "/x", {}, timeout_s=5, queues=True) == {}
-            time.sleep(3 * IDLE_S)  # noqa: ASYNC251
+            time.sleep(3 * IDLE_S)
         await client.close()
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Impatient) as server:

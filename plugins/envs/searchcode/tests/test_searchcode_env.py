@@ -184,9 +184,12 @@ def test_nothing_found_is_said(url: str) -> None:
 def test_a_search_engine_that_fails_loses_the_trajectory(url: str) -> None:
     env = make_env("searchcode", settings(url), {**ROW, "max_turns": 3}, None)
     assert env is not None
-    with pytest.raises(TrajectoryError, match="refused a search") as caught:
+    with pytest.raises(
+        TrajectoryError, match=r"refused a search .* Is environment\.searchcode\.search_url right"
+    ) as caught:
         env.step("<tool><search>fail</search></tool>")
     assert caught.value.kind is FailureKind.INFRASTRUCTURE
+    assert caught.value.plugin == "searchcode"
 
 
 def test_a_sandbox_that_fails_loses_the_trajectory() -> None:

@@ -16,8 +16,8 @@ from skyrl_llm_as_a_judge.env import JudgeEnv
 
 NAME = "llm_as_a_judge"
 
-_OF_THE_DEADLINE = 0.9
-"""A judge is given up so long before ``environment.timeout_s``, to fail with a message of its own."""
+_DEADLINE_SHARE = 0.9
+"""Of ``environment.timeout_s``: what a judge may take, so that its own error comes first."""
 
 
 @hookimpl
@@ -39,6 +39,6 @@ def make_env(name: str, settings: Settings, extras: Mapping[str, Any]) -> JudgeE
         json.dumps(config.additional_kwargs),
         key_variable=config.key_variable,
         timeout_s=config.timeout,
-        deadline_s=settings[EnvironmentConfig].timeout_s * _OF_THE_DEADLINE,
+        deadline_s=settings[EnvironmentConfig].timeout_s * _DEADLINE_SHARE,
     )
     return JudgeEnv(extras, judge, prompt=config.prompt)

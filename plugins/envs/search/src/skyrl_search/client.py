@@ -35,6 +35,7 @@ class Retriever:
 
     Args:
         url: Where it listens.
+        name: The env that asks: errors name it, and the key of its config that holds ``url``.
         topk: Documents of one search.
         timeout_s: Deadline of one request.
         deadline_s: Deadline of a search, with all its attempts.
@@ -46,6 +47,7 @@ class Retriever:
         self,
         url: str,
         *,
+        name: str = "search",
         topk: int = 3,
         timeout_s: float = 30.0,
         deadline_s: float = 54.0,
@@ -53,6 +55,7 @@ class Retriever:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._url = url
+        self._name = name
         self._topk = topk
         self._timeout_s = timeout_s
         self._deadline_s = deadline_s
@@ -93,10 +96,10 @@ class Retriever:
                 log.info("search failed, trying again", attempt=attempt, problem=problem)
             self._sleep(pause_s)
         self._is_down = True
-        raise _lost(
+        raise self._lost(
             f"the retriever at {self._url} did not answer a search: {_times(attempt)} in "
             f"{time.monotonic() - began:.0f} s, the last gave {problem}. Start one with 'python -m "
-            "skyrl_search.server --corpus FILE', or name another: environment.search.search_url"
+            f"skyrl_search.server --corpus FILE', or name another: {self._key}"
         )
 
     def close(self) -> None:
@@ -121,9 +124,9 @@ class Retriever:
         if answer.status_code in _MAY_PASS:
             return None, f"status {answer.status_code}: {_start(answer.text)}"
         if not answer.is_success:
-            raise _lost(
+            raise self._lost(
                 f"the retriever at {self._url} refused a search with status "
-                f"{answer.status_code}: {_start(answer.text)}. Is environment.search.search_url right?"
+                f"{answer.status_code}: {_start(answer.text)}. Is {self._key} right?"
             )
         return answer, ""
 
@@ -133,10 +136,17 @@ class Retriever:
                 str(hit["document"]["contents"]) for hits in answer.json()["result"] for hit in hits
             ]
         except (ValueError, LookupError, TypeError) as error:
-            raise _lost(
+            raise self._lost(
                 f"the retriever at {self._url} gave another answer than "
                 '{"result": [[{"document": {"contents": …}}, …]]}: ' + _start(answer.text)
             ) from error
+
+    @property
+    def _key(self) -> str:
+        return f"environment.{self._name}.search_url"
+
+    def _lost(self, message: str) -> TrajectoryError:
+        return TrajectoryError(FailureKind.INFRASTRUCTURE, message, self._name)
 
     def _connected(self) -> "httpx2.Client":
         """The client, made at the first search: its import takes a while."""
@@ -165,10 +175,6 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _lost(message: str) -> TrajectoryError:
-    return TrajectoryError(FailureKind.INFRASTRUCTURE, message, "search")
 
 
 def _times(attempts: int) -> str:

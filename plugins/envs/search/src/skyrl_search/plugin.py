@@ -14,8 +14,8 @@ from skyrl_search.env import MAX_TURNS, SearchEnv
 
 NAME = "search"
 
-_OF_THE_DEADLINE = 0.9
-"""A search gives up so long before ``environment.timeout_s``, to fail with a message of its own."""
+DEADLINE_SHARE = 0.9
+"""Of ``environment.timeout_s``: what a search may take, so that its own error comes first."""
 
 
 @hookimpl
@@ -36,7 +36,7 @@ def make_env(
         config.search_url,
         topk=config.topk,
         timeout_s=config.timeout,
-        deadline_s=settings[EnvironmentConfig].timeout_s * _OF_THE_DEADLINE,
+        deadline_s=settings[EnvironmentConfig].timeout_s * DEADLINE_SHARE,
         log_requests=config.log_requests,
     )
     return SearchEnv(

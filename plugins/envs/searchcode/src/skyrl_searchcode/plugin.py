@@ -10,14 +10,12 @@ from skyrl_kernel.config import EnvironmentConfig
 from skyrl_kernel.hookspecs import hookimpl
 from skyrl_kernel.protocols import Settings
 from skyrl_search.client import shared_retriever
+from skyrl_search.plugin import DEADLINE_SHARE
 from skyrl_searchcode.config import SearchcodeConfig
 from skyrl_searchcode.env import MAX_TURNS, SearchcodeEnv
 from skyrl_searchcode.tools import Tools, make_sandbox, make_tools
 
 NAME = "searchcode"
-
-_OF_THE_DEADLINE = 0.9
-"""A search gives up so long before ``environment.timeout_s``, to fail with a message of its own."""
 
 
 @hookimpl
@@ -55,9 +53,10 @@ def _make_tools(config: str, call_timeout_s: float) -> Tools:
     section = SearchcodeConfig.model_validate_json(config)
     retriever = shared_retriever(
         section.search_url,
+        name=NAME,
         topk=section.topk,
         timeout_s=section.timeout,
-        deadline_s=call_timeout_s * _OF_THE_DEADLINE,
+        deadline_s=call_timeout_s * DEADLINE_SHARE,
         log_requests=section.log_requests,
     )
     return make_tools(retriever, make_sandbox(section, call_timeout_s))

@@ -13,8 +13,8 @@ from skyrl_text2sql.env import Text2SqlEnv, queries
 
 NAME = "text2sql"
 
-_OF_THE_DEADLINE = 0.9
-"""Queries are ended so long before ``environment.timeout_s``: too slow is wrong, not lost."""
+_DEADLINE_SHARE = 0.9
+"""Of ``environment.timeout_s``: what a query may take, so that too slow is wrong and not lost."""
 
 
 @hookimpl
@@ -37,5 +37,5 @@ def make_env(
     """A fresh env for one row."""
     if name != NAME:
         return None
-    call_timeout_s = _OF_THE_DEADLINE * settings[EnvironmentConfig].timeout_s
+    call_timeout_s = _DEADLINE_SHARE * settings[EnvironmentConfig].timeout_s
     return Text2SqlEnv(extras, settings[Text2SqlConfig], max_turns, call_timeout_s)
