@@ -200,7 +200,7 @@ async def _measure(
         await engine.started()
         for number, way in enumerate(ways):
             clock = Timed(way.make())
-            engine.carry(lambda clock=clock: clock)  # type: ignore[misc]
+            engine.use_transport(lambda clock=clock: clock)  # type: ignore[misc]
             others = [reference.perturbed(2 * number + seed, PERTURBED) for seed in (1, 2)]
             sent: list[Any] = [_Sent(one) for one in others]
             before = await _difference(engine, others[0])
@@ -241,7 +241,7 @@ async def _sleep(scratch: Path, megabytes: int) -> dict[str, Any]:
     sent: Any = _Sent(other)
     server = _server(way, scratch, megabytes, "--enable-sleep-mode")
     engine = VllmEngine(server, folder, deadlines=DEADLINES)
-    engine.carry(way.make)
+    engine.use_transport(way.make)
     steps: list[dict[str, Any]] = []
 
     async def note(name: str, call: Any) -> None:

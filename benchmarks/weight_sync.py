@@ -158,7 +158,7 @@ async def _transport(
     engine = servers.attach(url, model, rows=ROWS)
     assert isinstance(engine, VllmEngine)
     clock = Timed(make())
-    engine.carry(lambda: clock)
+    engine.use_transport(lambda: clock)
     trainer: Any = Weights(tensors)
     source = np.concatenate([one.detach().numpy().ravel() for one in tensors.values()])
     copy = np.zeros_like(source)

@@ -10,7 +10,7 @@ from skyrl_kernel.defaults import adapters
 from skyrl_kernel.errors import CapabilityError, ConfigError
 from skyrl_kernel.plan import make_plan
 from skyrl_kernel.testing.scripted import Script, ScriptedEngine, ScriptedTrainer
-from skyrl_kernel.transport import Carried
+from skyrl_kernel.transport import RankSync
 
 ENGINE = "generator.inference_engine"
 SYNC = f"{ENGINE}.weight_sync_backend"
@@ -79,4 +79,4 @@ def test_the_name_is_refused_where_it_would_bring_nothing_or_cannot_reach() -> N
 
 def test_between_processes_the_first_rank_brings_it() -> None:
     plan = make_plan(["vllm"], [], [LORA, f"{SYNC}=adapters", "trainer.runtime=ray"])
-    assert plan.carried == Carried(name="adapters", by_each=False, is_adapter=True)
+    assert plan.rank_sync == RankSync(name="adapters", by_each=False, is_adapter=True)

@@ -110,18 +110,18 @@ def test_of_such_a_round_each_request_is_asked_again_alone_and_an_ill_engine_cos
 
 
 def test_samples_of_one_prompt_share_an_engine_also_in_calls_of_their_own(two: list[Any]) -> None:
-    """As far as the others have work too: `skyrl_kernel.spread`."""
+    """As far as the others have work too: `skyrl_kernel.load_balancing`."""
     engines = RayEngines([two[0]] * 2, NAMES, [], batches=False, lockstep=False)
     asked: list[tuple[int, int]] = []
     prompts = [np.arange(start, start + 32, dtype=np.int32) for start in (0, 100)]
-    take = engines._spread.take
+    take = engines._balancer.acquire
 
     def noted(tokens: IntArray) -> int:
         place = take(tokens)
         asked.append((int(tokens[0]), place))
         return place
 
-    engines._spread.take = noted  # type: ignore[method-assign]
+    engines._balancer.acquire = noted  # type: ignore[method-assign]
 
     async def all_at_once() -> None:
         one_by_one = [prompts[0], prompts[1], *[prompts[0]] * 3, *[prompts[1]] * 3]

@@ -25,9 +25,9 @@ from skyrl_kernel.ray.errors import (
     OWN,
     Process,
     ProcessDied,
+    as_run_error,
     gravity,
     is_of_another,
-    told,
 )
 
 RANK = Process(name="trainer rank 1", where="gpu-3 (10.0.0.3)")
@@ -59,7 +59,7 @@ def died(text: str) -> ActorDiedError:
 
 
 def test_a_process_that_was_killed_is_told_without_ids_and_guesses() -> None:
-    error = told(died(KILLED), RANK)
+    error = as_run_error(died(KILLED), RANK)
     assert isinstance(error, ProcessDied)
     assert str(error) == (
         "trainer rank 1 on gpu-3 (10.0.0.3) has died: its process ended without a word to Ray, as after "
@@ -68,14 +68,14 @@ def test_a_process_that_was_killed_is_told_without_ids_and_guesses() -> None:
 
 
 def test_a_machine_that_is_gone_is_told_as_one() -> None:
-    error = told(died(UNPLUGGED), RANK)
+    error = as_run_error(died(UNPLUGGED), RANK)
     assert str(error).endswith(
         "has died: its node is gone (health check failed due to missing too many heartbeats)"
     )
 
 
 def test_a_process_that_cannot_be_reached_counts_as_dead() -> None:
-    error = told(ActorUnavailableError("RpcError: Socket closed", actor_id=None), RANK)
+    error = as_run_error(ActorUnavailableError("RpcError: Socket closed", actor_id=None), RANK)
     assert isinstance(error, ProcessDied)
     assert "Ray does not reach it any more" in str(error)
     assert "Socket closed" in str(error)
@@ -85,7 +85,7 @@ def test_the_last_line_that_it_printed_is_told(tmp_path: Path) -> None:
     output = tmp_path / "trainer_rank_1.out"
     output.write_text("loading\nterminate called after throwing 'c10::Error'\n\n")
     process = Process(name="trainer rank 1", where="gpu-3", output=output)
-    text = str(told(died(KILLED), process))
+    text = str(as_run_error(died(KILLED), process))
     assert "The last it printed: \"terminate called after throwing 'c10::Error'\"" in text
     assert text.endswith(f"all of it is in {output}")
 
@@ -98,29 +98,31 @@ def test_the_last_line_that_it_printed_is_told(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_written_for_the_user_comes_through_as_it_is(error: Exception) -> None:
-    found = told(raised(error), RANK)
+    found = as_run_error(raised(error), RANK)
     assert type(found) is type(error)
     assert str(found) == str(error)
 
 
 def test_what_does_not_say_whose_it_is_is_told_with_its_process() -> None:
-    found = told(raised(NonFiniteError("the loss is NaN")), RANK)
+    found = as_run_error(raised(NonFiniteError("the loss is NaN")), RANK)
     assert type(found) is NonFiniteError
     assert str(found) == "trainer rank 1 on gpu-3 (10.0.0.3): the loss is NaN"
-    assert str(told(found, RANK)) == str(found)
-    assert str(told(raised(WeightSyncError("trainer rank 1 has no such tensor")), RANK)) == (
-        "trainer rank 1 has no such tensor"
-    )
+    assert str(as_run_error(found, RANK)) == str(found)
+    assert str(
+        as_run_error(raised(WeightSyncError("trainer rank 1 has no such tensor")), RANK)
+    ) == ("trainer rank 1 has no such tensor")
 
 
 def test_a_full_disk_is_still_one_and_says_whose() -> None:
-    found = told(raised(OSError(errno.ENOSPC, "No space left on device", "/shared/x")), RANK)
+    found = as_run_error(
+        raised(OSError(errno.ENOSPC, "No space left on device", "/shared/x")), RANK
+    )
     assert is_disk_full(found)
     assert "No space left on device (trainer rank 1 on gpu-3 (10.0.0.3)): '/shared/x'" in str(found)
 
 
 def test_any_other_exception_names_the_process_and_its_type() -> None:
-    found = told(raised(KeyError("policy")), RANK)
+    found = as_run_error(raised(KeyError("policy")), RANK)
     assert isinstance(found, RunError)
     assert str(found) == "trainer rank 1 on gpu-3 (10.0.0.3) failed: KeyError: 'policy'"
 
@@ -147,20 +149,20 @@ def test_a_rank_that_torch_ended_since_another_did_not_come_is_not_the_cause(
     output = tmp_path / "trainer_rank_1.out"
     waited = Process(name="trainer rank 1", where="gpu-3", output=output)
     output.write_text(GAVE_UP + '  File "threading.py", line 1002 in _bootstrap\n' * 1000)
-    error = told(died(KILLED), waited)
+    error = as_run_error(died(KILLED), waited)
     assert gravity(error) == FOLLOWS
     assert str(error).startswith(
         "trainer rank 1 on gpu-3 waited for another in vain, and torch ended it: 'Watchdog caught "
         "collective operation timeout: WorkNCCL(SeqNum=1, OpType=ALLGATHER"
     )
-    assert gravity(told(died(UNPLUGGED), waited)) == IS_GONE
+    assert gravity(as_run_error(died(UNPLUGGED), waited)) == IS_GONE
     again = Process(name="trainer rank 1", where="gpu-3", output=output)  # the run goes on
-    assert gravity(told(died(KILLED), again)) == IS_GONE
+    assert gravity(as_run_error(died(KILLED), again)) == IS_GONE
 
 
 def test_a_death_is_nearer_to_the_cause_than_an_error_and_that_nearer_than_a_partners() -> None:
-    assert gravity(told(died(KILLED), RANK)) == IS_GONE
-    assert gravity(told(raised(KeyError("policy")), RANK)) == OWN
+    assert gravity(as_run_error(died(KILLED), RANK)) == IS_GONE
+    assert gravity(as_run_error(raised(KeyError("policy")), RANK)) == OWN
     assert gravity(RankError("rank 1 of 2 does not answer")) == FOLLOWS
     assert gravity(RuntimeError("[pair.cc:553] Connection closed by peer [10.0.0.3]")) == FOLLOWS
 

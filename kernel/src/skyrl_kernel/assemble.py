@@ -15,10 +15,10 @@ from skyrl_kernel.probe import MAX_ROWS, MAX_TOKENS
 from skyrl_kernel.producer import Producer
 from skyrl_kernel.progress import Progress
 from skyrl_kernel.protocols import (
-    Carries,
     Engine,
     Measures,
     Runtime,
+    SyncsByRanks,
     SyncWeights,
     Tokenizer,
     Trainer,
@@ -105,15 +105,15 @@ def make_trainer(plan: Plan, runtime: Runtime, models: dict[str, Path], updates:
 
 def make_sync(plan: Plan, runtime: Runtime) -> SyncWeights:
     """Stage 6, or what stands here for that of the trainer's processes, which were started."""
-    if plan.carried is None:
+    if plan.rank_sync is None:
         stage: SyncWeights = plan.stages["sync_weights"].value
         return stage
-    if not isinstance(runtime, Carries):
+    if not isinstance(runtime, SyncsByRanks):
         raise HookError(
             f"the runtime '{plan.tree.trainer.runtime}' offers 'separate_processes' and has no method "
-            "carry; see skyrl_kernel.protocols.Carries"
+            "sync_by_ranks; see skyrl_kernel.protocols.SyncsByRanks"
         )
-    return runtime.carry()
+    return runtime.sync_by_ranks()
 
 
 def make_session(
@@ -134,7 +134,7 @@ def make_session(
     trainer = make_trainer(plan, runtime, prepared.models, order.total_steps * updates_per_step)
     if start.checkpoint is not None:
         trainer.load(start.checkpoint.path)
-    if plan.takes_turns:  # an engine takes its memory when it starts
+    if plan.shares_gpu:  # an engine takes its memory when it starts
         trainer.offload()
     engine = make_engine(plan, runtime, prepared.models["policy"])
     admission = Admission(

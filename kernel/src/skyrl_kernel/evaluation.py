@@ -48,7 +48,7 @@ async def evaluate(run: Session, *, step: int, clock: Clock) -> dict[str, float]
         numbers = by_source(run.evaluate, scored, failures)
         if run.config.dump_eval_results:
             _dump(run, step, trajectories, numbers)
-    counted = await run.counted("eval", clock.seconds["eval_generate"])
+    counted = await run.engine_counts("eval", clock.seconds["eval_generate"])
     run.report_evaluation(step, numbers, counted, trajectories, failures)
     return numbers | counted
 

@@ -54,19 +54,19 @@ def _ctrl_c_is_answered() -> Iterator[None]:
         yield
         return
     # Past the buffers, whose lock the interrupted line may hold.
-    told = threading.Timer(HEARD_AFTER_S, os.write, (2, HEARD))
-    told.daemon = True
+    notice = threading.Timer(HEARD_AFTER_S, os.write, (2, HEARD))
+    notice.daemon = True
 
     def answer(number: int, frame: Any) -> None:
-        if told.ident is None:
-            told.start()
+        if notice.ident is None:
+            notice.start()
         inner(number, frame)
 
     signal.signal(signal.SIGINT, answer)
     try:
         yield
     finally:
-        told.cancel()
+        notice.cancel()
         signal.signal(signal.SIGINT, inner)
 
 

@@ -33,7 +33,7 @@ async def train(run: Session) -> int:
     step = run.first_step - 1
     with run.stage("sync_weights", step):
         await run.sync(step)
-    await run.counted("train", 0.0)  # from here on
+    await run.engine_counts("train", 0.0)  # what was counted before the first step
     if step == 0 and run.eval_before_train:
         await evaluate(run, step=0, clock=Clock())
     saving = Clock()
@@ -44,7 +44,7 @@ async def train(run: Session) -> int:
             with clock("generate"), run.stage("generate", step, total=run.rollouts_per_step):
                 batch = await run.producer.batch(step)
             with clock("fwd_logprobs_values_reward"), run.stage("score", step):
-                await run.turns.train()
+                await run.gpu.to_trainer()
                 scored = await run.compute(run.scorer, batch.groups)
             with clock("compute_advantages_and_returns"), run.stage("advantage", step):
                 credited = credit(run.advantage, scored, _masked_places(batch))
@@ -61,7 +61,7 @@ async def train(run: Session) -> int:
             with clock("sync_weights"), run.stage("sync_weights", step):
                 await run.sync(step)
         numbers = measured.complete(results, clock)
-        numbers |= await run.counted("train", clock.seconds["generate"])
+        numbers |= await run.engine_counts("train", clock.seconds["generate"])
         numbers |= run.machine_numbers()
         if run.eval_due(step):
             with clock("eval"):

@@ -49,8 +49,8 @@ from skyrl_kernel.plugins.wording import listed
 from skyrl_kernel.processes import (
     RUNTIME_KEY,
     is_apart,
-    is_carried,
     is_elsewhere,
+    is_rank_sync,
     process_needs,
     refuse_nearness,
     with_runtime,
@@ -76,7 +76,7 @@ from skyrl_kernel.slots import (
 )
 from skyrl_kernel.transport import (
     SYNC_KEY,
-    Carried,
+    RankSync,
     refuse_no_adapter,
     run_places,
     with_transport,
@@ -105,15 +105,15 @@ class Plan:
     """Capabilities of the plugin that makes the engine."""
     missing: tuple[str, ...] = ()
     """What this machine lacks for the engine or the weight sync; a run with any is refused."""
-    carried: Carried | None = None
+    rank_sync: RankSync | None = None
     """The weight sync, if the trainer's processes do it; None where it is done here."""
-    takes_turns: bool = False
-    """Trainer and engine have the same GPUs, in turns: see `skyrl_kernel.turns`."""
+    shares_gpu: bool = False
+    """Trainer and engine have the same GPUs, one after the other: see `skyrl_kernel.gpu_sharing`."""
 
     @property
     def engine_sleeps(self) -> bool:
         """Whether the engine sleeps at times: in the trainer's turn, or to have room for weights."""
-        return self.takes_turns or self.tree.generator.inference_engine.offload_kv_for_weight_sync
+        return self.shares_gpu or self.tree.generator.inference_engine.offload_kv_for_weight_sync
 
     @property
     def tree(self) -> Config:
@@ -253,8 +253,8 @@ def make_plan(
         stages=stages,
         engine_offers=offers,
         missing=tuple(missing),
-        carried=Carried.by(sync, colocated=colocated) if apart and is_carried(sync) else None,
-        takes_turns=SLEEPS in offers and takes_trainers_gpus(config) and not is_ahead,
+        rank_sync=RankSync.by(sync, colocated=colocated) if apart and is_rank_sync(sync) else None,
+        shares_gpu=SLEEPS in offers and takes_trainers_gpus(config) and not is_ahead,
     )
 
 

@@ -23,7 +23,7 @@ ENGINE_ENV = "trainer.ray.engine_env"
 """Environment of engines, in Ray's words."""
 ALONE = {"value": "critic", "reference": "ref"}
 """Role that may have processes of its own → its name in keys."""
-TOLD = {"value": "critic", "reference": "reference"}
+ROLE_LABELS = {"value": "critic", "reference": "reference"}
 """The same role → what messages call it."""
 _SCORES = {"value": "values", "reference": "ref_logprobs"}
 """The same role → what stages ask of it."""
@@ -54,7 +54,7 @@ def _asks_for_processes(layers: Layers, catalog: Catalog) -> str:
     models = _models_beside(layers, catalog)
     for role in _alone(lambda key: bool(layers.asked(f"{_PLACEMENT}.{key}"))):
         if role in models:
-            return f"a {TOLD[role]} of its own, {COLOCATED_KEY}=false"
+            return f"a {ROLE_LABELS[role]} of its own, {COLOCATED_KEY}=false"
     return ""
 
 
@@ -125,7 +125,7 @@ def process_needs(config: Config, needs: Collection[str]) -> dict[str, tuple[str
     }
 
 
-def is_carried(sync: PluginEntry) -> bool:
+def is_rank_sync(sync: PluginEntry) -> bool:
     """Whether a weight sync reaches for more of trainer or engine than the engine's own update.
 
     In a run whose runtime is apart it then runs in the trainer's processes.
@@ -147,7 +147,7 @@ def refuse_nearness(sync: PluginEntry, key: str, engine: Collection[str]) -> Non
     Raises:
         CapabilityError: It needs a trainer and an engine in one process.
     """
-    if is_carried(sync) and SERVED not in engine:
+    if is_rank_sync(sync) and SERVED not in engine:
         more = [need for need in sync.manifest.needs if need not in PUSHED]
         raise CapabilityError(
             f"{key}={sync.name} needs {', '.join(more)}: a trainer and an engine in one process, and "

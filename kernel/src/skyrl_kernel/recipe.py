@@ -24,7 +24,7 @@ from skyrl_kernel.plugins import (
 from skyrl_kernel.plugins.discovery import KERNEL, installed_version
 from skyrl_kernel.protocols import Engine, Loss, Section, Settings, SyncWeights, Trainer
 from skyrl_kernel.slots import MAKERS
-from skyrl_kernel.transport import Carried
+from skyrl_kernel.transport import RankSync
 
 if TYPE_CHECKING:
     from skyrl_kernel.plan import Plan
@@ -122,7 +122,7 @@ class TrainerRecipe(Recipe):
     """Of the whole run, for schedules."""
     loss_name: str
     """What ``trainer.algorithm.policy_loss_type`` holds."""
-    carried: Carried | None = None
+    rank_sync: RankSync | None = None
     """The weight sync, if these processes do it: see `skyrl_kernel.plan.Plan`."""
 
     @classmethod
@@ -131,7 +131,7 @@ class TrainerRecipe(Recipe):
         name, loss = plan.tree.trainer.strategy, plan.stages["loss"]
         asked = _asked(plan, "make_trainer", name)
         more = [loss.provider, *loss.wrappers]
-        if plan.carried is not None:
+        if plan.rank_sync is not None:
             sync, engine = plan.stages["sync_weights"], plan.tree.generator.inference_engine.backend
             more += [sync.provider, *sync.wrappers, *_asked(plan, "make_engine", engine)]
         return cls(
@@ -140,7 +140,7 @@ class TrainerRecipe(Recipe):
             models={role: path.absolute() for role, path in models.items()},
             total_updates=total_updates,
             loss_name=plan.tree.trainer.algorithm.policy_loss_type,
-            carried=plan.carried,
+            rank_sync=plan.rank_sync,
         )
 
     def make(self) -> Trainer:
@@ -174,8 +174,8 @@ class TrainerRecipe(Recipe):
 
     def sync_weights(self) -> SyncWeights:
         """Stage 6 likewise, of processes that do it."""
-        assert self.carried is not None, "asked of those that do"
-        name = self.carried.name
+        assert self.rank_sync is not None, "asked of those that do"
+        name = self.rank_sync.name
         resolved = self.manager.resolve("sync_weights", name, name=name, settings=self.settings)
         found: SyncWeights = resolved.value
         return found

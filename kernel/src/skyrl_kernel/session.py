@@ -27,6 +27,7 @@ from skyrl_kernel.errors import (
     is_disk_full,
 )
 from skyrl_kernel.feed import Feed
+from skyrl_kernel.gpu_sharing import GpuSharing
 from skyrl_kernel.plan import Plan
 from skyrl_kernel.probe import FIRST_CHANGE, INTERVAL, coarser, probe
 from skyrl_kernel.producer import Batch, Producer
@@ -66,7 +67,6 @@ from skyrl_kernel.run.folder import RunFolder
 from skyrl_kernel.score_metrics import MISMATCH
 from skyrl_kernel.sentinels import Sentinels
 from skyrl_kernel.stage_states import stage_states
-from skyrl_kernel.turns import Turns
 from skyrl_kernel.weight_sync import in_time
 
 P = ParamSpec("P")
@@ -137,8 +137,8 @@ class Session:
             self.epochs_per_batch * config.train_batch_size // config.policy_mini_batch_size
         )
         ahead = config.fully_async
-        told = generator.inference_engine.enable_ray_prometheus_stats
-        self._counts = self.engine if told and isinstance(self.engine, Counts) else None
+        is_asked = generator.inference_engine.enable_ray_prometheus_stats
+        self._counts = self.engine if is_asked and isinstance(self.engine, Counts) else None
         self._counted_at = time.monotonic()
         self.forgets: Forgets | None = None
         if ahead.enabled and ahead.clear_kv_cache_on_weight_sync:
@@ -150,7 +150,7 @@ class Session:
             self.forgets = self.engine
         if not self.engine.lockstep:
             self._thread = Workers(1, "skyrl-trainer")
-        self.turns = Turns(self.plan, self.engine, self.trainer, self.compute)
+        self.gpu = GpuSharing(self.plan, self.engine, self.trainer, self.compute)
 
     @property
     def config(self) -> TrainerConfig:
@@ -191,7 +191,7 @@ class Session:
         await in_time(self._sync(version), self.plan, version, self.progress.warning)
 
     async def _sync(self, version: int) -> None:
-        await self.turns.begin_sync()
+        await self.gpu.begin_sync()
         if self.forgets is None:
             await self.sync_weights(self.trainer, self.engine, version)
         else:
@@ -213,7 +213,7 @@ class Session:
         expected: list[FloatArray] = []
         if rows:  # the trainer's half, while it has the accelerator
             expected = await self.compute(self.trainer.score, "policy", rows, temperature=1.0)
-        await self.turns.end_sync()
+        await self.gpu.end_sync()
         if rows:
             engine = self.plan.tree.generator.inference_engine
             precision = coarser(bf16=self.config.bf16, engine_dtype=engine.model_dtype)
@@ -223,10 +223,10 @@ class Session:
         """Held-out trajectories with the scores that the stage `evaluate` needs."""
         if not self.evaluate.needs:
             return await self.compute(self.eval_scorer.score, trajectories)
-        async with self.turns.lent():
+        async with self.gpu.lent():
             return await self.compute(self.eval_scorer.score, trajectories)
 
-    async def counted(
+    async def engine_counts(
         self, phase: Literal["train", "eval"], generating_s: float
     ) -> dict[str, float]:
         """``<engine>/<phase>/…``: what the engine counted since the call before.

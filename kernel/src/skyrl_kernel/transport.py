@@ -115,10 +115,10 @@ _SEVERAL = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Carried:
-    """A weight sync that runs in the trainer's processes, each attached to servers of engines.
+class RankSync:
+    """A weight sync that the trainer's ranks do, attached to servers, and not the controller.
 
-    The others of several go through the same tensors, as the trainer asks for it.
+    Ranks that send nothing iterate over `Trainer.weights` all the same: to gather is collective.
     """
 
     name: str
@@ -133,7 +133,7 @@ class Carried:
         """Of the stage's provider.
 
         Args:
-            sync: See there.
+            sync: The plugin that the slot names.
             colocated: Whether a rank and an engine share a device. Between GPUs there is no group of
                 two on one, and its memory is no other process's.
         """

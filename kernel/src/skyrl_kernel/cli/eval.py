@@ -250,7 +250,7 @@ def _play(
             trainer = assemble.make_trainer(plan, runtime, models, 1)
             if checkpoint is not None:
                 trainer.load(checkpoint.path)
-            if plan.takes_turns:  # an engine takes its memory when it starts
+            if plan.shares_gpu:  # an engine takes its memory when it starts
                 trainer.offload()
         engine = assemble.make_engine(plan, runtime, model)
         rollouts = assemble.make_rollouts(plan, engine, tokenizer, progress)
@@ -286,7 +286,7 @@ def _play(
                 )
             scored = [Scored(trajectory=one, scores=()) for one in trajectories]
             if trainer is not None:
-                if plan.takes_turns:  # the engine is gone
+                if plan.shares_gpu:  # the engine is gone
                     trainer.onload()
                 scored = Scorer(
                     trainer=trainer,
@@ -312,15 +312,15 @@ def _play(
 async def _sync(
     plan: "Plan", stage: "SyncWeights", trainer: "Trainer", engine: "Engine", version: int
 ) -> None:
-    from skyrl_kernel.turns import Turns
+    from skyrl_kernel.gpu_sharing import GpuSharing
 
     async def call(method: Callable[[], None]) -> None:
         method()
 
-    turns = Turns(plan, engine, trainer, call)
-    await turns.begin_sync()
+    gpu = GpuSharing(plan, engine, trainer, call)
+    await gpu.begin_sync()
     await stage(trainer, engine, version)
-    await turns.end_sync()
+    await gpu.end_sync()
 
 
 # --- what is printed ----------------------------------------------------------------------

@@ -8,7 +8,7 @@ from skyrl_kernel.feed.feed import sink_plugins
 from skyrl_kernel.masking import mask_secrets
 from skyrl_kernel.plan import Plan
 from skyrl_kernel.prepared import SCORED_BY, score_needs
-from skyrl_kernel.processes import ALONE, TOLD, alone, ranks_of
+from skyrl_kernel.processes import ALONE, ROLE_LABELS, alone, ranks_of
 from skyrl_kernel.ray.environment import ADDRESS, address
 from skyrl_kernel.slots import STAGES
 
@@ -61,7 +61,9 @@ def _processes(plan: Plan) -> Iterator[str]:
     needs = score_needs(plan)
     for role in alone(placement):
         if SCORED_BY[role] in needs:
-            yield f"of the {TOLD[role]}: {{}} × {{}}".format(*ranks_of(placement, ALONE[role]))
+            yield f"of the {ROLE_LABELS[role]}: {{}} × {{}}".format(
+                *ranks_of(placement, ALONE[role])
+            )
     if engine.external_server_urls:
         where = "which run already"
     elif placement.colocate_all:
@@ -69,9 +71,9 @@ def _processes(plan: Plan) -> Iterator[str]:
     else:
         where = "on devices of their own"
     yield f"engines: {engine.num_engines}, {where}"
-    if plan.carried is not None:
+    if plan.rank_sync is not None:
         each, first = "each rank to the engine on its own device", "the first rank to all engines"
-        yield f"weights: from {each if plan.carried.by_each else first}, through {plan.carried.name}"
+        yield f"weights: from {each if plan.rank_sync.by_each else first}, through {plan.rank_sync.name}"
 
 
 def _answers(plan: Plan) -> Iterator[str]:

@@ -79,10 +79,10 @@ def with_kl(inner: Advantage, estimator: str, controller: KLController) -> Advan
 
     Metrics: ``loss/kl_loss_coef`` is the β that the step was credited with.
     """
-    told: dict[str, float] = {}
+    numbers: dict[str, float] = {}
 
     def fn(groups: Sequence[Sequence[Scored]]) -> list[list[tuple[TokenAdvantages, ...]]]:
-        told["loss/kl_loss_coef"] = controller.coefficient
+        numbers["loss/kl_loss_coef"] = controller.coefficient
         kls = [[token_kl(one, estimator) for one in group] for group in groups]
         credited = inner(
             [
@@ -101,7 +101,7 @@ def with_kl(inner: Advantage, estimator: str, controller: KLController) -> Advan
         return credited
 
     def measure(groups: Sequence[CreditedGroup]) -> Mapping[str, float]:
-        return {**inner.measure(groups), **told}
+        return {**inner.measure(groups), **numbers}
 
     return replace(
         inner,

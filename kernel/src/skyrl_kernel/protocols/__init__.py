@@ -22,7 +22,6 @@ from skyrl_kernel.protocols.engine import (
 )
 from skyrl_kernel.protocols.given import Section, Settings, Tokenizer
 from skyrl_kernel.protocols.run import (
-    Carries,
     DataRecipe,
     EvalInfo,
     Measures,
@@ -30,6 +29,7 @@ from skyrl_kernel.protocols.run import (
     RunInfo,
     Runtime,
     StepInfo,
+    SyncsByRanks,
 )
 from skyrl_kernel.protocols.stages import (
     Advantage,
@@ -51,7 +51,6 @@ from skyrl_kernel.protocols.trainer import LendsAdapter, Ranked, Trainer
 
 __all__ = [
     "Advantage",
-    "Carries",
     "Counts",
     "CreditedGroup",
     "DataRecipe",
@@ -84,6 +83,7 @@ __all__ = [
     "StepInfo",
     "Streams",
     "SyncWeights",
+    "SyncsByRanks",
     "Tokenizer",
     "Trainer",
 ]

@@ -39,14 +39,14 @@ class Runtime(Protocol):
 
 
 @runtime_checkable
-class Carries(Protocol):
+class SyncsByRanks(Protocol):
     """What a runtime adds to `Runtime` that offers ``separate_processes``.
 
     A stage `sync_weights` that needs more than an engine's own update then runs in the trainer's
     processes, each with an engine that is attached to servers; see `Served`.
     """
 
-    def carry(self) -> SyncWeights:
+    def sync_by_ranks(self) -> SyncWeights:
         """What stands for that stage here. Called once, after trainer and engine were started."""
         ...
 

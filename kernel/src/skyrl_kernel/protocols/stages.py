@@ -212,7 +212,7 @@ class Evaluate:
 
 
 class Reduction(Protocol):
-    """Turns the masks of one mini-batch into per-token weights of the policy term."""
+    """GpuSharing the masks of one mini-batch into per-token weights of the policy term."""
 
     def __call__(
         self, masks: Sequence[BoolArray], trajectories: Sequence[int], groups: Sequence[int]

@@ -16,7 +16,8 @@ Start with `runtime`, which makes the parts; each of the others is one idea::
     shares       data dealt out to ranks, balanced by tokens
     packets      rows and samples as few large arrays, which Ray moves without pickling
     parcels      weights as such arrays, a bounded number of bytes at a time
-    carrier      a rank that brings weights to engines past Ray;  carriers  all of them, as a stage here
+    rank_sender  in a rank: brings weights to engines past Ray
+    sync_by_ranks  what stands for all of those here: the stage `sync_weights`
     calls        waiting for actors, several at a time
     guard        the last word of a run that Ray's core has ended
     waits        what the start waits for, on the screen

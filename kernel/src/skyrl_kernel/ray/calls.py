@@ -11,7 +11,7 @@ from ray.exceptions import RayError
 
 from skyrl_kernel.errors import RankError
 from skyrl_kernel.logs import get_logger
-from skyrl_kernel.ray.errors import FOLLOWS, Process, gravity, is_of_another, told
+from skyrl_kernel.ray.errors import FOLLOWS, Process, as_run_error, gravity, is_of_another
 
 GRACE_S = 10.0
 """For the others to say what they found, once one rank has failed: the first to be heard of may
@@ -32,7 +32,7 @@ def get(reference: Any, who: Process) -> Any:
     try:
         return ray.get(reference)
     except RayError as error:
-        raise told(error, who) from None
+        raise as_run_error(error, who) from None
 
 
 async def answer(reference: Any, who: Process) -> Any:
@@ -40,7 +40,7 @@ async def answer(reference: Any, who: Process) -> Any:
     try:
         return await reference
     except RayError as error:
-        raise told(error, who) from None
+        raise as_run_error(error, who) from None
 
 
 async def answers_of(references: Sequence[Any], who: Sequence[Process]) -> list[Any]:
@@ -100,7 +100,7 @@ def get_all(
             except RayError as error:
                 if not failures:
                     until = min(until, time.monotonic() + GRACE_S)
-                failures.append((told(error, process), process))
+                failures.append((as_run_error(error, process), process))
     if failures:
         raise _cause(failures, list(waiting.values()))
     if waiting:

@@ -1,7 +1,7 @@
 """What stands for one or more engines in the controller's process.
 
 Requests of one call with the same prompt go to one engine, which computes the prompt once; which
-one, `skyrl_kernel.spread` says. Updates go to all, as one transaction.
+one, `skyrl_kernel.load_balancing` says. Updates go to all, as one transaction.
 """
 
 import asyncio
@@ -12,6 +12,7 @@ import ray
 
 from skyrl_kernel.counts import Count, joined
 from skyrl_kernel.errors import WeightSyncError
+from skyrl_kernel.load_balancing import LoadBalancer
 from skyrl_kernel.logs import get_logger
 from skyrl_kernel.ray.calls import answer
 from skyrl_kernel.ray.errors import Process, ProcessDied
@@ -20,7 +21,6 @@ from skyrl_kernel.ray.parcels import parcels
 from skyrl_kernel.ray.trainer import Weights
 from skyrl_kernel.ray.waits import together, waiting_for
 from skyrl_kernel.records import Completion, FloatArray, GenerateRequest, IntArray, Piece
-from skyrl_kernel.spread import Spread
 
 if TYPE_CHECKING:
     import torch
@@ -58,7 +58,7 @@ class RayEngines:
         self._actors, self._names, self._made = list(actors), list(names), list(made)
         self._counting = False
         self._batches = batches
-        self._spread = Spread(len(actors))
+        self._balancer = LoadBalancer(len(actors))
         self._waiting: list[_Waiting] = []
         self._sending: set[asyncio.Task[None]] = set()
         self.attach: Callable[[], Awaitable[None]] | None = None
@@ -128,9 +128,9 @@ class RayEngines:
         for number, request in enumerate(requests):
             prompt = request.tokens.tobytes()
             if prompt in places:
-                self._spread.join(places[prompt])
+                self._balancer.add(places[prompt])
             else:
-                places[prompt] = self._spread.take(request.tokens)
+                places[prompt] = self._balancer.acquire(request.tokens)
             parts.setdefault(places[prompt], []).append(number)
 
         async def ask(place: int, numbers: list[int]) -> list[Completion]:
@@ -143,7 +143,7 @@ class RayEngines:
                 raise
             finally:
                 for _ in numbers:
-                    self._spread.give_back(place)
+                    self._balancer.release(place)
             return packed.unpack()
 
         answers = await asyncio.gather(
@@ -157,14 +157,14 @@ class RayEngines:
 
     async def stream(self, request: GenerateRequest) -> AsyncGenerator[Piece, None]:
         """See `Streams`; of engines that offer it."""
-        place = self._spread.take(request.tokens)
+        place = self._balancer.acquire(request.tokens)
         pieces = self._actors[place].stream.options(num_returns="streaming").remote(request)
         try:
             async for piece in pieces:
                 yield await answer(piece, self._names[place])
         finally:
             ray.cancel(pieces)
-            self._spread.give_back(place)
+            self._balancer.release(place)
 
     async def logprobs(self, rows: Sequence[IntArray], *, temperature: float) -> list[FloatArray]:
         """[T] log-prob of each row's tokens; each engine is asked for all, so that each is checked.

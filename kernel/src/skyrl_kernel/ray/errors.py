@@ -63,7 +63,7 @@ class Process:
         return f"{self.name} on {self.where}" if self.where else self.name
 
 
-def told(error: BaseException, process: Process) -> BaseException:
+def as_run_error(error: BaseException, process: Process) -> BaseException:
     """What an error of `ray.get`, or of awaiting a reference, means for the run.
 
     Args:

@@ -11,13 +11,13 @@ import ray
 from skyrl_kernel.errors import HookError, WeightSyncError
 from skyrl_kernel.place import num_gpus
 from skyrl_kernel.protocols import Loss, Ranked, Trainer
-from skyrl_kernel.ray.carrier import Carrier, go_along
 from skyrl_kernel.ray.member import Member
 from skyrl_kernel.ray.packets import Rows, Samples
 from skyrl_kernel.ray.parcels import Parcel, parcels
+from skyrl_kernel.ray.rank_sender import RankSender, go_along
 from skyrl_kernel.recipe import EngineRecipe, TrainerRecipe
 from skyrl_kernel.records import UpdateResult
-from skyrl_kernel.transport import Carried
+from skyrl_kernel.transport import RankSync
 
 
 def torchrun_variables(nodes: Sequence[str], address: str, port: int) -> list[dict[str, str]]:
@@ -55,7 +55,7 @@ class Rank(Member[TrainerRecipe]):
         self._loss: Loss | None = None
         self._parcels: Iterator[Parcel] = iter(())
         self._next: Parcel | None = None
-        self._carrier: Carrier | None = None
+        self._sender: RankSender | None = None
 
     def meeting_place(self) -> tuple[str, int]:
         """Address and port of this machine, for the process group of all ranks.
@@ -119,19 +119,19 @@ class Rank(Member[TrainerRecipe]):
         with self._named("make_engine"):
             engine: EngineRecipe = pickle.loads(recipe)
             engine.process = self._process
-            self._carrier = Carrier(
-                self._recipe.sync_weights(), engine.make(), is_adapter=self._carried.is_adapter
+            self._sender = RankSender(
+                self._recipe.sync_weights(), engine.make(), is_adapter=self._rank_sync.is_adapter
             )
-            self._carrier.start()
+            self._sender.start()
 
     def sync(self, version: int) -> None:
         """Bring the policy's weights where this rank is attached, or go along with those who do."""
         with self._named("sync_weights"):
-            if self._carrier is None:
-                go_along(self._made, is_adapter=self._carried.is_adapter)
+            if self._sender is None:
+                go_along(self._made, is_adapter=self._rank_sync.is_adapter)
                 return
             try:
-                self._carrier.carry(self._made, version)
+                self._sender.send(self._made, version)
             except WeightSyncError as error:
                 raise WeightSyncError(f"{self._process}: {error}") from error
 
@@ -163,17 +163,17 @@ class Rank(Member[TrainerRecipe]):
     def close(self) -> None:
         """Let go of engines, and leave the process group, if there is one."""
         try:
-            if self._carrier is not None:
-                self._carrier.close()
+            if self._sender is not None:
+                self._sender.close()
         finally:
             if isinstance(self._trainer, Ranked):
                 self._trainer.close()
 
     @property
-    def _carried(self) -> Carried:
+    def _rank_sync(self) -> RankSync:
         assert self._recipe is not None, "the runtime calls `make` first"
-        assert self._recipe.carried is not None, "asked of ranks that do the weight sync"
-        return self._recipe.carried
+        assert self._recipe.rank_sync is not None, "asked of ranks that do the weight sync"
+        return self._recipe.rank_sync
 
     @property
     def _made(self) -> Trainer:

@@ -11,11 +11,10 @@ from skyrl_kernel.config.generator import NO_ENGINE
 from skyrl_kernel.errors import CapabilityError
 from skyrl_kernel.logs import get_logger
 from skyrl_kernel.place import num_gpus
-from skyrl_kernel.processes import ALONE, TOLD, alone
+from skyrl_kernel.processes import ALONE, ROLE_LABELS, alone
 from skyrl_kernel.protocols import Engine, Settings, SyncWeights, Trainer
 from skyrl_kernel.ray.actors import Actors
 from skyrl_kernel.ray.calls import get_all
-from skyrl_kernel.ray.carriers import Carriers
 from skyrl_kernel.ray.cluster import Cluster
 from skyrl_kernel.ray.config import RayConfig
 from skyrl_kernel.ray.demands import ENGINES, POLICY, demands, needs_of
@@ -26,11 +25,12 @@ from skyrl_kernel.ray.placement import Placement, Seat
 from skyrl_kernel.ray.rank import Rank, torchrun_variables
 from skyrl_kernel.ray.ranks import Ranks
 from skyrl_kernel.ray.shared_gpus import seats_of_engines
+from skyrl_kernel.ray.sync_by_ranks import SyncByRanks
 from skyrl_kernel.ray.trainer import RayTrainer
 from skyrl_kernel.ray.waits import waiting_for
 from skyrl_kernel.recipe import EngineRecipe, TrainerRecipe
 from skyrl_kernel.run import RunFolder
-from skyrl_kernel.transport import Carried
+from skyrl_kernel.transport import RankSync
 
 _CALLS = 1_000_000
 """Of one engine at a time: more than any run has, so that no order waits behind completions."""
@@ -53,8 +53,8 @@ class RayRuntime:
         self._placement: Placement | None = None
         self._trainer: RayTrainer | None = None
         self._engines: RayEngines | None = None
-        self._carried: Carried | None = None
-        self._carriers: Carriers | None = None
+        self._rank_sync: RankSync | None = None
+        self._sync: SyncByRanks | None = None
         self._monitor = Monitor() if self._trainer_config.enable_ray_gpu_monitor else None
         self._actors = Actors(
             RunFolder.of(self._trainer_config).logs.absolute(),
@@ -73,7 +73,7 @@ class RayRuntime:
             CapabilityError: The devices are not there.
             PluginLoadError: A process has other plugins than the run.
         """
-        self._carried = recipe.carried
+        self._rank_sync = recipe.rank_sync
         placement = self._trainer_config.placement
         apart = [role for role in alone(placement) if role in recipe.models]
         devices = self._place(apart)
@@ -81,7 +81,7 @@ class RayRuntime:
             role: self._ranks(
                 recipe.with_roles(role),
                 devices.seats(ALONE[role], shared=False),
-                f"{TOLD[role]} rank",
+                f"{ROLE_LABELS[role]} rank",
             )
             for role in apart
         }
@@ -107,8 +107,8 @@ class RayRuntime:
         )
         [(address, port)] = get_all([actors[0].meeting_place.remote()], processes[:1])
         made = [
-            actor.make.remote(pickle.dumps(recipe), {**told, **seat.environment})
-            for actor, seat, told in zip(
+            actor.make.remote(pickle.dumps(recipe), {**variables, **seat.environment})
+            for actor, seat, variables in zip(
                 actors,
                 seats,
                 torchrun_variables([seat.node for seat in seats], address, port),
@@ -161,12 +161,17 @@ class RayRuntime:
             lockstep=in_process and self._trainer_config.max_staleness == 0,
         )
         self._wait_for_trainer()
-        if self._carried is not None and self._trainer is not None:
+        if self._rank_sync is not None and self._trainer is not None:
             policy = self._trainer.policy
-            self._carriers = Carriers(
-                self._carried, policy.actors, policy.names, self._engines, whole, self._actors.nodes
+            self._sync = SyncByRanks(
+                self._rank_sync,
+                policy.actors,
+                policy.names,
+                self._engines,
+                whole,
+                self._actors.nodes,
             )
-            self._engines.attach = self._carriers.attach
+            self._engines.attach = self._sync.attach
         return self._engines
 
     def _of_one(self, recipe: EngineRecipe) -> EngineRecipe:
@@ -177,10 +182,10 @@ class RayRuntime:
 
     # --- both --------------------------------------------------------------------------
 
-    def carry(self) -> SyncWeights:
-        """See `skyrl_kernel.protocols.Carries`."""
-        assert self._carriers is not None, "trainer and engine were started"
-        return self._carriers
+    def sync_by_ranks(self) -> SyncWeights:
+        """See `skyrl_kernel.protocols.SyncsByRanks`."""
+        assert self._sync is not None, "trainer and engine were started"
+        return self._sync
 
     def _place(self, apart: Sequence[str] = ()) -> Placement:
         """All devices of the run, reserved together at the first call, which is the trainer's if it has one.

@@ -36,7 +36,7 @@ Attribute = Callable[[Exception, str, int | None], PluginError]
 
 
 class Rollouts:
-    """Turns prompts into judged groups.
+    """GpuSharing prompts into judged groups.
 
     Args:
         generate: Stage 1.

@@ -158,7 +158,7 @@ def test_tokens_are_sampled_while_a_server_still_receives(
 
     async def main() -> None:
         engine = VllmEngine(url, folder, deadlines=DEADLINES)
-        engine.carry(Noting)
+        engine.use_transport(Noting)
         times: list[float] = []
         await update(engine, first, 1)
         running = asyncio.create_task(sample(engine, times))

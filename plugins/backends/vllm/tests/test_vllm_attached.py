@@ -212,7 +212,7 @@ def test_a_server_that_another_process_has_paused_stays_so_through_an_update(
     asked: list[str] = []
 
     async def use(engine: VllmEngine) -> None:
-        engine.carry(Shelf)
+        engine.use_transport(Shelf)
         await engine.begin_update(1)
         await engine.apply_update(load_file(model / "model.safetensors").items())
         asked.clear()

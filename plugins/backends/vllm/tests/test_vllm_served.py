@@ -95,7 +95,7 @@ class Subject(ModelEngine):
     def make_with(self, transport: str) -> Engine:
         engine = self.make()
         assert isinstance(engine, VllmEngine)
-        engine.carry(TRANSPORTS[transport])
+        engine.use_transport(TRANSPORTS[transport])
         return engine
 
     def make_untouched(self) -> Engine:
@@ -123,11 +123,11 @@ class Subject(ModelEngine):
     @contextmanager
     def damaged(self, engine: Engine, fault: str) -> Iterator[None]:
         assert isinstance(engine, VllmEngine)
-        engine.carry(lambda: DamagedFiles(fault))
+        engine.use_transport(lambda: DamagedFiles(fault))
         try:
             yield
         finally:
-            engine.carry(Files)
+            engine.use_transport(Files)
 
 
 class Unsalted(VllmEngine):

@@ -145,7 +145,7 @@ def test_a_request_has_the_salt_of_the_weights_at_its_turn(models: Mapping[str, 
     asked = Salted()
 
     async def body(engine: VllmEngine) -> None:
-        engine.carry(Shelf)
+        engine.use_transport(Shelf)
         running = asyncio.ensure_future(engine.generate(group(3)))
         await until(lambda: len(asked.versions) == 1)
         await brought(engine, models["tied"])
@@ -172,7 +172,7 @@ def test_a_request_that_comes_during_a_commit_waits_for_its_end(
                 await asyncio.sleep(0.1)
                 assert asked.versions == []
 
-        engine.carry(Slow)
+        engine.use_transport(Slow)
         await brought(engine, models["tied"])
         await late[0]
         assert asked.versions == ["1"] * SAMPLES
@@ -187,7 +187,7 @@ def test_a_request_that_comes_while_its_caller_has_paused_waits_too(
     asked.may_answer.set()
 
     async def body(engine: VllmEngine) -> None:
-        engine.carry(Shelf)
+        engine.use_transport(Shelf)
         await engine.pause()
         waiting = asyncio.ensure_future(engine.generate(group(3)))
         await until(lambda: len(engine._requests) == SAMPLES)
@@ -424,7 +424,7 @@ def test_what_comes_during_a_commit_is_computed_with_the_weights_that_sample_it(
         before = hits(server)
         await engine.generate(group(16))
         assert hits(server) > before
-        engine.carry(Asked)
+        engine.use_transport(Asked)
         await update(engine, weights, 1)
         check_new(await late[0], weights)
 

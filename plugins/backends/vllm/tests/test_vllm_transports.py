@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from skyrl_kernel.errors import CapabilityError, WeightSyncError
 from skyrl_kernel.plan import make_plan
 from skyrl_kernel.testing.distributions import make_distribution, on_path
-from skyrl_kernel.transport import Carried
+from skyrl_kernel.transport import RankSync
 from skyrl_vllm.fleet import Fleet
 from skyrl_vllm.layout import Layout, copy_bytes, in_order
 from skyrl_vllm.network import own_address
@@ -303,7 +303,7 @@ def test_between_processes_the_first_rank_carries_or_each_to_its_own_gpu(
     name, *more = words
     more += [TWO_RANKS, f"{ENGINE}.num_engines=2", f"{ENGINE}.weight_sync_backend={name}"]
     plan = make_plan(["demo"], [], [f"{ENGINE}.backend=vllm", *more])
-    assert plan.carried == Carried(name=name, by_each=by_each, is_adapter=False)
+    assert plan.rank_sync == RankSync(name=name, by_each=by_each, is_adapter=False)
 
 
 def test_a_transport_into_vllm_needs_vllm() -> None:

@@ -68,7 +68,7 @@ def references(models: Mapping[str, Path]) -> list[Reference]:
 
 def attached(folder: Path, url: str, make: Any) -> VllmEngine:
     engine = VllmEngine(url, folder, deadlines=DEADLINES)
-    engine.carry(make)
+    engine.use_transport(make)
     return engine
 
 
@@ -173,9 +173,9 @@ def test_parcels_in_disorder_are_refused_and_the_next_update_works(
         pass
 
     async def body(engine: VllmEngine) -> None:
-        engine.carry(transport)
+        engine.use_transport(transport)
         await update(engine, references[1], 1)
-        engine.carry(Faulty)
+        engine.use_transport(Faulty)
         Faulty.fault = fault
         weights = list(references[2].weights())
         with pytest.raises(WeightSyncError, match="keeps the weights of version 1"):
@@ -211,7 +211,7 @@ def test_weights_that_are_none_are_refused_before_they_are_announced(
 
     async def body(engine: VllmEngine) -> None:
         await update(engine, references[1], 1)
-        engine.carry(Watched)
+        engine.use_transport(Watched)
         await engine.begin_update(2)
         with pytest.raises(WeightSyncError, match=message):
             await engine.apply_update(weights.items())
@@ -256,7 +256,7 @@ from skyrl_vllm.transports.gloo import Gloo
 model, url, name = sys.argv[1:]
 reference = Reference(AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32))
 engine = VllmEngine(url, Path(model))
-engine.carry({"files": Files, "gloo": Gloo}[name])
+engine.use_transport({"files": Files, "gloo": Gloo}[name])
 
 async def main():
     await engine.begin_update(1)
@@ -363,7 +363,7 @@ def test_a_server_that_is_killed_in_the_middle_is_an_error_in_time(
         assert time.monotonic() - began < DEADLINES.update_s
 
     engine = VllmEngine(server, folder, deadlines=DEADLINES)
-    engine.carry(transport)
+    engine.use_transport(transport)
     use(engine, body)
     servers.stop()
 
@@ -468,7 +468,7 @@ def test_weights_reach_every_worker_of_a_server(
         for version, (make, reference) in enumerate(
             zip(TRANSPORTS.values(), references[1:], strict=False), start=1
         ):
-            engine.carry(make)
+            engine.use_transport(make)
             assert min(await differences(engine, reference)) > 100 * TOLERANCE
             await update(engine, reference, version)
             assert max(await differences(engine, reference)) <= TOLERANCE

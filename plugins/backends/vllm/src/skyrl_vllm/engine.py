@@ -266,7 +266,7 @@ class VllmEngine:
 
     # --- weights -----------------------------------------------------------------------
 
-    def carry(self, make: Callable[[], Transport]) -> None:
+    def use_transport(self, make: Callable[[], Transport]) -> None:
         """Bring weights through another transport from the next update on."""
         if make is self._make_transport:
             return

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from skyrl_kernel.load_balancing import LoadBalancer
 from skyrl_kernel.progress import say
 from skyrl_kernel.records import IntArray
-from skyrl_kernel.spread import Spread
 from skyrl_vllm.attached import Needs, check
 from skyrl_vllm.client import Client, Refused, ServerError
 from skyrl_vllm.server import Server
@@ -40,7 +40,7 @@ class Fleet:
     Args:
         servers: Started by this run, and ended with it; or addresses of those that are not.
         router: Address that passes completions on to them; None sends each to a server
-            that `skyrl_kernel.spread` chooses.
+            that `skyrl_kernel.load_balancing` chooses.
         connections: Most completions of one server at a time; more wait here.
         deadlines: See there.
     """
@@ -66,7 +66,7 @@ class Fleet:
             None if router is None else Client(router, connections=connections * len(servers))
         )
         self._lanes = self.clients if self._router is None else (self._router,)
-        self._spread = Spread(len(self._lanes))
+        self._balancer = LoadBalancer(len(self._lanes))
         self._lost: ServerError | None = None
 
     def __str__(self) -> str:
@@ -137,14 +137,14 @@ class Fleet:
         """
         if self._lost is not None:
             raise ServerError(str(self._lost)) from self._lost
-        place = self._spread.take(prompt)
+        place = self._balancer.acquire(prompt)
         try:
             yield self._lanes[place]
         except ServerError as error:
             self._lost = self._lost or error
             raise
         finally:
-            self._spread.give_back(place)
+            self._balancer.release(place)
 
     async def wait_until_ready(self) -> None:
         """Return when all that this run started answer.

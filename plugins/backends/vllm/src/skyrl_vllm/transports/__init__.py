@@ -123,8 +123,8 @@ class Transport(Protocol):
 
 
 @runtime_checkable
-class _Carried(Protocol):
-    def carry(self, make: "Callable[[], Transport]") -> None: ...
+class _TakesTransport(Protocol):
+    def use_transport(self, make: "Callable[[], Transport]") -> None: ...
 
 
 @dataclass(frozen=True)
@@ -140,11 +140,11 @@ class Through:
             CapabilityError: The engine is not vLLM.
             WeightSyncError: The engine refused; it says which weights it has.
         """
-        if not isinstance(engine, _Carried):
+        if not isinstance(engine, _TakesTransport):
             raise CapabilityError(
                 "generator.inference_engine.weight_sync_backend names a transport into vLLM, and the "
                 f"engine is a {type(engine).__name__}; use generator.inference_engine.backend=vllm, or "
                 "weight_sync_backend=auto"
             )
-        engine.carry(self.make)
+        engine.use_transport(self.make)
         await push(trainer, engine, version)

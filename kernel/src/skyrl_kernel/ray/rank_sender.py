@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 
-class Carrier:
+class RankSender:
     """Calls the stage, sync after sync, on one event loop: the engine's connections belong to it.
 
     Args:
@@ -36,7 +36,7 @@ class Carrier:
         if isinstance(self._engine, Starts):
             self._runner.run(self._engine.started())
 
-    def carry(self, trainer: Trainer, version: int) -> None:
+    def send(self, trainer: Trainer, version: int) -> None:
         """Bring the weights of ``version``.
 
         Raises:

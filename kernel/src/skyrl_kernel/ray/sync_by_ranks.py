@@ -12,16 +12,16 @@ from skyrl_kernel.ray.calls import answers_of
 from skyrl_kernel.ray.engines import RayEngines
 from skyrl_kernel.ray.errors import Process
 from skyrl_kernel.recipe import EngineRecipe
-from skyrl_kernel.transport import SYNC_KEY, Carried
+from skyrl_kernel.transport import SYNC_KEY, RankSync
 
 log = get_logger(__name__)
 
 
-class Carriers:
+class SyncByRanks:
     """Has every rank of the policy do its part, then every engine go on with what came.
 
     Args:
-        carried: Who brings weights to whom.
+        rank_sync: Who brings weights to whom.
         ranks: Actors of the policy.
         names: Of each, for messages.
         engines: All of them.
@@ -31,14 +31,14 @@ class Carriers:
 
     def __init__(
         self,
-        carried: Carried,
+        rank_sync: RankSync,
         ranks: Sequence[Any],
         names: Sequence[Process],
         engines: RayEngines,
         recipe: EngineRecipe,
         nodes: Mapping[str, str],
     ) -> None:
-        self._carried, self._engines = carried, engines
+        self._rank_sync, self._engines = rank_sync, engines
         self._ranks, self._names = list(ranks), list(names)
         self._recipe, self._nodes = recipe, nodes
 
@@ -49,7 +49,7 @@ class Carriers:
             CapabilityError: An engine listens where its rank does not reach it.
         """
         addresses = await self._engines.addresses()
-        served = targets(self._carried, len(self._ranks), len(addresses))
+        served = targets(self._rank_sync, len(self._ranks), len(addresses))
         asked = [(rank, engines) for rank, engines in enumerate(served) if engines]
         for rank, engines in asked:
             for engine in engines:
@@ -73,7 +73,7 @@ class Carriers:
             return
         for url in filter(is_loopback, addresses):
             raise CapabilityError(
-                f"{SYNC_KEY}={self._carried.name} has {here} bring weights to the server of {there}, which "
+                f"{SYNC_KEY}={self._rank_sync.name} has {here} bring weights to the server of {there}, which "
                 f"listens at {url} for its own machine alone; put both on one machine, or use {SYNC_KEY}=auto, "
                 "which goes through Ray"
             )
@@ -90,20 +90,20 @@ class Carriers:
         await self._engines.adopt(version)
 
 
-def targets(carried: Carried, ranks: int, engines: int) -> list[list[int]]:
+def targets(rank_sync: RankSync, ranks: int, engines: int) -> list[list[int]]:
     """[ranks] the engines that each brings weights to; a rank and an engine on one device have one number.
 
     Args:
-        carried: Who brings them.
+        rank_sync: Who brings them.
         ranks: How many there are.
         engines: Likewise.
 
     Example:
-        >>> targets(Carried(name="gloo", by_each=False, is_adapter=False), 2, 3)
+        >>> targets(RankSync(name="gloo", by_each=False, is_adapter=False), 2, 3)
         [[0, 1, 2], []]
-        >>> targets(Carried(name="cuda_ipc", by_each=True, is_adapter=False), 2, 2)
+        >>> targets(RankSync(name="cuda_ipc", by_each=True, is_adapter=False), 2, 2)
         [[0], [1]]
     """
-    if carried.by_each:
+    if rank_sync.by_each:
         return [[rank] if rank < engines else [] for rank in range(ranks)]
     return [list(range(engines)), *([] for _ in range(ranks - 1))]

@@ -20,7 +20,7 @@ _REMEMBERED = 2**16
 """Blocks whose server is known; the oldest are forgotten first."""
 
 
-class Spread:
+class LoadBalancer:
     """Counts what runs where.
 
     Args:
@@ -28,9 +28,9 @@ class Spread:
 
     Example:
         >>> import numpy as np
-        >>> spread = Spread(2)
+        >>> balancer = LoadBalancer(2)
         >>> prompt, other = np.arange(32), np.arange(100, 132)
-        >>> spread.take(prompt), spread.take(other), spread.take(prompt)
+        >>> balancer.acquire(prompt), balancer.acquire(other), balancer.acquire(prompt)
         (0, 1, 0)
     """
 
@@ -40,8 +40,8 @@ class Spread:
         self._last = servers - 1
         self._home: OrderedDict[int, int] = OrderedDict()
 
-    def take(self, tokens: IntArray) -> int:
-        """The server for a request with this prompt; `give_back` when it has ended."""
+    def acquire(self, tokens: IntArray) -> int:
+        """The server for a request with this prompt; `release` when it has ended."""
         if len(self.running) == 1:
             self.running[0] += 1
             return 0
@@ -57,11 +57,11 @@ class Spread:
         self.running[place] += 1
         return place
 
-    def join(self, place: int) -> None:
-        """One more request goes there, as the group that it belongs to does; `give_back` as ever."""
+    def add(self, place: int) -> None:
+        """One more request goes there, as the group that it belongs to does; `release` as ever."""
         self.running[place] += 1
 
-    def give_back(self, place: int) -> None:
+    def release(self, place: int) -> None:
         """A request that went there has ended."""
         self.running[place] -= 1
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from skyrl_kernel.errors import CapabilityError, HookError, RunError
+from skyrl_kernel.gpu_sharing import GpuSharing
 from skyrl_kernel.plan import make_plan
 from skyrl_kernel.plugins import discover
 from skyrl_kernel.slots import BACKENDS, PLUGINS
@@ -20,7 +21,6 @@ from skyrl_kernel.testing.scripted import (
     read_metrics,
     run_scripted,
 )
-from skyrl_kernel.turns import Turns
 
 OFFLOAD = "generator.inference_engine.offload_kv_for_weight_sync=true"
 RAY = "trainer.runtime=ray"
@@ -162,10 +162,10 @@ def test_an_evaluation_that_needs_scores_leaves_the_engine_its_weights(tmp_path:
 @pytest.mark.usefixtures("site", "gpu")
 def test_a_failure_in_the_trainers_turn_wakes_nobody_and_hides_behind_nothing() -> None:
     script = Script()
-    turns = Turns(make_plan(["scripted"]), ScriptedEngine(script), ScriptedTrainer(script), here)
+    gpu = GpuSharing(make_plan(["scripted"]), ScriptedEngine(script), ScriptedTrainer(script), here)
 
     async def fail() -> None:
-        async with turns.lent():
+        async with gpu.lent():
             raise RunError("the scores are not finite")
 
     with pytest.raises(RunError, match="the scores are not finite"):
@@ -199,16 +199,16 @@ def test_a_cache_is_not_dropped_under_running_requests() -> None:
 def test_what_a_run_says_of_its_gpus_counts_more_than_what_this_machine_has(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def takes_turns(*words: str) -> bool:
+    def shares_gpu(*words: str) -> bool:
         words = (RAY, "generator.inference_engine.backend=sleeper", *words)
-        return make_plan(["scripted"], overrides=words).takes_turns
+        return make_plan(["scripted"], overrides=words).shares_gpu
 
-    assert takes_turns()
-    assert not takes_turns("trainer.ray.use_gpus=false")
+    assert shares_gpu()
+    assert not shares_gpu("trainer.ray.use_gpus=false")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # as on the head of a cluster
-    assert not takes_turns()
-    assert takes_turns("trainer.ray.use_gpus=true")
-    assert not takes_turns("trainer.ray.use_gpus=true", APART)
+    assert not shares_gpu()
+    assert shares_gpu("trainer.ray.use_gpus=true")
+    assert not shares_gpu("trainer.ray.use_gpus=true", APART)
 
 
 @pytest.mark.usefixtures("site", "gpu")
@@ -218,7 +218,7 @@ def test_a_run_ahead_takes_no_turns() -> None:
         CapabilityError, match=r"take turns on the same GPUs; give the engine its own"
     ):
         make_plan(["scripted"], overrides=words)
-    assert not make_plan(["scripted"], overrides=[*words, APART]).takes_turns
+    assert not make_plan(["scripted"], overrides=[*words, APART]).shares_gpu
 
 
 @pytest.mark.usefixtures("site", "gpu")

@@ -12,12 +12,12 @@ pytest.importorskip("ray")
 
 from skyrl_kernel.errors import CapabilityError, WeightSyncError
 from skyrl_kernel.protocols import Engine, Trainer
-from skyrl_kernel.ray.carrier import Carrier, go_along
-from skyrl_kernel.ray.carriers import Carriers
 from skyrl_kernel.ray.engines import RayEngines
 from skyrl_kernel.ray.errors import Process
+from skyrl_kernel.ray.rank_sender import RankSender, go_along
+from skyrl_kernel.ray.sync_by_ranks import SyncByRanks
 from skyrl_kernel.testing.scripted import Script, ScriptedEngine
-from skyrl_kernel.transport import Carried
+from skyrl_kernel.transport import RankSync
 
 TENSORS = 4
 
@@ -72,7 +72,7 @@ async def lent(trainer: Any, engine: Engine, version: int) -> None:
     await engine.finish_update(version)
 
 
-def carried(stage: Any, *, is_adapter: bool = False) -> tuple[list[str], list[str]]:
+def sent(stage: Any, *, is_adapter: bool = False) -> tuple[list[str], list[str]]:
     """What the carrying rank and the other one computed; raises what the stage raised."""
     meeting = threading.Barrier(2)
     first, second = Rank(meeting), Rank(meeting)
@@ -86,12 +86,12 @@ def carried(stage: Any, *, is_adapter: bool = False) -> tuple[list[str], list[st
 
     other = threading.Thread(target=follow)
     other.start()
-    carrier = Carrier(stage, ScriptedEngine(Script()), is_adapter=is_adapter)
-    carrier.start()
+    sender = RankSender(stage, ScriptedEngine(Script()), is_adapter=is_adapter)
+    sender.start()
     try:
-        carrier.carry(first, 3)  # type: ignore[arg-type]
+        sender.send(first, 3)  # type: ignore[arg-type]
     finally:
-        carrier.close()
+        sender.close()
         other.join()
         assert not errors
         assert first.read == second.read
@@ -99,11 +99,11 @@ def carried(stage: Any, *, is_adapter: bool = False) -> tuple[list[str], list[st
 
 
 def test_all_ranks_compute_what_one_of_them_brings() -> None:
-    assert carried(whole) == (["weight"] * TENSORS,) * 2
+    assert sent(whole) == (["weight"] * TENSORS,) * 2
 
 
 def test_where_an_adapter_is_brought_all_compute_that() -> None:
-    assert carried(lent, is_adapter=True) == (["adapter"] * TENSORS,) * 2
+    assert sent(lent, is_adapter=True) == (["adapter"] * TENSORS,) * 2
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_where_an_adapter_is_brought_all_compute_that() -> None:
 )
 def test_a_stage_that_fails_leaves_no_rank_waiting(stage: Any, message: str) -> None:
     with pytest.raises(WeightSyncError, match=message):
-        carried(stage)
+        sent(stage)
 
 
 @pytest.mark.parametrize(
@@ -135,8 +135,8 @@ def test_a_server_on_another_machine_is_not_looked_for_on_this_one(
 ) -> None:
     nodes = {"trainer rank 0": "a"} | ({} if node is None else {"engine 0": node})
     engine = Process(name="engine 0", where="gpu-2")
-    carriers = Carriers(
-        Carried(name="gloo", by_each=False, is_adapter=False),
+    stage = SyncByRanks(
+        RankSync(name="gloo", by_each=False, is_adapter=False),
         [None],
         [Process(name="trainer rank 0", where="gpu-1")],
         RayEngines([None], [engine], [], batches=False, lockstep=False),
@@ -148,4 +148,4 @@ def test_a_server_on_another_machine_is_not_looked_for_on_this_one(
         match=r"=gloo has trainer rank 0 on gpu-1 bring .* engine 0 on gpu-2, which .* use .*=auto",
     )
     with refused if is_refused else contextlib.nullcontext():
-        carriers._refuse_far(0, 0, [address])
+        stage._refuse_far(0, 0, [address])

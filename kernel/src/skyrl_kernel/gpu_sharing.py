@@ -1,4 +1,4 @@
-"""Trainer and engine on one accelerator: who has its memory when.
+"""Trainer and engine on the same GPUs: who has their memory when.
 
 | while | the engine | the trainer |
 |---|---|---|
@@ -21,17 +21,17 @@ Call = Callable[[Callable[[], None]], Awaitable[None]]
 """Calls a method of the trainer where it computes."""
 
 
-class Turns:
-    """Hands the accelerator over. In a run whose engine never sleeps nothing here does anything.
+class GpuSharing:
+    """Hands the GPU over. In a run whose engine never sleeps nothing here does anything.
 
-    A trainer with an accelerator of its own stays where it is; its engine sleeps in syncs
+    A trainer with a GPU of its own stays where it is; its engine sleeps in syncs
     alone, to have room for what they need.
 
     Args:
         plan: Says who sleeps and who moves.
         engine: Awake at first.
         trainer: Offloaded at first, if it moves.
-        call: See there.
+        call: Runs a method of the trainer on the trainer's thread.
 
     Raises:
         HookError: The engine is to sleep, and cannot.
@@ -48,10 +48,10 @@ class Turns:
             self._engine = engine
         self._trainer = trainer
         self._call = call
-        self._moves_trainer = plan.takes_turns
+        self._moves_trainer = plan.shares_gpu
         self._is_awake = True
 
-    async def train(self) -> None:
+    async def to_trainer(self) -> None:
         """Give it to the trainer until the next sync, which brings the engine its weights."""
         if self._moves_trainer:
             await self._to_trainer(level=2)
@@ -70,7 +70,7 @@ class Turns:
     async def lent(self) -> AsyncIterator[None]:
         """The trainer's for a while; the engine goes on with the weights that it has.
 
-        A failure meanwhile ends the run, as one in `train` does, and nothing is handed back: to
+        A failure meanwhile ends the run, as one in `to_trainer` does, and nothing is handed back: to
         wake an engine that nobody will ask takes memory, and could fail with an error that hides
         the first. Servers that outlive the run are woken by the engine's ``close``.
         """
