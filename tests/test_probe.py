@@ -18,6 +18,7 @@ from skyrl_kernel.plan import make_plan
 from skyrl_kernel.plugins import discover
 from skyrl_kernel.prepared import prepare
 from skyrl_kernel.probe import MAX_TOKENS, probe
+from skyrl_kernel.protocols import Engine
 from skyrl_kernel.records import FloatArray
 from skyrl_transformers.engine import TransformersEngine
 from skyrl_transformers.testing import write_random_model
@@ -46,6 +47,14 @@ def test_other_weights_are_an_error_that_names_the_version(tmp_path: Path) -> No
     trainer, engine = models(tmp_path, same=False)
     with pytest.raises(WeightSyncError, match=r"policy version 3, engine and trainer differ by"):
         asyncio.run(probe(engine, ROWS, scores(trainer), 3, "float32"))
+
+
+def test_a_row_of_nan_is_found_wherever_it_stands(tmp_path: Path) -> None:
+    trainer, engine = models(tmp_path, same=True)
+    expected = scores(trainer)
+    expected[1] = np.full_like(expected[1], np.nan)
+    with pytest.raises(WeightSyncError, match="differ by nan nats"):
+        asyncio.run(probe(engine, ROWS, expected, 3, "bfloat16"))
 
 
 def test_a_long_first_prompt_is_compared_by_its_beginning(tmp_path: Path) -> None:
@@ -93,6 +102,24 @@ def test_every_step_tells_how_far_engine_and_trainer_differ(
         assert line[f"{MISMATCH}_mean"] <= line[f"{MISMATCH}_max"] <= 1e-4  # float32, equal weights
         assert line[f"{MISMATCH}_min"] >= 0
         assert line[f"{MISMATCH}_std"] >= 0
+
+
+def test_weights_are_compared_after_the_first_two_syncs_and_every_tenth(
+    random_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[int] = []
+
+    async def noted(engine: Engine, rows: Any, expected: Any, version: int, precision: Any) -> None:
+        compared.append(version)
+        await probe(engine, rows, expected, version, precision)
+
+    monkeypatch.setattr("skyrl_kernel.session.probe", noted)
+    with probe_installed(tmp_path / "site"):
+        outcome = Lab(random_model, tmp_path).run(
+            trainer__max_training_steps=21, trainer__epochs=30, trainer__eval_interval=-1
+        )
+    assert outcome.code == 0, outcome.err
+    assert compared == [0, 1, 10, 20]
 
 
 @pytest.mark.parametrize("recompute", [None, True])

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import ray
 
-from skyrl_kernel.errors import FailureKind, TrajectoryError
+from skyrl_kernel.errors import FailureKind, TrajectoryError, WeightSyncError
 from skyrl_kernel.protocols import Streams
 from skyrl_kernel.ray.engines import RayEngines
 from skyrl_kernel.ray.errors import Process
-from skyrl_kernel.ray.packets import Completions, Requests
+from skyrl_kernel.ray.packets import Completions, Requests, Rows
 from skyrl_kernel.records import Completion, GenerateRequest, IntArray, Piece, Sampling
 from skyrl_kernel.rollout.lockstep import Lockstep
 
@@ -107,6 +107,29 @@ def test_of_such_a_round_each_request_is_asked_again_alone_and_an_ill_engine_cos
     assert set(lost) <= {"engine 1 is ill"}
     both_ill = RayEngines([two[1]] * 2, NAMES, [], batches=True, lockstep=True)
     assert [str(one) for one in asyncio.run(a_round(both_ill))] == ["engine 1 is ill"] * 4
+
+
+@pytest.mark.parametrize(
+    ("precision", "nats", "are_equal"),
+    [
+        ("float32", 1e-4, True),
+        ("float32", 0.03, False),
+        ("bfloat16", 0.03, True),  # the rounding of another batch
+        ("bfloat16", 0.6, False),
+        ("bfloat16", np.nan, False),
+    ],
+)
+def test_engines_with_equal_weights_differ_by_rounding(
+    precision: Any, nats: float, are_equal: bool
+) -> None:
+    engines = RayEngines([None] * 2, NAMES, [], batches=True, lockstep=True, precision=precision)
+    first, other = (
+        Rows.of([np.zeros(3, dtype=np.float32), np.array([score], dtype=np.float32)])
+        for score in (0.0, nats)
+    )
+    refused = pytest.raises(WeightSyncError, match="do not hold the same weights")
+    with contextlib.nullcontext() if are_equal else refused:
+        engines._refuse_difference(NAMES[1], first, other)
 
 
 def test_samples_of_one_prompt_share_an_engine_also_in_calls_of_their_own(two: list[Any]) -> None:

@@ -140,6 +140,16 @@ def test_in_lockstep_one_bad_engine_call_costs_its_trajectories_alone() -> None:
     assert [len(group.failures) for group in groups] == [3, 0]
 
 
+@pytest.mark.parametrize(("timeout_s", "are_lost"), [(0.2, True), (None, False)])
+def test_an_engine_that_keeps_deadlines_itself_is_waited_for(
+    timeout_s: float | None, are_lost: bool
+) -> None:
+    slow = Script(latency_s=lambda ask: 0.5)
+    (group,) = roll_out({"answer": "1"}, script=slow, request_timeout_s=timeout_s)
+    assert {one.kind for one in group.failures} == ({FailureKind.TIMEOUT} if are_lost else set())
+    assert len(group.trajectories) == (0 if are_lost else 3)
+
+
 def test_an_env_failure_keeps_its_kind_and_names_the_env() -> None:
     first, second = roll_out({"fault": "step nan"}, {"answer": "1"})
 

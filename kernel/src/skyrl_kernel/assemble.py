@@ -88,7 +88,9 @@ def make_rollouts(plan: Plan, engine: Engine, tokenizer: Tokenizer, progress: Pr
         max_input_tokens=config.generator.max_input_length
         or (config.trainer.max_prompt_length if one_turn else NO_LIMIT),
         reward_timeout_s=config.generator.reward_timeout_s,
-        request_timeout_s=config.generator.request_timeout_s,
+        request_timeout_s=None
+        if "keeps_deadlines" in plan.engine_offers
+        else config.generator.request_timeout_s,
         on_progress=progress.advance,
     )
 

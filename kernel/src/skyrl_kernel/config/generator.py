@@ -171,7 +171,7 @@ class GeneratorConfig(Section):
     reward_timeout_s: Seconds = 60.0
     """Deadline of the reward stage for one group."""
     request_timeout_s: Seconds = 3600.0
-    """Deadline of one call to the engine."""
+    """Deadline of one call to the engine; vLLM's begins when the request's turn has come."""
     use_cache_salt: bool = True
     """A prefix in the engine's cache is used by requests of the same policy version alone; with false
     the cache is emptied at every sync, and requests in flight begin anew what they had cached."""

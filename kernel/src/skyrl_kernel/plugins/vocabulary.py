@@ -31,6 +31,7 @@ PROMISED_BY: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "exact_logprobs": (ENGINE,),
         "forgets_cache": (ENGINE,),
         "in_process": (ENGINE,),
+        "keeps_deadlines": (ENGINE,),
         "receives_adapters": (ENGINE,),
         "receives_weights": (ENGINE,),
         "sampling_support": (ENGINE,),

@@ -14,6 +14,7 @@ from skyrl_kernel.counts import Count, joined
 from skyrl_kernel.errors import WeightSyncError
 from skyrl_kernel.load_balancing import LoadBalancer
 from skyrl_kernel.logs import get_logger
+from skyrl_kernel.probe import MAX_DIFFERENCE, Precision
 from skyrl_kernel.ray.calls import answer
 from skyrl_kernel.ray.errors import Process, ProcessDied
 from skyrl_kernel.ray.packets import Completions, Requests, Rows
@@ -42,6 +43,7 @@ class RayEngines:
         batches: Whether requests of one moment are sent as one call: for engines that gain
             from nothing that comes later.
         lockstep: Whether the kernel hands over whole rounds, so that numbers repeat.
+        precision: What rounding between engines with equal weights is measured with.
     """
 
     def __init__(
@@ -52,12 +54,14 @@ class RayEngines:
         *,
         batches: bool,
         lockstep: bool,
+        precision: Precision = "float32",
     ) -> None:
         self.lockstep = lockstep
         self.version = 0
         self._actors, self._names, self._made = list(actors), list(names), list(made)
         self._counting = False
         self._batches = batches
+        self._precision: Precision = precision
         self._balancer = LoadBalancer(len(actors))
         self._waiting: list[_Waiting] = []
         self._sending: set[asyncio.Task[None]] = set()
@@ -181,7 +185,7 @@ class RayEngines:
 
     def _refuse_difference(self, name: Process, first: Rows, other: Rows) -> None:
         difference = float(abs(first.flat - other.flat).max())
-        if not difference < _ROUNDING:
+        if not difference <= MAX_DIFFERENCE[self._precision]:
             raise WeightSyncError(
                 f"{self._names[0]} and {name} differ by {difference:.3g} nats on the same tokens, so they "
                 f"do not hold the same weights, though both say policy version {self.version}"
@@ -283,7 +287,3 @@ class RayEngines:
         """End their processes."""
         for actor in self._actors:
             ray.kill(actor)
-
-
-_ROUNDING = 1e-3
-"""Nats by which engines with equal weights may differ, as on different processors."""

@@ -11,6 +11,7 @@ from skyrl_kernel.config.generator import NO_ENGINE
 from skyrl_kernel.errors import CapabilityError
 from skyrl_kernel.logs import get_logger
 from skyrl_kernel.place import num_gpus
+from skyrl_kernel.probe import coarser
 from skyrl_kernel.processes import ALONE, ROLE_LABELS, alone
 from skyrl_kernel.protocols import Engine, Settings, SyncWeights, Trainer
 from skyrl_kernel.ray.actors import Actors
@@ -159,6 +160,7 @@ class RayRuntime:
             made,
             batches=in_process,
             lockstep=in_process and self._trainer_config.max_staleness == 0,
+            precision=coarser(bf16=self._trainer_config.bf16, engine_dtype=config.model_dtype),
         )
         self._wait_for_trainer()
         if self._rank_sync is not None and self._trainer is not None:

@@ -1,6 +1,7 @@
 """Asking an engine: under a deadline, and one bad request costs one trajectory."""
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ Answer = Completion | Exception
 
 
 async def ask(
-    engine: "Engine", requests: Sequence[GenerateRequest], timeout_s: float
+    engine: "Engine", requests: Sequence[GenerateRequest], timeout_s: float | None
 ) -> list[Completion]:
     """The engine's completions of ``requests``, one each.
 
@@ -40,7 +41,7 @@ async def ask(
 
 
 async def ask_each(
-    engine: "Engine", requests: Sequence[GenerateRequest], timeout_s: float
+    engine: "Engine", requests: Sequence[GenerateRequest], timeout_s: float | None
 ) -> list[Answer]:
     """A completion or an exception for each request.
 
@@ -68,7 +69,7 @@ async def ask_each(
 class Seat:
     """The engine as one trajectory sees it, where requests need not wait for each other."""
 
-    def __init__(self, engine: "Engine", timeout_s: float) -> None:
+    def __init__(self, engine: "Engine", timeout_s: float | None) -> None:
         self._engine = engine
         self._timeout_s = timeout_s
 
@@ -95,14 +96,17 @@ class StreamingSeat(Seat):
         """
         assert isinstance(self._engine, Streams), "made for engines that stream"
         loop = asyncio.get_running_loop()
-        until = loop.time() + self._timeout_s
+        until = loop.time() + (math.inf if self._timeout_s is None else self._timeout_s)
         async with aclosing(self._engine.stream(request)) as pieces:
             while True:
                 try:
-                    piece = await asyncio.wait_for(anext(pieces), until - loop.time())
+                    async with asyncio.timeout_at(until) as deadline:
+                        piece = await anext(pieces)
                 except StopAsyncIteration:
                     return
                 except TimeoutError as error:
+                    if not deadline.expired():
+                        raise
                     raise TrajectoryError(
                         FailureKind.TIMEOUT,
                         f"the engine was not done with a streamed completion in {self._timeout_s:g} s "

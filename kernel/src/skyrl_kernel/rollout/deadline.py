@@ -42,8 +42,8 @@ def contained(error: BaseException) -> Exception:
     return wrapped
 
 
-async def within(awaitable: Awaitable[T], timeout_s: float) -> T:
-    """Await a coroutine of a plugin.
+async def within(awaitable: Awaitable[T], timeout_s: float | None) -> T:
+    """Await a coroutine of a plugin; None is without a deadline.
 
     Raises:
         CallTimeout: It had not finished after ``timeout_s`` seconds; it was cancelled.
@@ -53,7 +53,7 @@ async def within(awaitable: Awaitable[T], timeout_s: float) -> T:
             return await awaitable
     except TimeoutError as error:
         if deadline.expired():
-            raise CallTimeout(timeout_s) from error
+            raise CallTimeout(timeout_s or 0.0) from error
         raise
     except SystemExit as error:
         raise contained(error) from error

@@ -49,7 +49,7 @@ class Rollouts:
         max_prompt_tokens: ``trainer.max_prompt_length``.
         max_input_tokens: The longest row that may be continued.
         reward_timeout_s: Deadline of the reward stage for one group.
-        request_timeout_s: Deadline of one call to the engine.
+        request_timeout_s: Deadline of one call to the engine; None where the engine keeps one itself.
         on_progress: Called with 1 for each finished trajectory.
     """
 
@@ -66,7 +66,7 @@ class Rollouts:
         max_prompt_tokens: int,
         max_input_tokens: int,
         reward_timeout_s: float,
-        request_timeout_s: float,
+        request_timeout_s: float | None,
         on_progress: Callable[[int], None] = lambda count: None,
     ) -> None:
         self._generate = generate

@@ -30,7 +30,7 @@ class Lockstep:
         timeout_s: Deadline of one round.
     """
 
-    def __init__(self, engine: "Engine", timeout_s: float) -> None:
+    def __init__(self, engine: "Engine", timeout_s: float | None) -> None:
         self._engine = engine
         self._timeout_s = timeout_s
         self._live: set[int] = set()

@@ -266,20 +266,20 @@ def test_a_stream_ends_with_the_whole_and_the_versions_of_its_tokens(model: Path
 
 
 @pytest.mark.parametrize(
-    ("lines", "error", "told"),
+    ("lines", "told"),
     [
-        ((event(7),), ServerError, "broke off"),
-        ((event(7), {"error": {"code": 400, "message": "bad"}}), TrajectoryError, "bad"),
-        ((event(7), {"choices": []}, "[DONE]"), TrajectoryError, "another answer than expected"),
-        ((event(7), "[DONE]"), TrajectoryError, "ended a stream without its completion"),
-        (("[DONE]",), TrajectoryError, "ended a stream without its completion"),
+        ((event(7),), "broke off"),
+        ((event(7), {"error": {"code": 400, "message": "bad"}}), "bad"),
+        ((event(7), {"choices": []}, "[DONE]"), "another answer than expected"),
+        ((event(7), "[DONE]"), "ended a stream without its completion"),
+        (("[DONE]",), "ended a stream without its completion"),
     ],
 )
-def test_a_stream_that_breaks_off_or_says_so_is_an_error(
-    model: Path, lines: Any, error: type[Exception], told: str
+def test_a_stream_that_breaks_off_or_says_so_costs_its_trajectory(
+    model: Path, lines: Any, told: str
 ) -> None:
     async def use(engine: VllmEngine) -> None:
-        with pytest.raises(error, match=told):
+        with pytest.raises(TrajectoryError, match=told):
             await all_of(engine)
 
     against(events(*lines), model, use)
@@ -350,10 +350,11 @@ def test_nothing_more_is_asked_once_one_of_several_servers_is_gone(model: Path) 
     whole, dying = Listener(), Listener()
 
     async def broken(incoming: web.Request) -> web.StreamResponse:
-        if incoming.path == GENERATE and incoming.transport is not None:
-            dying.asked.append(GENERATE)
+        answered = await dying.reply(incoming)
+        if dying.count(GENERATE):  # it dies of the first
+            assert incoming.transport is not None
             incoming.transport.abort()
-        return await dying.reply(incoming) if incoming.path != GENERATE else web.Response()
+        return answered
 
     async def use(engine: VllmEngine) -> None:
         url = engine._fleet.clients[1].url
@@ -364,3 +365,25 @@ def test_nothing_more_is_asked_once_one_of_several_servers_is_gone(model: Path) 
         assert whole.count(GENERATE) <= 1
 
     against([whole.reply, broken], model, use)
+
+
+def test_a_connection_that_breaks_off_costs_its_trajectory_while_the_server_lives(
+    model: Path,
+) -> None:
+    server = Listener()
+
+    async def resets_one(incoming: web.Request) -> web.StreamResponse:
+        answered = await server.reply(incoming)
+        if incoming.path == GENERATE and server.count(GENERATE) == 1:
+            assert incoming.transport is not None
+            incoming.transport.abort()
+        return answered
+
+    async def use(engine: VllmEngine) -> None:
+        with pytest.raises(TrajectoryError, match=r"does not answer .* disconnected") as caught:
+            await engine.generate([request()])
+        assert caught.value.kind is FailureKind.INFRASTRUCTURE
+        (completion,) = await engine.generate([request()])
+        assert completion.finish_reason == "length"
+
+    against(resets_one, model, use)

@@ -263,16 +263,15 @@ def test_requests_in_flight_go_on_with_keys_and_values_of_the_new_weights(
         task = asyncio.ensure_future(engine.generate(asked))
         await sampling(pair)
         await push(engine, pair, first + 1, size=0.05, forgets=forgets)
-        worst, overtaken = 0.0, 0
+        apart = []
         for one, completion in zip(asked, await task, strict=True):
             new = completion.versions == first + 1
             if not 0 < new.sum() < len(new):
                 continue  # it had ended before, or not begun
-            overtaken += 1
             scored = pair.score(np.concatenate([one.tokens, completion.tokens]))[len(one.tokens) :]
-            worst = max(worst, float(np.abs(completion.logprobs - scored)[new].max()))
-        assert overtaken
-        return worst
+            apart.append((completion.logprobs - scored)[new])
+        assert apart, "no completion was overtaken by the update"
+        return float(np.abs(np.concatenate(apart)).max())
 
     difference = pair.run(use)
     assert difference <= TOLERANCE if forgets else difference > 100 * TOLERANCE

@@ -58,17 +58,19 @@ def test_a_server_has_as_many_requests_as_it_computes_at_once() -> None:
         "resource.setrlimit(resource.RLIMIT_NOFILE, (256, int(sys.argv[1])))\n"
         "from skyrl_kernel.config.generator import InferenceEngineConfig\n"
         "from skyrl_vllm.plugin import _rows_at_once\n"
-        "print(_rows_at_once(InferenceEngineConfig(num_engines=2)))\n"
+        "print(_rows_at_once(InferenceEngineConfig(num_engines=2, data_parallel_size=int(sys.argv[2]))))\n"
     )
 
-    def rows(hard: int) -> str:
-        words = [sys.executable, "-c", script, str(hard)]
+    def rows(hard: int, copies: int = 1) -> str:
+        words = [sys.executable, "-c", script, str(hard), str(copies)]
         return subprocess.run(words, capture_output=True, text=True, check=True).stdout
 
     assert rows(4096) == "1024\n"
     # 1536 files but for 512, for two servers
     assert rows(1536).endswith("\n512\n")
     assert "512 completions of each server run at a time, not" in rows(1536)
+    assert rows(8192, copies=2) == "2048\n"  # max_num_seqs is of each copy of the model
+    assert "max_num_seqs=1024 × data_parallel_size=2: this" in rows(1536, copies=2)
 
 
 @pytest.mark.parametrize("value", ["abc", "-1", "0", "nan", "inf"])

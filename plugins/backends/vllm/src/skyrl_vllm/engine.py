@@ -6,11 +6,9 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-
 from skyrl_kernel.counts import Count
 from skyrl_kernel.errors import RunError, WeightSyncError
-from skyrl_kernel.probe import MAX_DIFFERENCE
+from skyrl_kernel.probe import MAX_DIFFERENCE, Precision, largest_difference
 from skyrl_kernel.progress import say
 from skyrl_kernel.records import Completion, FloatArray, GenerateRequest, IntArray, Piece
 from skyrl_vllm.adapters import NAME as ADAPTER
@@ -29,8 +27,6 @@ if TYPE_CHECKING:
 
 _MAX_SCORES = 2**24
 """Log-probs in one answer; a temperature other than 1 needs those of the whole vocabulary."""
-
-Precision = Literal["float32", "bfloat16"]
 
 
 class VllmEngine:
@@ -164,9 +160,7 @@ class VllmEngine:
     def _refuse_other_weights(
         self, client: Client, first: Sequence[FloatArray], other: Sequence[FloatArray]
     ) -> None:
-        difference = max(
-            (float(np.abs(a - b).max()) for a, b in zip(first, other, strict=True)), default=0.0
-        )
+        difference = largest_difference(first, other)
         if not difference <= MAX_DIFFERENCE[self._precision]:
             raise WeightSyncError(
                 f"the vLLM servers at {self._fleet.clients[0].url} and {client.url} both say that they "

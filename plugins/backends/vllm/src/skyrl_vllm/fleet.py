@@ -123,6 +123,14 @@ class Fleet:
         with _must(path):
             return await asyncio.gather(*asked)
 
+    async def lives(self) -> bool:
+        """Whether every server answers that it is well."""
+        try:
+            await self.look("/health")
+        except ServerError:
+            return False
+        return True
+
     async def check(self, needs: Needs) -> list[str]:
         """See `skyrl_vllm.attached.check`; of every server."""
         asked = [check(one, needs, self.deadlines.control_s) for one in self.clients]

@@ -116,16 +116,22 @@ def _start_s(default_s: float) -> float:
 
 
 def _rows_at_once(config: InferenceEngineConfig) -> int:
-    """Completions of one server at a time: ``max_num_seqs``, unless so many files cannot be open."""
+    """Completions of one server at a time: ``max_num_seqs``, unless so many files cannot be open.
+
+    Each copy of the model that a server of this run computes with has as many rows.
+    """
     from skyrl_vllm.open_files import allowed
 
+    copies = 1 if config.external_server_urls else config.data_parallel_size
     servers = len(config.external_server_urls or ()) or config.num_engines
-    rows = max(1, allowed(config.max_num_seqs * servers) // servers)
-    if rows < config.max_num_seqs:
+    wanted = config.max_num_seqs * copies
+    rows = max(1, allowed(wanted * servers) // servers)
+    if rows < wanted:
+        each = f" × data_parallel_size={copies}" if copies > 1 else ""
         say(
             f"warning: {rows} completions of each server run at a time, not "
-            f"generator.inference_engine.max_num_seqs={config.max_num_seqs}: this process may open no more "
-            "files (ulimit -Hn)",
+            f"generator.inference_engine.max_num_seqs={config.max_num_seqs}{each}: this process may open no "
+            "more files (ulimit -Hn)",
             style="yellow",
         )
     return rows

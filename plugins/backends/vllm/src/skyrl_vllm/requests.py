@@ -200,9 +200,16 @@ class Requests:
 
     @asynccontextmanager
     async def _typed(self, client: Client) -> AsyncIterator[None]:
-        """One failed request costs one trajectory; a server with other weights than the run's costs the run."""
+        """One failed request costs one trajectory; a server with other weights than the run's costs the run.
+
+        So does one that is gone; a connection that broke off, while all servers live, does not.
+        """
         try:
             yield
+        except ServerError as error:
+            if not await self._fleet.lives():
+                raise
+            raise TrajectoryError(FailureKind.INFRASTRUCTURE, str(error), "vllm") from error
         except Refused as error:
             raise await self._why(client, error) from error
         except TimeoutError as error:

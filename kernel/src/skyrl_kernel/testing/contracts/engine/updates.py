@@ -76,14 +76,14 @@ class UpdateContract(ModelEngine):
         new = old.perturbed(1, self.noise)
 
         async def differences(engine: Engine, reference: Reference) -> float:
-            most = 0.0
+            apart: list[FloatArray] = []
             for one in await engine.generate(requests):
                 (row,) = joined([prompt], [one.tokens])
                 expected = reference.logprobs(row)
-                most = max(most, float(np.abs(expected[len(prompt) :] - one.logprobs).max()))
+                apart.append(expected[len(prompt) :] - one.logprobs)
                 (score,) = await engine.logprobs([row], temperature=1.0)
-                most = max(most, float(np.abs(expected - score).max()))
-            return most
+                apart.append(expected - score)
+            return float(np.abs(np.concatenate(apart)).max())  # NaN if any is
 
         async def use(engine: Engine) -> None:
             for _ in range(2):  # the second time from the cache
