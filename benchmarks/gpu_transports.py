@@ -41,6 +41,7 @@ from skyrl_kernel.protocols import Sleeps
 from skyrl_kernel.testing.contracts.engine.reference import Reference
 from skyrl_transformers.loading import load_causal_lm
 from skyrl_transformers.testing import write_random_model
+from skyrl_vllm.devices import visible
 from skyrl_vllm.engine import VllmEngine
 from skyrl_vllm.fleet import Deadlines
 from skyrl_vllm.server import Server
@@ -162,7 +163,7 @@ def _server(way: Way, scratch: Path, megabytes: int, *more: str) -> Server:
     flags += ("--gpu-memory-utilization", "0.4", *more)
     variables = server_variables(way.name, colocated=way.colocated)
     if torch.cuda.is_available():
-        variables["CUDA_VISIBLE_DEVICES"] = "0" if way.colocated else "1"
+        variables["CUDA_VISIBLE_DEVICES"] = visible()[0 if way.colocated else 1]
     return Server(
         scratch / f"model{megabytes}",
         (*flags, *server_flags(way.name, colocated=way.colocated)),

@@ -52,3 +52,26 @@ def test_without_the_variable_the_driver_is_asked(
         (driver / gpu).mkdir()
     monkeypatch.setattr(place, "_DRIVER", driver)
     assert place.num_gpus() == 2
+
+
+@pytest.mark.parametrize(
+    ("devices", "expected"),
+    [
+        (["nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm"], 2),
+        (["dxg"], 1),  # WSL 2
+        (["null"], 0),
+    ],
+)
+def test_where_the_driver_is_hidden_devices_are_counted(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path_factory: pytest.TempPathFactory,
+    devices: list[str],
+    expected: int,
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    folder = tmp_path_factory.mktemp("dev")
+    for one in devices:
+        (folder / one).touch()
+    monkeypatch.setattr(place, "_DRIVER", folder / "none")
+    monkeypatch.setattr(place, "_DEVICES", folder)
+    assert place.num_gpus() == expected

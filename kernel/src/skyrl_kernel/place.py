@@ -19,7 +19,7 @@ PLACES: dict[str, str] = {
     STARTED_HERE: "an engine that the run starts (no generator.inference_engine.external_server_urls)",
 }
 """Needed by transports as capabilities are, and offered by no plugin but the run itself."""
-_DRIVER = Path("/proc/driver/nvidia/gpus")
+_DRIVER, _DEVICES = Path("/proc/driver/nvidia/gpus"), Path("/dev")
 
 
 def places(
@@ -62,7 +62,11 @@ def num_gpus() -> int:
     """NVIDIA GPUs that this process may use; found out without importing anything."""
     if (named := os.environ.get(VISIBLE)) is not None:
         return len([one for one in named.split(",") if one.strip() not in ("", "-1")])
-    return len(list(_DRIVER.iterdir())) if _DRIVER.is_dir() else 0
+    if _DRIVER.is_dir():
+        return len(list(_DRIVER.iterdir()))
+    # Containers may hide the driver's folder; Windows' Linux shows all its GPUs as one device.
+    files = [one for one in _DEVICES.glob("nvidia*") if one.name.removeprefix("nvidia").isdigit()]
+    return len(files) or int((_DEVICES / "dxg").exists())
 
 
 def host_of(url: str) -> str:

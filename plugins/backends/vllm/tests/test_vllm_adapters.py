@@ -20,6 +20,7 @@ MODEL = {
     "model.norm.weight": (64,),
     "lm_head.weight": (256, 64),
 }
+HERE: Any = {"dtype": "float32", "on_gpu": False}
 UP = "base_model.model.model.layers.0.mlp.up_proj"
 DOWN = "base_model.model.model.layers.0.mlp.down_proj"
 FIRST = {f"{UP}.lora_A.weight": torch.zeros(8, 64), f"{UP}.lora_B.weight": torch.zeros(96, 8)}
@@ -31,26 +32,27 @@ def trained(**lora: Any) -> TrainerConfig:
 
 
 def test_a_server_is_started_for_the_next_rank_that_vllm_knows_and_without_the_head() -> None:
-    *most, down, up = adapter_flags("adapters", trained(rank=20), MODEL)
+    *most, down, up = adapter_flags("adapters", trained(rank=20), MODEL, **HERE)
     assert most[:5] == ["--enable-lora", "--max-loras", "1", "--max-lora-rank", "32"]
     assert (down, up) == ("down_proj", "up_proj")
     assert adapter_variables("adapters") == {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
-    assert adapter_flags("safetensors", trained(), MODEL) == []
+    assert adapter_flags("safetensors", trained(), MODEL, **HERE) == []
     assert adapter_variables("safetensors") == {}
 
 
 @pytest.mark.parametrize(
-    ("lora", "match"),
+    ("lora", "there", "match"),
     [
-        ({"rank": 513}, "rank=513: vLLM serves adapters up to rank 512.*=safetensors"),
-        ({"target_modules": ["lm_head"]}, "target_modules names lm_head, .*=safetensors"),
+        ({"rank": 513}, HERE, "rank=513: vLLM serves adapters up to rank 512.*=safetensors"),
+        ({"target_modules": ["lm_head"]}, HERE, "target_modules names lm_head, .*=safetensors"),
+        ({}, {**HERE, "on_gpu": True}, "rank=8: vLLM computes no adapter in float32 on a GPU; "),
     ],
 )
 def test_what_vllm_cannot_compute_with_is_refused_before_a_server_starts(
-    lora: dict[str, Any], match: str
+    lora: dict[str, Any], there: Any, match: str
 ) -> None:
     with pytest.raises(ConfigError, match=match):
-        adapter_flags("adapters", trained(**lora), MODEL)
+        adapter_flags("adapters", trained(**lora), MODEL, **there)
 
 
 async def update(updates: Updates, version: int, tensors: dict[str, torch.Tensor]) -> None:

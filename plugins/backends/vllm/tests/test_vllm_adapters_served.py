@@ -78,7 +78,9 @@ def test_an_adapter_alone_makes_the_server_compute_as_the_trainer(
     """One server, which takes longest to start: its first weights, syncs, refusals, a slow sync under way."""
     model = models["tied"]
     trainer = make_trainer(model)
-    flags = adapter_flags("adapters", trainer._config, stored_shapes(model) or {})
+    flags = adapter_flags(
+        "adapters", trainer._config, stored_shapes(model) or {}, dtype="float32", on_gpu=False
+    )
     variables = adapter_variables("adapters") | brake.variables
     server = servers.start(model, variables, flags=flags)
 

@@ -73,6 +73,14 @@ def test_a_server_has_as_many_requests_as_it_computes_at_once() -> None:
     assert "max_num_seqs=1024 × data_parallel_size=2: this" in rows(1536, copies=2)
 
 
+@pytest.mark.parametrize("name", ["nccl", "cuda_ipc"])
+def test_weights_that_are_not_on_a_gpu_are_not_sent_from_one(name: str) -> None:
+    trainer = TrainerConfig.model_validate({"policy": {"fsdp_config": {"cpu_offload": True}}})
+    asked = settings(weight_sync_backend=name) | {TrainerConfig: trainer}
+    with pytest.raises(ConfigError, match=rf"={name} sends .*cpu_offload=true keeps them .*=auto"):
+        plugin.check_engine("vllm", asked)
+
+
 @pytest.mark.parametrize("value", ["abc", "-1", "0", "nan", "inf"])
 def test_a_time_to_start_that_is_none_is_refused_before_anything_starts(
     monkeypatch: pytest.MonkeyPatch, value: str

@@ -155,17 +155,13 @@ def keeps_a_copy(tensor: Tensor) -> bool:
 
 
 def like(part: Tensor, tensor: Tensor) -> Tensor:
-    """A rank's part as a tensor of the same kind as ``tensor``."""
+    """A rank's part as a tensor of the same kind as ``tensor``, and where that is."""
     if not isinstance(tensor, DTensor):
         return part
-    return DTensor.from_local(
-        part,
-        tensor.device_mesh,
-        tensor.placements,
-        shape=tensor.shape,
-        stride=tensor.stride(),
-        run_check=False,
-    )
+    # Not `DTensor.from_local`: it moves the part to the mesh's device, where an offloaded optimizer has no room.
+    made = torch.empty_like(tensor, dtype=part.dtype)
+    local(made).copy_(part)
+    return made
 
 
 def _layers(module: PreTrainedModel | Critic) -> Iterator[tuple[str, Module]]:

@@ -32,13 +32,17 @@ def is_adapter(name: str) -> bool:
     return name.endswith((_DOWN, _UP))
 
 
-def adapter_flags(sync: str, trainer: TrainerConfig, model: Shapes) -> list[str]:
+def adapter_flags(
+    sync: str, trainer: TrainerConfig, model: Shapes, *, dtype: str, on_gpu: bool
+) -> list[str]:
     """What the command line of a server has that is to get an adapter; empty with another ``sync``.
 
     Args:
         sync: ``generator.inference_engine.weight_sync_backend``.
         trainer: ``trainer``.
         model: Of the tensors that the server has.
+        dtype: Of its weights.
+        on_gpu: Whether it computes there.
 
     Raises:
         ConfigError: The adapter is not one that vLLM can compute with.
@@ -46,6 +50,8 @@ def adapter_flags(sync: str, trainer: TrainerConfig, model: Shapes) -> list[str]
     if sync != SYNC:
         return []
     lora = trainer.policy.model.lora
+    if on_gpu and dtype == "float32":  # vllm/lora/ops/triton_ops refuses it once a request comes
+        raise _refusal(f"rank={lora.rank}: vLLM computes no adapter in float32 on a GPU")
     able = [one for one in _RANKS if one >= lora.rank]
     if not able:
         raise _refusal(f"rank={lora.rank}: vLLM serves adapters up to rank {_RANKS[-1]}")

@@ -16,7 +16,8 @@ from skyrl_vllm.client import Client, Refused, ServerError
 from skyrl_vllm.wire import GENERATE
 
 START = (
-    "VLLM_SERVER_DEV_MODE=1 python -m vllm.entrypoints.openai.api_server --model MODEL "
+    "VLLM_SERVER_DEV_MODE=1 TRITON_F32_DEFAULT=ieee python -m vllm.entrypoints.openai.api_server "
+    "--model MODEL "
     "--enable-scale-out --logprobs-mode processed_logprobs --max-logprobs -1 "
     '--weight-transfer-config \'{"backend": "BACKEND"}\''
 )

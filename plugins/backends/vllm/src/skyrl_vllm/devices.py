@@ -10,7 +10,7 @@ from skyrl_kernel.place import VISIBLE
 def visible() -> list[str]:
     """The GPUs of this process, as `VISIBLE` names them; empty without any."""
     if (named := os.environ.get(VISIBLE)) is not None:
-        return [one.strip() for one in named.split(",") if one.strip()]
+        return [one.strip() for one in named.split(",") if one.strip() not in ("", "-1")]
     import torch
 
     return [str(number) for number in range(torch.cuda.device_count())]

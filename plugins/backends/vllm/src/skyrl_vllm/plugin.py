@@ -41,6 +41,7 @@ def check_engine(name: str, settings: Settings) -> Sequence[str] | None:
     config = generator.inference_engine
     _refuse_router_alone(config)
     _refuse_no_addresses(config.external_server_urls or [])
+    _refuse_offloaded(config, settings[TrainerConfig])
     _deadlines(generator)
     refuse_mistyped("sampling_params", generator.sampling_params)
     refuse_mistyped("eval_sampling_params", generator.eval_sampling_params)
@@ -171,6 +172,17 @@ def _refuse_no_addresses(urls: Sequence[str]) -> None:
         raise ConfigError(f"{key}={list(urls)} names a server twice; name each once")
 
 
+def _refuse_offloaded(config: InferenceEngineConfig, trainer: TrainerConfig) -> None:
+    from skyrl_vllm.transports import native
+
+    name, key = config.weight_sync_backend, "trainer.policy.fsdp_config.cpu_offload"
+    if name in native.NAMES and trainer.policy.fsdp_config.cpu_offload:
+        raise ConfigError(
+            f"generator.inference_engine.weight_sync_backend={name} sends weights that are on a GPU, and "
+            f"{key}=true keeps them in the machine's memory; use weight_sync_backend=auto, or {key}=false"
+        )
+
+
 def _refuse_ray_in_ray(config: InferenceEngineConfig, trainer: TrainerConfig) -> None:
     key = "generator.inference_engine.distributed_executor_backend"
     is_several = config.tensor_parallel_size * config.pipeline_parallel_size > 1
@@ -186,8 +198,8 @@ def _start(
 ) -> "Sequence[Server]":
     """All servers, none of them ready yet; if one cannot be started the others end."""
     from skyrl_vllm.adapters import adapter_flags, adapter_variables
-    from skyrl_vllm.server import Server
-    from skyrl_vllm.settings import flags, more_flags, sleep_flags
+    from skyrl_vllm.server import Server, is_cpu_build
+    from skyrl_vllm.settings import dtype, flags, more_flags, sleep_flags
     from skyrl_vllm.transports import server_flags, server_variables
     from skyrl_vllm.updates import stored_shapes
 
@@ -196,7 +208,13 @@ def _start(
     all_flags = [*flags(config, trainer), *server_flags(transport, colocated=colocated)]
     all_flags += [
         *sleep_flags(config, trainer),
-        *adapter_flags(transport, trainer, stored_shapes(model) or {}),
+        *adapter_flags(
+            transport,
+            trainer,
+            stored_shapes(model) or {},
+            dtype=dtype(config, trainer),
+            on_gpu=not is_cpu_build(),
+        ),
     ]
     all_flags += more_flags(config.engine_init_kwargs)
     logs = _logs(trainer, number)

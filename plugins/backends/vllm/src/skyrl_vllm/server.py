@@ -45,6 +45,8 @@ _VARIABLES = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB, on CPUs
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # its own choice of cores is not the run's
+    # float32 is multiplied as such in Triton's kernels too: TF32, its default, keeps 10 bits of each number
+    "TRITON_F32_DEFAULT": "ieee",
 }
 
 
@@ -168,10 +170,14 @@ class Server:
             end_group(group)
 
 
+def is_cpu_build() -> bool:
+    """Whether the installed vLLM is the one for CPUs."""
+    return _is_installed(CPU_BUILD)
+
+
 def _usable(flags: Sequence[str]) -> list[str]:
     """Without what the CPU build refuses: it keeps its memory, and answers as if it slept."""
-    is_cpu_build = _is_installed(CPU_BUILD)
-    return [one for one in flags if not (is_cpu_build and one == "--enable-sleep-mode")]
+    return [one for one in flags if not (is_cpu_build() and one == "--enable-sleep-mode")]
 
 
 def _cpu_flags(model: Path, flags: Sequence[str]) -> list[str]:
@@ -180,7 +186,7 @@ def _cpu_flags(model: Path, flags: Sequence[str]) -> list[str]:
     There a prompt of a seeded request that is spread over several steps ends the
     server (0.32: "CPU Generator does not use offset").
     """
-    if not _is_installed(CPU_BUILD):
+    if not is_cpu_build():
         return []
     config = model / "config.json"
     found = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 Backend = Literal["nccl", "ipc"]
 """``--weight-transfer-config`` of the servers."""
-_NAMES = ("nccl", "cuda_ipc", "ipc")
+NAMES = ("nccl", "cuda_ipc", "ipc")
+"""Of weight syncs whose half in the trainer is vLLM's code, which sends what is on a GPU."""
 
 
 def missing(name: str) -> list[str]:
@@ -36,7 +37,7 @@ def missing(name: str) -> list[str]:
     Args:
         name: ``generator.inference_engine.weight_sync_backend``, or a `Backend`.
     """
-    if name not in _NAMES or importlib.util.find_spec("vllm") is not None:
+    if name not in NAMES or importlib.util.find_spec("vllm") is not None:
         return []
     return [
         f"weight sync through {name} uses vLLM's own code in the trainer's process, and vLLM is not "
