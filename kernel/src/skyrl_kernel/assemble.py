@@ -128,12 +128,8 @@ def make_session(
     first_step = int(state["step"]) + 1 if state else 1
     if state:
         _refuse_other_batch_size(state["producer"], first_step - 1, config.trainer.train_batch_size)
-    updates_per_step = (
-        config.trainer.update_epochs_per_batch
-        * config.trainer.train_batch_size
-        // config.trainer.policy_mini_batch_size
-    )
-    trainer = make_trainer(plan, runtime, prepared.models, order.total_steps * updates_per_step)
+    updates = order.total_steps * config.trainer.updates_per_step
+    trainer = make_trainer(plan, runtime, prepared.models, updates)
     if start.checkpoint is not None:
         trainer.load(start.checkpoint.path)
     if plan.shares_gpu:  # an engine takes its memory when it starts

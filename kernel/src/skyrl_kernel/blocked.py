@@ -1,4 +1,4 @@
-"""Code that does not await keeps the whole event loop, and no deadline ends it: at least it is told.
+"""Code that blocks stalls the whole event loop and cannot be cancelled: who does it is reported.
 
 A thread of its own looks whether the loop still answers, and where its thread is if it does not.
 """

@@ -30,12 +30,12 @@ class Measured:
     """The kernel's."""
     credit: Mapping[str, float]
     """The stage `advantage`'s own."""
-    who: str
-    """Computed those."""
+    measured_by: str
+    """The plugin that measured ``credit``."""
     num_tokens: int
     """Of all rows, prompts included."""
     num_devices: int
-    """That train the policy."""
+    """GPUs, or ranks without one, that train the policy."""
 
     def complete(self, results: Sequence[UpdateResult], clock: Clock) -> dict[str, float]:
         """Everything that is told of the step, the evaluation and the seconds of its stages aside."""
@@ -47,7 +47,7 @@ class Measured:
             **metrics.update_metrics(results),
             **({} if is_known else mismatch_of_update(results[0])),
         }
-        refuse_taken(self.credit, numbers, self.who)
+        refuse_taken(self.credit, numbers, self.measured_by)
         return {**numbers, **self.credit}
 
 
@@ -85,7 +85,7 @@ def measure(run: Session, step: int, batch: Batch, credited: Credited) -> Measur
     return Measured(
         numbers=numbers,
         credit=credit,
-        who=who,
+        measured_by=who,
         num_tokens=sum(credited.lengths),
         num_devices=placement.policy_num_nodes * placement.policy_num_gpus_per_node,
     )

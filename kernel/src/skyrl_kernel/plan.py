@@ -98,7 +98,7 @@ class Plan:
     entries: tuple[PluginEntry, ...]
     """Every selected plugin."""
     manager: PluginManager
-    """Has them loaded."""
+    """Has these plugins loaded."""
     stages: Mapping[str, Resolved]
     """Hook → callable, provider and wrappers, in the order of a step."""
     engine_offers: frozenset[str]

@@ -104,7 +104,7 @@ def load_models(plan: Plan, needs: Collection[str]) -> dict[str, Path]:
 
 
 def make_tokenizer(plan: Plan, model: Path) -> Tokenizer:
-    """The policy's tokenizer."""
+    """The tokenizer of a model directory: the policy's, or a teacher's."""
     name = plan.tree.generator.tokenizer
     tokenizer: Tokenizer = plan.manager.make(
         "make_tokenizer", name, name=name, model=model, settings=plan.config

@@ -425,4 +425,4 @@ class Selection:
 
 
 EQUAL_REWARDS = "all rewards equal"
-"""Reason of a group that is masked because none of its rewards differs; metrics count these."""
+"""Why a group was masked or dropped, where its rewards do not differ; metrics count these."""

@@ -36,7 +36,7 @@ Status = Literal["finished", "stopped", "already finished"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunResult:
-    """How a run ended that ended well."""
+    """The outcome of a run that did not fail."""
 
     status: Status
     folder: Path

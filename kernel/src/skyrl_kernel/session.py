@@ -67,7 +67,7 @@ from skyrl_kernel.run.folder import RunFolder
 from skyrl_kernel.score_metrics import MISMATCH
 from skyrl_kernel.sentinels import Sentinels
 from skyrl_kernel.stage_states import stage_states
-from skyrl_kernel.weight_sync import in_time
+from skyrl_kernel.weight_sync import within_deadline
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -133,9 +133,7 @@ class Session:
         self.mini_batch_size = config.policy_mini_batch_size
         self.epochs_per_batch = config.update_epochs_per_batch
         self.rollouts_per_step = config.train_batch_size * generator.n_samples_per_prompt
-        self.updates_per_step = (
-            self.epochs_per_batch * config.train_batch_size // config.policy_mini_batch_size
-        )
+        self.updates_per_step = config.updates_per_step
         ahead = config.fully_async
         is_asked = generator.inference_engine.enable_ray_prometheus_stats
         self._counts = self.engine if is_asked and isinstance(self.engine, Counts) else None
@@ -188,7 +186,7 @@ class Session:
         """
         if isinstance(self.engine, Starts):
             await self.engine.started()
-        await in_time(self._sync(version), self.plan, version, self.progress.warning)
+        await within_deadline(self._sync(version), self.plan, version, self.progress.warning)
 
     async def _sync(self, version: int) -> None:
         await self.gpu.begin_sync()

@@ -14,7 +14,7 @@ _HOOK = "sync_weights"
 _DEADLINE = "generator.inference_engine.weight_sync_timeout_s"
 
 
-async def in_time(
+async def within_deadline(
     sync: Coroutine[Any, Any, None], plan: Plan, version: int, warn: Callable[[str], None]
 ) -> None:
     """Wait for a weight sync, but not for ever.

@@ -223,7 +223,7 @@ def _play(
     from skyrl_kernel.rollout.deadline import all_ended
     from skyrl_kernel.run.atomic import write_folder_atomically
     from skyrl_kernel.run.eval_dump import write_eval_dump
-    from skyrl_kernel.weight_sync import in_time
+    from skyrl_kernel.weight_sync import within_deadline
 
     plan, checkpoint = subject.plan, subject.checkpoint
     config = plan.tree
@@ -262,7 +262,7 @@ def _play(
                         await engine.started()
                     stage = assemble.make_sync(plan, runtime)
                     sync = _sync(plan, stage, trainer, engine, step)
-                    await in_time(sync, plan, step, progress.warning)
+                    await within_deadline(sync, plan, step, progress.warning)
                 return await play(
                     rollouts,
                     data.val.prompts,

@@ -106,7 +106,7 @@ class TrainerConfig(Section):
     max_training_steps: Positive | None = None
     """Steps after which the run ends whatever ``epochs`` says."""
     seed: Annotated[int, Field(ge=0)] = 42
-    """Of everything random."""
+    """Seed of all random choices."""
     max_prompt_length: Positive = 512
     """Prompts of more tokens are dropped and counted."""
     eval_batch_size: Positive = 1024
@@ -178,6 +178,11 @@ class TrainerConfig(Section):
     """How far engine and trainer may differ."""
     fully_async: FullyAsyncConfig = Field(default_factory=FullyAsyncConfig)
     """Generation ahead of training."""
+
+    @property
+    def updates_per_step(self) -> int:
+        """Optimizer steps of the policy in one step."""
+        return self.update_epochs_per_batch * self.train_batch_size // self.policy_mini_batch_size
 
     @property
     def max_staleness(self) -> int:

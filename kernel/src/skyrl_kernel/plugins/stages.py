@@ -174,7 +174,7 @@ def check_stage(hook: str, value: object, who: str) -> None:
         _check_needs(value.needs, get_args(protocols.ScoreName), who)  # type: ignore[attr-defined]
     if not callable(function):
         raise HookError(f"{who} returned {_described(function)}; needed: a callable.")
-    _check_colour(hook, function, who)
+    _check_async(hook, function, who)
     _check_call(hook, function, who)
 
 
@@ -190,7 +190,7 @@ def _check_needs(needs: object, known: Sequence[str], who: str) -> None:
             )
 
 
-def _check_colour(hook: str, function: Callable[..., Any], who: str) -> None:
+def _check_async(hook: str, function: Callable[..., Any], who: str) -> None:
     found = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
         type(function).__call__  # an object is called through its class
     )

@@ -77,7 +77,7 @@ def check_hooks(module: ModuleType, plugin: str, *, may_be_empty: bool = False) 
                 f"{subject} is marked as a hook implementation, but there is no hook '{hook}'."
                 f"{did_you_mean(hook, HOOKS)} Hooks: {listed(HOOKS)}."
             )
-        _check_colour(subject, hook, function, options)
+        _check_async(subject, hook, function, options)
         _check_arguments(subject, hook, function)
 
 
@@ -98,7 +98,7 @@ def check_slots(module: ModuleType, plugin: str, slots: tuple[str, ...]) -> None
             )
 
 
-def _check_colour(
+def _check_async(
     subject: str, hook: str, function: Callable[..., Any], options: Mapping[str, Any]
 ) -> None:
     if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):

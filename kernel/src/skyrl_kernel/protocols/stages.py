@@ -117,7 +117,11 @@ CreditedGroup = list[tuple[Scored, tuple[TokenAdvantages, ...]]]
 
 
 class Stateful(Protocol):
-    """What a run must remember to go on as if it had not been interrupted."""
+    """What a run must remember to go on as if it had not been interrupted.
+
+    Where generation runs ahead, the stages `generate` and `reward` have seen groups by a checkpoint
+    that the run generates once more after it: their state should not count groups.
+    """
 
     def state_dict(self) -> dict[str, Any]:
         """JSON-able."""

@@ -285,6 +285,17 @@ class ComputesOn(TransformersEngine):
         return True
 
 
+class PausesNewRequestsOnly(TransformersEngine):
+    async def generate(self, requests: Requests) -> list[Completion]:
+        while self._is_paused:
+            await asyncio.sleep(0.01)
+        return await super().generate(requests)
+
+    async def _may_go_on(self, aborts: int) -> bool:
+        await asyncio.sleep(0)
+        return self._aborts == aborts
+
+
 class SwapsNeighbours(TransformersEngine):
     async def generate(self, requests: Requests) -> list[Completion]:
         answers = await super().generate(requests)
@@ -368,6 +379,11 @@ ABORT = Suite.test_an_abort_stops_what_runs_and_keeps_what_there_is
         (AbortsForEver, ABORT, ()),
         (ComputesOn, Suite.test_after_an_abort_nothing_is_computed, ()),
         (ComputesOn, Suite.test_the_work_of_a_caller_that_goes_away_ends_too, ()),
+        (
+            PausesNewRequestsOnly,
+            Suite.test_a_pause_in_the_middle_stops_what_runs_and_loses_nothing,
+            (),
+        ),
         (SwapsNeighbours, MANY, ()),
         (ComputesTwice, MANY, ()),
         (

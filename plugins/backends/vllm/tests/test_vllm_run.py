@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -89,12 +90,14 @@ def test_killed_at_random_moments_a_run_trains_on_each_prompt_once_per_epoch(
     words = (*AHEAD, f"data.train_data=['{rows}']", "data.val_data=[]", "trainer.epochs=4")
     seed = time.time_ns() % 1_000_000
     print(f"seed {seed}")
-    killed_at_random(
+    codes = killed_at_random(
         command(url, tmp_path, *words, "trainer.ckpt_interval=1", steps=8),
         tmp_path / "demo",
         kills=3,
         rng=random.Random(seed),
         env=ENVIRONMENT,
     )
+    assert codes, "it was never killed"
+    assert set(codes) == {-signal.SIGKILL}
     assert [step["step"] for step in metrics(tmp_path)] == [1, 2, 3, 4, 5, 6, 7, 8]
     check_each_prompt_once(tmp_path / "demo", prompts=2 * PROMPTS)

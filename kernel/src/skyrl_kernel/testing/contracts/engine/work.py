@@ -54,6 +54,23 @@ class WorkContract(ModelEngine):
 
         self._use(use)
 
+    def test_a_pause_in_the_middle_stops_what_runs_and_loses_nothing(self) -> None:
+        """Of requests that are under way: those that come later may be held before they are sent."""
+
+        async def use(engine: Engine) -> list[Answered]:
+            is_over = asyncio.Event()
+            since = await self._counted(engine)
+            task = asyncio.ensure_future(self._traffic(engine, is_over))
+            await self._under_way(engine, since)
+            await engine.pause()
+            await self._assert_stands_still(engine)
+            is_over.set()
+            assert not task.done(), "nothing was under way"
+            await engine.resume()
+            return await asyncio.wait_for(task, self.patience_s)
+
+        assert {one.finish_reason for _, one in self._use(use)} <= {"stop", "length"}
+
     def test_the_work_of_a_caller_that_goes_away_ends_too(self) -> None:
         """As after `generator.request_timeout_s`; who asks next finds the engine free."""
 
