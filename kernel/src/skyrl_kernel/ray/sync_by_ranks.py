@@ -95,8 +95,8 @@ def targets(rank_sync: RankSync, ranks: int, engines: int) -> list[list[int]]:
 
     Args:
         rank_sync: Who brings them.
-        ranks: How many there are.
-        engines: Likewise.
+        ranks: How many ranks the policy has.
+        engines: How many engines there are.
 
     Example:
         >>> targets(RankSync(name="gloo", by_each=False, is_adapter=False), 2, 3)

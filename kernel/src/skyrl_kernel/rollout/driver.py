@@ -97,7 +97,7 @@ class Rollouts:
             step: The step in progress, for failure records.
             size: Trajectories.
             phase: ``train`` or ``eval``.
-            sampling: How.
+            sampling: How completions are sampled.
         """
         seats = [self._seat() for _ in range(size)]
         seeds = derive_seeds(self._seed, phase, index, count=size)

@@ -44,7 +44,7 @@ class VllmEngine:
         needs: What servers that are not this run's must be; None asks nothing of them.
         takes_adapters: Whether an update brings an adapter alone, on the weights of ``model``; the
             servers were started for it.
-        deadlines: See there.
+        deadlines: How long each kind of request may take.
     """
 
     lockstep = False

@@ -42,7 +42,7 @@ class Fleet:
         router: Address that passes completions on to them; None sends each to a server
             that `skyrl_kernel.load_balancing` chooses.
         connections: Most completions of one server at a time; more wait here.
-        deadlines: See there.
+        deadlines: How long each kind of request may take.
     """
 
     def __init__(

@@ -97,7 +97,7 @@ def completion(answer: Mapping[str, Any], version: int) -> Completion:
 
     Raises:
         TrajectoryError: It is no such answer.
-        StartedAnewError: See there.
+        StartedAnewError: The server answered with the weights that it was started with.
     """
     with _expected(answer):
         (choice,) = answer["choices"]
@@ -115,7 +115,7 @@ def piece(event: Mapping[str, Any], before: Sequence[Piece], version: int) -> Pi
 
     Raises:
         TrajectoryError: It is no such event.
-        StartedAnewError: See there.
+        StartedAnewError: The server answered with the weights that it was started with.
     """
     with _expected(event):
         (choice,) = event["choices"]
@@ -141,7 +141,7 @@ def scores(answer: Mapping[str, Any], row: IntArray, temperature: float) -> Floa
 
     Raises:
         TrajectoryError: It is no such answer.
-        StartedAnewError: See there.
+        StartedAnewError: The server answered with the weights that it was started with.
     """
     found = np.zeros(len(row), dtype=np.float32)
     with _expected(answer):
