@@ -114,8 +114,8 @@ def test_of_such_a_round_each_request_is_asked_again_alone_and_an_ill_engine_cos
     [
         ("float32", 1e-4, True),
         ("float32", 0.03, False),
-        ("bfloat16", 0.03, True),  # the rounding of another batch
-        ("bfloat16", 0.6, False),
+        ("bfloat16", 0.6, True),  # of one token of four, as in another batch
+        ("bfloat16", 1.1, False),
         ("bfloat16", np.nan, False),
     ],
 )

@@ -22,10 +22,13 @@ MAX_ROWS = 2
 MAX_TOKENS = 128
 """Of one row; a longer one is cut: what differs differs at its beginning, and an engine may have
 fewer positions than the longest prompt."""
-MAX_DIFFERENCE = {"float32": 1e-3, "bfloat16": 0.5}
-"""Most nats by which one token's log-probs may differ. Rounding stays below a tenth of it. A missed
-update of an ordinary step does not in float32; in bfloat16 a small one is lost among the rounding, and
-what is found are other weights, or those of many steps before."""
+ROUNDING = {"float32": 1e-3, "bfloat16": 0.25}
+"""Most nats between log-probs of the same tokens that are taken for rounding: in float32 of each
+token; in bfloat16 on average, as a logit above 16 is rounded to an eighth there, and one token of
+hundreds may be off by several. A missed update of an ordinary step is more than that in float32 alone;
+in bfloat16 what is found are other weights, or those of many steps before."""
+
+_NONE: FloatArray = np.zeros(0, dtype=np.float32)
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -46,17 +49,26 @@ def coarser(*, bf16: bool, engine_dtype: str | None) -> Precision:
     return "bfloat16" if bf16 or engine_dtype not in (None, "float32") else "float32"
 
 
-def largest_difference(rows: Sequence[FloatArray], others: Sequence[FloatArray]) -> float:
-    """Most nats between the log-probs of the same tokens; NaN if any is NaN.
+def difference(
+    rows: Sequence[FloatArray], others: Sequence[FloatArray], precision: Precision
+) -> str | None:
+    """How log-probs of the same tokens differ, where that is no rounding; None where it is.
 
     Example:
-        >>> largest_difference([np.zeros(2), np.zeros(1)], [np.array([0.5, -1.0]), np.zeros(1)])
-        1.0
-        >>> largest_difference([np.zeros(1), np.zeros(1)], [np.zeros(1), np.array([np.nan])])
-        nan
+        >>> ones, zeros = np.ones(4, np.float32), np.zeros(4, np.float32)
+        >>> difference([zeros, zeros], [zeros, ones / 10], "float32")
+        '0.1 nats on the same tokens (at most 0.001 is rounding)'
+        >>> difference([zeros, zeros], [zeros, ones / 10], "bfloat16")
+        >>> difference([zeros, zeros], [zeros, ones * np.nan], "bfloat16")
+        'nan nats on the same tokens on average (at most 0.25 is rounding)'
     """
-    apart = [np.abs(a - b) for a, b in zip(rows, others, strict=True)]
-    return float(np.concatenate(apart).max(initial=0.0)) if apart else 0.0
+    apart = np.abs(np.concatenate([*rows, _NONE]) - np.concatenate([*others, _NONE]))
+    if not apart.size:
+        return None
+    found, on = (apart.max(), "") if precision == "float32" else (apart.mean(), " on average")
+    if found <= ROUNDING[precision]:
+        return None
+    return f"{found:.3g} nats on the same tokens{on} (at most {ROUNDING[precision]:g} is rounding)"
 
 
 async def probe(
@@ -79,11 +91,9 @@ async def probe(
         WeightSyncError: They differ.
     """
     found = await engine.logprobs(rows, temperature=1.0)
-    difference = largest_difference(expected, found)
-    if not difference <= MAX_DIFFERENCE[precision]:
+    if apart := difference(expected, found, precision):
         raise WeightSyncError(
-            f"after the sync of policy version {version}, engine and trainer differ by "
-            f"{difference:.3g} nats on the same tokens (at most {MAX_DIFFERENCE[precision]:g} is "
-            "rounding): the engine does not hold the weights that the trainer sent; look at "
+            f"after the sync of policy version {version}, engine and trainer differ by {apart}: the engine "
+            "does not hold the weights that the trainer sent; look at "
             "generator.inference_engine.weight_sync_backend and its plugin"
         )

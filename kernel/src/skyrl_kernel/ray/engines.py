@@ -14,7 +14,7 @@ from skyrl_kernel.counts import Count, joined
 from skyrl_kernel.errors import WeightSyncError
 from skyrl_kernel.load_balancing import LoadBalancer
 from skyrl_kernel.logs import get_logger
-from skyrl_kernel.probe import MAX_DIFFERENCE, Precision
+from skyrl_kernel.probe import Precision, difference
 from skyrl_kernel.ray.calls import answer
 from skyrl_kernel.ray.errors import Process, ProcessDied
 from skyrl_kernel.ray.packets import Completions, Requests, Rows
@@ -184,11 +184,10 @@ class RayEngines:
         return first
 
     def _refuse_difference(self, name: Process, first: Rows, other: Rows) -> None:
-        difference = float(abs(first.flat - other.flat).max())
-        if not difference <= MAX_DIFFERENCE[self._precision]:
+        if apart := difference([first.flat], [other.flat], self._precision):
             raise WeightSyncError(
-                f"{self._names[0]} and {name} differ by {difference:.3g} nats on the same tokens, so they "
-                f"do not hold the same weights, though both say policy version {self.version}"
+                f"{self._names[0]} and {name} differ by {apart}, so they do not hold the same weights, though "
+                f"both say policy version {self.version}"
             )
 
     async def counts(self, seconds: float) -> dict[str, Count]:

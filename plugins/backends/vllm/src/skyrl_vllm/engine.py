@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from skyrl_kernel.counts import Count
 from skyrl_kernel.errors import RunError, WeightSyncError
-from skyrl_kernel.probe import MAX_DIFFERENCE, Precision, largest_difference
+from skyrl_kernel.probe import Precision, difference
 from skyrl_kernel.progress import say
 from skyrl_kernel.records import Completion, FloatArray, GenerateRequest, IntArray, Piece
 from skyrl_vllm.adapters import NAME as ADAPTER
@@ -160,12 +160,10 @@ class VllmEngine:
     def _refuse_other_weights(
         self, client: Client, first: Sequence[FloatArray], other: Sequence[FloatArray]
     ) -> None:
-        difference = largest_difference(first, other)
-        if not difference <= MAX_DIFFERENCE[self._precision]:
+        if apart := difference(first, other, self._precision):
             raise WeightSyncError(
                 f"the vLLM servers at {self._fleet.clients[0].url} and {client.url} both say that they "
-                f"have policy version {self.version}, and differ by {difference:.3g} nats on the same "
-                "tokens: they do not have the same weights"
+                f"have policy version {self.version}, and differ by {apart}: they do not have the same weights"
             )
 
     def _refuse_long(self, tokens: int) -> None:
