@@ -4,6 +4,7 @@ What a block is for stands behind its language:
 
     ```console           commands behind "$ ", and what they print; run
     ```console slow      run in the slow suite only
+    ```console sandbox   run where bubblewrap is installed
     ```console parsed    not run: needs a GPU, a model hub or a clone; checked by `commands`
     ```python            run; with ">>>" as a doctest
     ```toml title="F"    a file; blocks with one title make one file, in order

@@ -94,8 +94,7 @@ def test_an_adapter_alone_makes_the_server_compute_as_the_trainer(
             assert engine.version == version
             assert await difference(engine, trainer) < TOLERANCE
         await refuses(engine)
-        await goes_on(engine)
-        await samples_meanwhile(engine)
+        await samples_meanwhile(engine, 1 + await goes_on(engine))
         await engine.close()
 
     async def refuses(engine: VllmEngine) -> None:
@@ -109,28 +108,32 @@ def test_an_adapter_alone_makes_the_server_compute_as_the_trainer(
             assert engine.version == 2
             assert await difference(engine, trainer) < TOLERANCE
 
-    async def goes_on(engine: VllmEngine) -> None:
+    async def goes_on(engine: VllmEngine) -> int:
         """A request that is begun before a sync ends with the new adapter, and each token says which."""
-        running = asyncio.create_task(engine.generate([request(0, 440)]))
-        await asyncio.sleep(0.3)
-        move(trainer, 3)
-        await adapters(trainer, engine, 3)
-        (across,) = await running
-        assert sorted({*across.versions.tolist()}) == [2, 3]
+        for version in range(3, 8):  # where the request ends before the sync, it is done again
+            running = asyncio.create_task(engine.generate([request(0, 440)]))
+            await asyncio.sleep(0.1)
+            move(trainer, version)
+            await adapters(trainer, engine, version)
+            (across,) = await running
+            if across.versions[-1] == version:
+                break
+        assert sorted({*across.versions.tolist()}) == [version - 1, version]
         (after,) = await engine.generate([request(1, 40)])
-        assert {*after.versions.tolist()} == {3}
+        assert {*after.versions.tolist()} == {version}
         row = np.concatenate([ROWS[0], after.tokens])
         (expected,) = trainer.score("policy", [row], temperature=1.0)
         np.testing.assert_allclose(after.logprobs, expected[len(ROWS[0]) :], atol=TOLERANCE)
         assert await difference(engine, trainer) < TOLERANCE
+        return version
 
-    async def samples_meanwhile(engine: VllmEngine) -> None:
+    async def samples_meanwhile(engine: VllmEngine, version: int) -> None:
         """A server that is slow to receive an adapter, and to make it, samples in every second of both."""
         running = asyncio.create_task(sample(engine))
-        move(trainer, 4)
+        move(trainer, version)
         counts = []
         with brake.on(SLOW_S):
-            syncing = asyncio.create_task(adapters(trainer, engine, 4))
+            syncing = asyncio.create_task(adapters(trainer, engine, version))
             while not syncing.done():
                 counts.append(await asyncio.to_thread(counter, server.url, SAMPLED))
                 await asyncio.sleep(1)

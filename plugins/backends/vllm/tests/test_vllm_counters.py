@@ -125,6 +125,7 @@ def test_a_server_without_counters_is_said_once_and_the_others_count(
 
     _, second = asyncio.run(ask())
     assert second["generation_throughput_tok_s"] == Count(value=500.0)
-    said = " ".join(capsys.readouterr().out.split())
+    printed = capsys.readouterr()  # a test before this one may have moved the console
+    said = " ".join((printed.out + printed.err).split())
     assert said.count("no vllm/ metrics of http://127.0.0.1:") == 1
     assert "status 404: no such page" in said
