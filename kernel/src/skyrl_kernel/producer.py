@@ -156,22 +156,7 @@ class Producer:
             selection = self._select(
                 candidates, target, generator(self._seed, "select", step, rounds)
             )
-            if not isinstance(selection, Selection):
-                raise HookError(
-                    f"the select stage returned a {type(selection).__name__}; it must return a Selection"
-                )
-            unknown = set(selection.verdicts) - {"keep", "mask", "drop"}
-            if unknown:
-                raise HookError(
-                    f"the select stage returned the verdict {sorted(map(str, unknown))[0]!r}; there are "
-                    "keep, mask and drop"
-                )
-            if not len(selection.verdicts) == len(selection.reasons) == len(candidates):
-                raise HookError(
-                    f"the select stage returned {len(selection.verdicts)} verdicts and "
-                    f"{len(selection.reasons)} reasons for {len(candidates)} groups; it must return one each"
-                )
-            _check_stand_ins(selection)
+            _check_selection(selection, len(candidates))
             kept = []
             for place, (group, verdict, reason) in enumerate(
                 zip(candidates, selection.verdicts, selection.reasons, strict=True)
@@ -226,6 +211,26 @@ class Producer:
             for task in tasks_all:
                 task.cancel()
             await asyncio.gather(*tasks_all, return_exceptions=True)
+
+
+def _check_selection(selection: Selection, candidates: int) -> None:
+    """A verdict and a reason for each of so many candidates, or the stage is named as wrong."""
+    if not isinstance(selection, Selection):
+        raise HookError(
+            f"the select stage returned a {type(selection).__name__}; it must return a Selection"
+        )
+    unknown = set(selection.verdicts) - {"keep", "mask", "drop"}
+    if unknown:
+        raise HookError(
+            f"the select stage returned the verdict {sorted(map(str, unknown))[0]!r}; there are "
+            "keep, mask and drop"
+        )
+    if not len(selection.verdicts) == len(selection.reasons) == candidates:
+        raise HookError(
+            f"the select stage returned {len(selection.verdicts)} verdicts and "
+            f"{len(selection.reasons)} reasons for {candidates} groups; it must return one each"
+        )
+    _check_stand_ins(selection)
 
 
 def _check_stand_ins(selection: Selection) -> None:
