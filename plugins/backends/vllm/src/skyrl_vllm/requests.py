@@ -141,7 +141,8 @@ class Requests:
         if len(row) < 2:
             return np.zeros(len(row), dtype=np.float32)
         body = wire.to_score(row, temperature) | _named(model)
-        # It waits behind no completion: what asks is the check after a sync, within the sync's deadline.
+        # It waits for no turn here (and in the server for the next that ends): what asks is the check
+        # after a sync, within the sync's deadline.
         async with self._typed(client):
             return wire.scores(await self._ask(client, body, queues=False), row, temperature)
 
