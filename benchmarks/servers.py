@@ -47,6 +47,8 @@ def served(
             model,
             ("--dtype", "float32", "--max-num-seqs", str(rows), *flags),
             log=scratch / "vllm.log",
+            # vLLM's own benchmark uses connections again that the server may have closed after 5 s.
+            variables={"VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "600"},
         )
     try:
         asyncio.run(server.wait_until_ready(START_S))
