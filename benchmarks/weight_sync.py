@@ -183,22 +183,26 @@ async def _transport(
                 ("copy_s", copy_s),
             ):
                 numbers[name].append(seconds)
-        found = []
-        for _ in range(SILENCES):
+        found: list[Loss] = []
+        paused: list[float] = []
+        while len(found) < SILENCES:
             async with _stream(url, model) as arrivals:
                 await asyncio.sleep(AROUND_S)
                 began = time.perf_counter()
                 await push(trainer, engine, next(versions))
                 ended = time.perf_counter()
                 await asyncio.sleep(AROUND_S)
-                while arrivals[-MORE] < ended:
-                    assert len(arrivals) < STREAM_TOKENS, "the completion ended before the update"
+                while arrivals[-MORE] < ended and len(arrivals) < STREAM_TOKENS:
                     await asyncio.sleep(0.01)
+            if arrivals[-MORE] < ended:
+                click.echo(f"an update took {ended - began:.0f} s, and outlasted its completion")
+                continue
             found.append(loss(arrivals, began, ended))
+            paused.append(pauses[-1])
         numbers["stopped_s"] = [one.stopped_s for one in found]
         numbers["silence_s"] = [one.silence_s for one in found]
         numbers["usual_s"] = statistics.median(one.usual_s for one in found)
-        numbers["paused_s"] = pauses[-SILENCES:]
+        numbers["paused_s"] = paused
     finally:
         await engine.close()
     copies = zip(numbers["copy_s"], numbers["moving_s"], strict=True)
@@ -278,11 +282,12 @@ def loss(arrivals: Sequence[float], began: float, ended: float) -> Loss:
     """
     last = max(place for place, one in enumerate(arrivals) if one <= began)
     usual_s = (arrivals[last] - arrivals[0]) / last
-    first = min(
+    in_time = (
         place
         for place, (one, following) in enumerate(itertools.pairwise(arrivals))
         if one >= ended and following - one > usual_s / 2
     )
+    first = min(in_time, default=len(arrivals) - 1)
     late_s = arrivals[first] - arrivals[last] - (first - last) * usual_s
     silence_s = max(stop - start for start, stop in itertools.pairwise(arrivals[last : first + 1]))
     return Loss(max(late_s, 0.0), silence_s, usual_s)
