@@ -256,8 +256,8 @@ first three of them are told by its tokens alone. **stopped**: by how much the t
 update took longer than as many did before it; what moves weights shares the cores with what \
 generates here, and that counts too. **silence**: the longest time between two of them. **usual**: the \
 mean before the update. **paused**: from the engine's order to pause to the answer to go on. In brackets \
-are least and most. Silences of seconds are not the server's: two of its processes poll without sleeping, \
-and on two cores the one that reads the tokens waits for its turn, then gets those of seconds at once.
+are least and most. Seconds are waits for a core: two of the server's processes poll without sleeping, \
+which on a machine of two cores leaves none to what moves weights and reads tokens beside them.
 
 {_measured(n)}
 """
