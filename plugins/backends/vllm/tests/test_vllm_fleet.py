@@ -143,7 +143,8 @@ def test_an_abort_ends_requests_at_both_servers(pair: Pair) -> None:
 def test_a_stream_gives_the_completion_that_generate_gives(pair: Pair) -> None:
     async def use(engine: VllmEngine) -> None:
         assert isinstance(engine, Streams)
-        asked = request(PROMPTS[0], seed=5, max_tokens=40, temperature=0.9)
+        to_the_end = {"ignore_eos": True}  # whatever the weights of the test before say
+        asked = request(PROMPTS[0], seed=5, max_tokens=40, temperature=0.9, extra=to_the_end)
         (whole,) = await engine.generate([asked])
         pieces = [piece async for piece in engine.stream(asked)]
         assert len(pieces) > 10
