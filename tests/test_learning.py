@@ -52,7 +52,7 @@ def make_env(name, extras):
 '''
 
 BACKWARDS = '''
-"""GpuSharing every advantage around: reward is punished."""
+"""Turns every advantage around: reward is punished."""
 
 from dataclasses import replace
 

@@ -27,7 +27,7 @@ def trajectory(
     env_metrics: Mapping[str, float] | None = None,
     stop_reason: StopReason = StopReason.STOP,
 ) -> Trajectory:
-    """GpuSharing of (tokens, reward) in one row, ``reply`` tokens between them; or a row for each."""
+    """Turns of (tokens, reward) in one row, ``reply`` tokens between them; or a row for each."""
     places: list[Turn] = []
     segments: list[Segment] = []
     length = prompt

@@ -216,7 +216,7 @@ class Evaluate:
 
 
 class Reduction(Protocol):
-    """GpuSharing the masks of one mini-batch into per-token weights of the policy term."""
+    """Turns the masks of one mini-batch into per-token weights of the policy term."""
 
     def __call__(
         self, masks: Sequence[BoolArray], trajectories: Sequence[int], groups: Sequence[int]

@@ -36,7 +36,7 @@ Attribute = Callable[[Exception, str, int | None], PluginError]
 
 
 class Rollouts:
-    """GpuSharing prompts into judged groups.
+    """Turns prompts into judged groups.
 
     Args:
         generate: Stage 1.

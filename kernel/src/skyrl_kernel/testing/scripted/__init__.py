@@ -61,7 +61,7 @@ class ScriptedConfig(Section):
     """``environment.scripted``: defaults of the rows that leave them open."""
 
     max_turns: int = Field(default=1, ge=1)
-    """GpuSharing of a row that lists no rewards."""
+    """Turns of a row that lists no rewards."""
     right_reward: float = 1.0
     """Reward of a reply that holds the row's answer."""
 

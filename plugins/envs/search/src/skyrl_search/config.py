@@ -21,7 +21,7 @@ class SearchConfig(Section):
     log_requests: bool = False
     """Write every request into the run's log."""
     max_turns: Annotated[int, Field(ge=1)] | None = None
-    """GpuSharing of rows that name none; null: ``generator.max_turns``, or 2 where that is null too."""
+    """Turns of rows that name none; null: ``generator.max_turns``, or 2 where that is null too."""
 
     @field_validator("search_url")
     @classmethod

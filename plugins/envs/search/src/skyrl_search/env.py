@@ -8,7 +8,7 @@ from skyrl_kernel.env import EnvStep, TextEnv
 from skyrl_search.judge import extract_answer, extract_query, is_match, targets_of
 
 MAX_TURNS = 2
-"""GpuSharing where nobody says how many."""
+"""Turns where nobody says how many."""
 
 
 class Searches(Protocol):
@@ -39,7 +39,7 @@ class SearchEnv(TextEnv):
         extras: Columns of the row; ``reward_spec.ground_truth.target`` holds the
             right answer or answers, ``max_turns`` may limit the episode.
         retriever: What is asked.
-        max_turns: GpuSharing where the row does not say.
+        max_turns: Turns where the row does not say.
         cap: ``generator.max_turns``.
     """
 

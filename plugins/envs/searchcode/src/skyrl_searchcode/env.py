@@ -9,7 +9,7 @@ from skyrl_searchcode.tools import Call, Tools
 
 _MARKED = re.compile(r"#### (-?[0-9.,]+)")
 MAX_TURNS = 2
-"""GpuSharing where nobody says how many."""
+"""Turns where nobody says how many."""
 
 
 class SearchcodeEnv(TextEnv):
@@ -22,7 +22,7 @@ class SearchcodeEnv(TextEnv):
         extras: Columns of the row; ``reward_spec.ground_truth`` is the reference,
             ``max_turns`` may limit the episode.
         tools: By name.
-        max_turns: GpuSharing where the row does not say.
+        max_turns: Turns where the row does not say.
         cap: ``generator.max_turns``.
 
     Example:
