@@ -199,16 +199,16 @@ def test_a_cache_is_not_dropped_under_running_requests() -> None:
 def test_what_a_run_says_of_its_gpus_counts_more_than_what_this_machine_has(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def shares_gpu(*words: str) -> bool:
+    def hands_over_gpu(*words: str) -> bool:
         words = (RAY, "generator.inference_engine.backend=sleeper", *words)
-        return make_plan(["scripted"], overrides=words).shares_gpu
+        return make_plan(["scripted"], overrides=words).hands_over_gpu
 
-    assert shares_gpu()
-    assert not shares_gpu("trainer.ray.use_gpus=false")
+    assert hands_over_gpu()
+    assert not hands_over_gpu("trainer.ray.use_gpus=false")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # as on the head of a cluster
-    assert not shares_gpu()
-    assert shares_gpu("trainer.ray.use_gpus=true")
-    assert not shares_gpu("trainer.ray.use_gpus=true", APART)
+    assert not hands_over_gpu()
+    assert hands_over_gpu("trainer.ray.use_gpus=true")
+    assert not hands_over_gpu("trainer.ray.use_gpus=true", APART)
 
 
 @pytest.mark.usefixtures("site", "gpu")
@@ -218,7 +218,7 @@ def test_a_run_ahead_takes_no_turns() -> None:
         CapabilityError, match=r"take turns on the same GPUs; give the engine its own"
     ):
         make_plan(["scripted"], overrides=words)
-    assert not make_plan(["scripted"], overrides=[*words, APART]).shares_gpu
+    assert not make_plan(["scripted"], overrides=[*words, APART]).hands_over_gpu
 
 
 @pytest.mark.usefixtures("site", "gpu")

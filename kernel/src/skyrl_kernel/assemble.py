@@ -132,7 +132,7 @@ def make_session(
     trainer = make_trainer(plan, runtime, prepared.models, updates)
     if start.checkpoint is not None:
         trainer.load(start.checkpoint.path)
-    if plan.shares_gpu:  # an engine takes its memory when it starts
+    if plan.hands_over_gpu:  # an engine takes its memory when it starts
         trainer.offload()
     engine = make_engine(plan, runtime, prepared.models["policy"])
     admission = Admission(

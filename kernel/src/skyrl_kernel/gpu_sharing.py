@@ -48,7 +48,7 @@ class GpuSharing:
             self._engine = engine
         self._trainer = trainer
         self._call = call
-        self._moves_trainer = plan.shares_gpu
+        self._moves_trainer = plan.hands_over_gpu
         self._is_awake = True
 
     async def to_trainer(self) -> None:

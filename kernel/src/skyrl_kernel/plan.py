@@ -107,13 +107,15 @@ class Plan:
     """What this machine lacks for the engine or the weight sync; a run with any is refused."""
     rank_sync: RankSync | None = None
     """The weight sync, if the trainer's processes do it; None where it is done here."""
-    shares_gpu: bool = False
+    hands_over_gpu: bool = False
     """Trainer and engine have the same GPUs, one after the other: see `skyrl_kernel.gpu_sharing`."""
 
     @property
     def engine_sleeps(self) -> bool:
         """Whether the engine sleeps at times: in the trainer's turn, or to have room for weights."""
-        return self.shares_gpu or self.tree.generator.inference_engine.offload_kv_for_weight_sync
+        return (
+            self.hands_over_gpu or self.tree.generator.inference_engine.offload_kv_for_weight_sync
+        )
 
     @property
     def tree(self) -> Config:
@@ -254,7 +256,7 @@ def make_plan(
         engine_offers=offers,
         missing=tuple(missing),
         rank_sync=RankSync.by(sync, colocated=colocated) if apart and is_rank_sync(sync) else None,
-        shares_gpu=SLEEPS in offers and takes_trainers_gpus(config) and not is_ahead,
+        hands_over_gpu=SLEEPS in offers and takes_trainers_gpus(config) and not is_ahead,
     )
 
 

@@ -250,7 +250,7 @@ def _play(
             trainer = assemble.make_trainer(plan, runtime, models, 1)
             if checkpoint is not None:
                 trainer.load(checkpoint.path)
-            if plan.shares_gpu:  # an engine takes its memory when it starts
+            if plan.hands_over_gpu:  # an engine takes its memory when it starts
                 trainer.offload()
         engine = assemble.make_engine(plan, runtime, model)
         rollouts = assemble.make_rollouts(plan, engine, tokenizer, progress)
@@ -286,7 +286,7 @@ def _play(
                 )
             scored = [Scored(trajectory=one, scores=()) for one in trajectories]
             if trainer is not None:
-                if plan.shares_gpu:  # the engine is gone
+                if plan.hands_over_gpu:  # the engine is gone
                     trainer.onload()
                 scored = Scorer(
                     trainer=trainer,

@@ -1,7 +1,6 @@
 """Asking an engine: under a deadline, and one bad request costs one trajectory."""
 
 import asyncio
-import math
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING
@@ -96,7 +95,7 @@ class StreamingSeat(Seat):
         """
         assert isinstance(self._engine, Streams), "made for engines that stream"
         loop = asyncio.get_running_loop()
-        until = loop.time() + (math.inf if self._timeout_s is None else self._timeout_s)
+        until = None if self._timeout_s is None else loop.time() + self._timeout_s
         async with aclosing(self._engine.stream(request)) as pieces:
             while True:
                 try:

@@ -52,9 +52,9 @@ async def within(awaitable: Awaitable[T], timeout_s: float | None) -> T:
         async with asyncio.timeout(timeout_s) as deadline:
             return await awaitable
     except TimeoutError as error:
-        if deadline.expired():
-            raise CallTimeout(timeout_s or 0.0) from error
-        raise
+        if timeout_s is None or not deadline.expired():
+            raise
+        raise CallTimeout(timeout_s) from error
     except SystemExit as error:
         raise contained(error) from error
 

@@ -68,6 +68,7 @@ class Fleet:
         self._lanes = self.clients if self._router is None else (self._router,)
         self._balancer = LoadBalancer(len(self._lanes))
         self._lost: ServerError | None = None
+        self._looking = asyncio.Lock()
 
     def __str__(self) -> str:
         urls = ", ".join(client.url for client in self.clients)
@@ -124,12 +125,14 @@ class Fleet:
             return await asyncio.gather(*asked)
 
     async def lives(self) -> bool:
-        """Whether every server answers that it is well."""
-        try:
-            await self.look("/health")
-        except ServerError:
-            return False
-        return True
+        """Whether every server answers that it is well; who asks at the same time waits for one answer."""
+        async with self._looking:
+            if self._lost is None:
+                try:
+                    await self.look("/health")
+                except ServerError as error:
+                    self._lost = error
+        return self._lost is None
 
     async def check(self, needs: Needs) -> list[str]:
         """See `skyrl_vllm.attached.check`; of every server."""
