@@ -1,4 +1,4 @@
-"""One batch through our stages and through TRL's trainers, for tests/test_against_trl.py.
+"""One batch through our stages and through TRL's trainers, for tests/test_against_trl*.py.
 
 What TRL computes is TRL's own code: its trainers judge, score, credit and take the loss. Only the
 sampling is replaced, by recorded completions. The old policy is made as in a run: both sides score
@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import trl
 from datasets import Dataset
@@ -404,3 +405,17 @@ class Supervised:
         model = self.trainer.model
         loss = self.trainer.compute_loss(model, self.trainer.data_collator(self.rows))
         return outcome_of(loss, model, self.trainer._metrics["train"])
+
+
+LOSS, GRADIENT = 1e-6, 1e-5
+
+
+def assert_agree(mine: Outcome, theirs: Outcome) -> None:
+    """Losses to 1e-6, gradients to 1e-5 of their largest entry."""
+    assert mine.loss == pytest.approx(theirs.loss, rel=1e-5, abs=LOSS)
+    assert mine.gradients.keys() == theirs.gradients.keys()
+    largest = max(gradient.abs().max().item() for gradient in theirs.gradients.values())
+    assert largest > 1e-3  # the comparison is of something
+    for name, gradient in theirs.gradients.items():
+        worst = (mine.gradients[name] - gradient).abs().max().item()
+        assert worst <= GRADIENT * largest, f"gradient of {name}: {worst} of {largest}"
