@@ -241,7 +241,7 @@ def test_the_deadline_ends_it_before_a_pause_that_would_pass_it() -> None:
 def test_a_request_has_a_deadline_of_its_own() -> None:
     with (
         chat(lambda request: (0, "")) as server,
-        asking(server, timeout_s=0.1, deadline_s=2) as (judge, _),
+        asking(server, timeout_s=0.6, deadline_s=2.5) as (judge, _),
     ):
         assert "ReadTimeout" in lost(judge)
         assert len(server.asked) == 2
